@@ -1,0 +1,1 @@
+"""The engine: a language model whose KV cache follows the text."""

@@ -1,0 +1,79 @@
+"""What the engine is told, as plain data: no torch here, and no defaults.
+
+The defaults live in `keyturn.server.settings`, the only place that has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POLICIES = ("full", "prefix", "turn", "heal")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How one engine runs, for all its documents.
+
+    Attributes:
+        device: "auto", "cpu" or a torch device such as "cuda:0".
+        dtype: "auto" (bfloat16 where the hardware computes in it, else float32), "float32"
+            or "bfloat16".
+        num_threads: torch CPU threads; 0 leaves torch's choice.
+        cache_bytes: bound on all documents' KV caches together; least recently used goes first.
+        window_tokens: tokens of a document the model sees; 0 takes the model's own figure.
+        chunk_tokens: rows computed in one forward pass at most; work is lost at most that far back
+            when a pass is interrupted.
+    """
+
+    device: str
+    dtype: str
+    num_threads: int
+    cache_bytes: int
+    window_tokens: int
+    chunk_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionParams:
+    """How one completion is decoded.
+
+    Attributes:
+        max_tokens: most tokens to generate.
+        temperature: 0 is greedy.
+        top_p: nucleus sampling's mass, in (0, 1].
+        seed: seed of the sampling; the same seed and text give the same completion.
+        stop: the completion ends before the first of these strings.
+        time_budget_ms: the completion ends with what it has after this long; 0 is no limit.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: tuple[str, ...]
+    time_budget_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished completion.
+
+    Attributes:
+        text: the raw text after the cursor, before trimming.
+        token_ids: the generated tokens, end token excluded.
+        num_prompt_tokens: tokens of the layout.
+        num_reused_tokens: of those, rows that were not computed for this completion.
+        ttft_ms: from the call to the first token.
+        total_ms: from the call to the end.
+        num_layers_run: decoder layers a token ran through.
+        stop_reason: "end", "stop", "length" or "time".
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_reused_tokens: int
+    ttft_ms: float
+    total_ms: float
+    num_layers_run: int
+    stop_reason: str

@@ -1,0 +1,86 @@
+"""Every error a user can meet, with the value that caused it and the remedy in its message.
+
+No torch here: the server imports this module to raise what the host reported.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all errors with a message for people; `code` is stable and meant for programs."""
+
+    code = "engine-error"
+
+
+class ModelNotFound(EngineError):
+    """The model name, folder or file is not on this disk."""
+
+    code = "model-not-found"
+
+
+class ModelLoadError(EngineError):
+    """The model files exist but cannot be used: corrupt, incomplete or of an unknown kind."""
+
+    code = "model-load-failed"
+
+
+class ContextTooLong(EngineError):
+    """A sequence does not fit the model's context."""
+
+    code = "context-too-long"
+
+
+class OutOfMemory(EngineError):
+    """The device or the machine could not provide the memory asked for."""
+
+    code = "out-of-memory"
+
+
+class BadPosition(EngineError):
+    """An offset, line or column lies outside the text."""
+
+    code = "bad-position"
+
+
+class BadRequest(EngineError):
+    """A message or a parameter is malformed; nothing was changed."""
+
+    code = "bad-request"
+
+
+class DocumentRefused(EngineError):
+    """The document is too large, binary, or was set aside after it crashed the host twice."""
+
+    code = "document-refused"
+
+
+class VersionMismatch(EngineError):
+    """An edit names another version than the one held here: send the whole text."""
+
+    code = "version-mismatch"
+
+
+class HostUnavailable(EngineError):
+    """The engine host could not be started or was lost."""
+
+    code = "host-unavailable"
+
+
+class Cancelled(EngineError):
+    """The caller cancelled; raised by the `check` callback between layers and between tokens."""
+
+    code = "cancelled"
+
+
+class Interrupted(EngineError):
+    """More urgent work waits; raised by the `check` callback, the work is to be tried again."""
+
+    code = "interrupted"
+
+
+def from_code(code: str, message: str) -> EngineError:
+    """Rebuild an error that came over the wire as `code` and `message`."""
+    for kind in EngineError.__subclasses__():
+        if kind.code == code:
+            return kind(message)
+    return EngineError(message)
