@@ -1,0 +1,64 @@
+# make demo, make test: everything they need is installed into .venv, nothing else is touched.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# PyPI's Linux wheel of torch brings gigabytes of CUDA; the CPU build has an index of its own.
+# It is used where it answers; elsewhere pip's own configuration decides.
+# With an NVIDIA GPU: make TORCH_INDEX= demo
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test lint fix types bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/tested
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fix: $(VENV)/tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A type checker cannot follow the import hook of an editable install. The folder `typings`, where
+# pyright looks first, names the three packages instead.
+types: $(VENV)/tested
+	mkdir -p typings/keyturn
+	for layer in server engine kernels; do ln -sfn ../../$$layer typings/keyturn/$$layer; done
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Minutes on two cores, each alone on the machine; --save appends to benchmarks/results/.
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/bench_load.py
+	$(BIN)/python benchmarks/bench_edit_latency.py
+	$(BIN)/python benchmarks/bench_replay.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Keyturn needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first, so that nothing that depends on it can choose another build.
+$(VENV)/torch: constraints.txt | $(VENV)/bin/python
+	index=; probe='import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/torch/", timeout=10)'; \
+	if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c "$$probe" "$(TORCH_INDEX)" 2>/dev/null; \
+	then index="--index-url $(TORCH_INDEX)"; fi; \
+	$(PIP) install $$index -c constraints.txt torch
+	touch $@
+
+$(VENV)/installed: pyproject.toml $(VENV)/torch
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) install -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) typings build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
