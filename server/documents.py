@@ -1,0 +1,264 @@
+"""The open documents' text, and LSP positions and changes turned into code-point offsets.
+
+Never pygls' copy: it splits lines at form feeds and U+2028. Here lines end at LF, CRLF and CR
+only. An edit rescans the lines it touches; the other line starts are shifted in one array.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+UTF8, UTF16, UTF32 = "utf-8", "utf-16", "utf-32"
+ENCODINGS = (UTF8, UTF16, UTF32)
+
+
+class Position(NamedTuple):
+    """An LSP position: 0-based line, and a character counted in the negotiated encoding's units."""
+
+    line: int
+    character: int
+
+
+class Edit(NamedTuple):
+    """`text` replaces code points `start` to `end` of the text before it."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Change(NamedTuple):
+    """One LSP content change; `start` None replaces the whole text."""
+
+    text: str
+    start: Position | None = None
+    end: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a document may be; beyond it is refused with a reason."""
+
+    max_document_bytes: int
+    max_line_chars: int
+
+
+@dataclass
+class Document:
+    """One open document: its text, kept equal to the client's.
+
+    Args:
+        uri: the client's name for it.
+        version: the client's version of the text.
+        text: the whole text; a refused document over the size limit drops it.
+        encoding: unit of `Position.character`: "utf-8", "utf-16" or "utf-32".
+        limits: what is refused.
+    """
+
+    uri: str
+    version: int
+    text: str
+    encoding: str
+    limits: Limits
+    refusal: str | None = field(init=False, default=None)
+    _starts: np.ndarray = field(init=False, repr=False)
+    _num_bytes: int = field(init=False, default=0)
+    _num_nuls: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Index the text."""
+        self._set_text(self.text)
+
+    @property
+    def num_lines(self) -> int:
+        """Lines of the text; one more than its line ends."""
+        return len(self._starts)
+
+    def change(self, changes: list[Change], version: int) -> list[Edit] | None:
+        """Apply LSP changes in order, each to the text after the one before it.
+
+        Returns:
+            The same changes as code-point edits, each in offsets of the text after the one before
+            it; None when the text was replaced as a whole or is not held.
+        """
+        self.version = version
+        edits: list[Edit] | None = []
+        for one in changes:
+            if one.start is None or one.end is None:
+                self._set_text(one.text)
+                edits = None
+            elif self._holds_text():
+                edit = self._resolve(one.start, one.end, one.text)
+                self._replace(edit)
+                if edits is not None:
+                    edits.append(edit)
+        self._check()
+        return edits if self._holds_text() else None
+
+    def offset(self, position: Position) -> int:
+        """Return the code-point offset of `position`; beyond the line or the text it clamps.
+
+        A position inside a character (half of a surrogate pair, part of a UTF-8 sequence) means
+        the character's start.
+        """
+        return self._locate(position)[0]
+
+    def position(self, offset: int) -> Position:
+        """Return the LSP position of code-point `offset`, which must lie in the text."""
+        line = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        before = self.text[int(self._starts[line]) : offset]
+        return Position(line, num_units(before, self.encoding))
+
+    def _holds_text(self) -> bool:
+        return self._num_bytes <= self.limits.max_document_bytes
+
+    def _set_text(self, text: str) -> None:
+        self.text = text
+        self._num_bytes = _num_bytes(text)
+        self._num_nuls = text.count("\0")
+        if self._holds_text():
+            self._starts = np.array([0, *line_starts(text, 0)], dtype=np.int64)
+        self._check()
+
+    def _check(self) -> None:
+        limits = self.limits
+        self.refusal = None
+        if not self._holds_text():
+            self.refusal = (
+                f"{self._num_bytes} bytes are more than max_document_bytes = "
+                f"{limits.max_document_bytes}: raise that setting and open the document again"
+            )
+            self.text, self._starts = "", np.zeros(1, dtype=np.int64)
+            return
+        if self._num_nuls:
+            self.refusal = "it contains NUL characters, so it is taken for a binary file"
+            return
+        longest = int(np.diff(self._starts, append=len(self.text)).max())
+        if longest > limits.max_line_chars:
+            self.refusal = (
+                f"a line of {longest} characters, line end included, is longer than "
+                f"max_line_chars = {limits.max_line_chars}: break the line or raise that setting"
+            )
+
+    def _locate(self, position: Position) -> tuple[int, int]:
+        """Return the offset, and how many UTF-16 units `position` lies inside the character."""
+        if position.line >= len(self._starts):
+            return len(self.text), 0
+        start, end = self._line_span(max(0, position.line))
+        wanted = max(0, position.character)
+        line = self.text[start:end]
+        if wanted >= len(line) * _WIDEST[self.encoding]:
+            return end, 0
+        if self.encoding == UTF32 or line.isascii():
+            return start + min(wanted, len(line)), 0
+        widths = accumulate(_widths(line, self.encoding))
+        before = 0
+        for index, after in enumerate(widths):
+            if wanted < after:
+                return start + index, wanted - before
+            before = after
+        return end, 0
+
+    def _line_span(self, line: int) -> tuple[int, int]:
+        start = int(self._starts[line])
+        if line + 1 == len(self._starts):
+            return start, len(self.text)
+        end = int(self._starts[line + 1]) - 1
+        if end > start and self.text[end] == "\n" and self.text[end - 1] == "\r":
+            end -= 1
+        return start, end
+
+    def _resolve(self, first: Position, last: Position, text: str) -> Edit:
+        start, start_inside = self._locate(first)
+        end, end_inside = self._locate(last)
+        if (end, end_inside) < (start, start_inside):
+            start, start_inside, end, end_inside = end, end_inside, start, start_inside
+        if self.encoding != UTF16:
+            return Edit(start, end, text)
+        # A UTF-16 client may cut a pair: its halves stay behind as lone surrogates, as they do in
+        # the client's own text, and halves that meet become one character.
+        if start_inside:
+            text = _halves(self.text[start])[0] + text
+        if end_inside:
+            text += _halves(self.text[end])[1]
+            end += 1
+        follower = text[:1] or self.text[end : end + 1]
+        if _is_high(self.text[start - 1 : start]) and _is_low(follower):
+            start -= 1
+            text = self.text[start] + text
+        if _is_low(self.text[end : end + 1]) and _is_high(text[-1:]):
+            text += self.text[end]
+            end += 1
+        return Edit(start, end, _SPLIT_PAIR.sub(_join, text))
+
+    def _replace(self, edit: Edit) -> None:
+        start, end, new = edit
+        old = self.text[start:end]
+        self._num_bytes += _num_bytes(new) - _num_bytes(old)
+        self._num_nuls += new.count("\0") - old.count("\0")
+        # The line before is scanned too when its "\r" may meet a "\n".
+        first = int(np.searchsorted(self._starts, max(0, start - 1), side="right")) - 1
+        next_line = int(np.searchsorted(self._starts, end, side="right"))
+        scan_start = int(self._starts[first])
+        scan_end = int(self._starts[next_line]) if next_line < len(self._starts) else len(self.text)
+        delta = len(new) - (end - start)
+        region = self.text[scan_start:start] + new + self.text[end:scan_end]
+        self.text = self.text[:start] + new + self.text[end:]
+        found = line_starts(region, scan_start)
+        # The end of the region is a line start already known, unless it is the end of the text.
+        if next_line < len(self._starts) and found and found[-1] == scan_end + delta:
+            found.pop()
+        middle = np.array(found, dtype=np.int64)
+        self._starts = np.concatenate(
+            (self._starts[: first + 1], middle, self._starts[next_line:] + delta)
+        )
+
+
+_WIDEST = {UTF8: 4, UTF16: 2, UTF32: 1}
+
+
+def line_starts(text: str, base: int) -> list[int]:
+    """Return the offset after every line end of `text`, counted from `base`."""
+    return [base + match.end() for match in _LINE_END.finditer(text)]
+
+
+def num_units(text: str, encoding: str) -> int:
+    """Return the length of `text` in units of `encoding`."""
+    if encoding == UTF32 or text.isascii():
+        return len(text)
+    return sum(_widths(text, encoding))
+
+
+def _widths(text: str, encoding: str) -> list[int]:
+    if encoding == UTF16:
+        return [1 + (char > "\uffff") for char in text]
+    return [1 + (char > "\x7f") + (char > "\u07ff") + (char > "\uffff") for char in text]
+
+
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(UTF8, "surrogatepass"))
+
+
+def _halves(char: str) -> tuple[str, str]:
+    code = ord(char) - 0x10000
+    return chr(0xD800 + (code >> 10)), chr(0xDC00 + (code & 0x3FF))
+
+
+def _join(match: re.Match[str]) -> str:
+    high, low = match.group()
+    return chr(0x10000 + ((ord(high) - 0xD800) << 10) + (ord(low) - 0xDC00))
+
+
+def _is_high(char: str) -> bool:
+    return "\ud800" <= char <= "\udbff"
+
+
+def _is_low(char: str) -> bool:
+    return "\udc00" <= char <= "\udfff"

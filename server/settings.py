@@ -1,0 +1,207 @@
+"""Every default of the product, with its unit and its check: the only place that has them.
+
+Editors send only what the user changed; a bad value is reported and the default used instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from ..engine.config import POLICIES, CompletionParams, EngineConfig
+from ..engine.errors import BadRequest
+
+SECTION = "keyturn"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What one setting accepts: in words for the user, and as a test."""
+
+    accepts: str
+    test: Callable[[Any], bool]
+
+
+def _whole(low: int, high: int) -> Check:
+    return Check(
+        f"a whole number from {low} to {high}",
+        lambda value: type(value) is int and low <= value <= high,
+    )
+
+
+def _number(low: float, high: float) -> Check:
+    return Check(
+        f"a number from {low:g} to {high:g}",
+        lambda value: type(value) in (int, float) and low <= value <= high,
+    )
+
+
+def _choice(*values: str | None) -> Check:
+    words = ", ".join("null" if value is None else f'"{value}"' for value in values)
+    return Check(f"one of {words}", lambda value: isinstance(value, str | None) and value in values)
+
+
+def _flag() -> Check:
+    return Check("true or false", lambda value: isinstance(value, bool))
+
+
+def _text(what: str) -> Check:
+    return Check(what, lambda value: isinstance(value, str) and value.strip() != "")
+
+
+def _setting(default: Any, check: Check, doc: str) -> Any:  # noqa: ANN401 - a dataclass field
+    return field(default=default, metadata={"check": check, "doc": doc})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a user can choose. `field.metadata["doc"]` says what each one is."""
+
+    # The model and its engine.
+    model: str = _setting(
+        "embedded",
+        _text('"embedded", a folder, a .gguf file or a Hugging Face id in the local cache'),
+        "model that completes",
+    )
+    layout: str | None = _setting(
+        None, _choice(None, "spm", "psm"), "order of prefix and suffix; null is the model's own"
+    )
+    policy: str = _setting("turn", _choice(*POLICIES), "how an edit is served")
+    device: str = _setting(
+        "auto", _text('"auto", "cpu" or a torch device such as "cuda:0"'), "where the model runs"
+    )
+    dtype: str = _setting(
+        "auto", _choice("auto", "float32", "bfloat16"), "number format of weights and cache"
+    )
+    num_threads: int = _setting(0, _whole(0, 1024), "CPU threads; 0 leaves torch's choice")
+    cache_bytes: int = _setting(
+        1_000_000_000, _whole(1_000_000, 10**13), "bound on all documents' caches, in bytes"
+    )
+    window_tokens: int = _setting(
+        0, _whole(0, 1_000_000), "tokens of a document the model sees; 0 is the model's own figure"
+    )
+    chunk_tokens: int = _setting(256, _whole(1, 65_536), "rows computed in one forward pass")
+
+    # One completion.
+    max_tokens: int = _setting(64, _whole(1, 4096), "most tokens of a completion")
+    temperature: float = _setting(0.0, _number(0, 10), "0 always takes the likeliest token")
+    top_p: float = _setting(
+        1.0,
+        Check("a number above 0, up to 1", lambda v: type(v) in (int, float) and 0 < v <= 1),
+        "probability mass sampled from when the temperature is above 0",
+    )
+    seed: int = _setting(0, _whole(0, 2**63 - 1), "seed of the sampling")
+    time_budget_ms: float = _setting(
+        2000.0, _number(0, 600_000), "a completion ends with what it has then; 0 is no limit"
+    )
+
+    # When the language server asks. Most people leave 100 to 200 ms between two keys: a request
+    # started 75 ms after one is cancelled by the next key at worst, and the cache is hot by then.
+    enabled: bool = _setting(True, _flag(), "suggest at all")
+    debounce_ms: float = _setting(
+        75.0, _number(0, 10_000), "pause in typing before an automatic completion is computed"
+    )
+    completion_items: str = _setting(
+        "auto",
+        _choice("auto", "always", "never"),
+        "answer textDocument/completion: auto means only to editors without inline completion",
+    )
+
+    # Documents the server refuses, with a reason.
+    max_document_bytes: int = _setting(
+        10_000_000, _whole(1, 10**9), "largest document, in bytes of UTF-8"
+    )
+    max_line_chars: int = _setting(100_000, _whole(1, 10**9), "longest line, in characters")
+
+    def engine_config(self) -> EngineConfig:
+        """Return what the engine is told."""
+        return EngineConfig(
+            device=self.device,
+            dtype=self.dtype,
+            num_threads=self.num_threads,
+            cache_bytes=self.cache_bytes,
+            window_tokens=self.window_tokens,
+            chunk_tokens=self.chunk_tokens,
+        )
+
+    def completion_params(self, stop: tuple[str, ...] = ()) -> CompletionParams:
+        """Return how one completion is decoded; it ends before the first of `stop`."""
+        return CompletionParams(
+            max_tokens=self.max_tokens,
+            temperature=float(self.temperature),
+            top_p=float(self.top_p),
+            seed=self.seed,
+            stop=stop,
+            time_budget_ms=float(self.time_budget_ms),
+        )
+
+
+_FIELDS = {item.name: item for item in fields(Settings)}
+
+
+def from_options(options: object, base: Settings | None = None) -> tuple[Settings, list[str]]:
+    """Return the settings in `options` over `base`, and one warning for each that is unusable.
+
+    Args:
+        options: what an editor sent: a mapping of settings, or one that has them under "keyturn";
+            None changes nothing.
+        base: what keys that are absent (or bad) keep; the defaults if None.
+    """
+    base = base or Settings()
+    if options is None:
+        return base, []
+    if isinstance(options, Mapping) and SECTION in options:
+        options = options[SECTION]
+        if options is None:
+            return base, []
+    if not isinstance(options, Mapping):
+        return base, [f"settings {_shown(options)} are not an object: all of them are ignored"]
+    values: dict[str, Any] = {}
+    warnings: list[str] = []
+    for key, value in options.items():
+        item = _FIELDS.get(key)
+        if item is None:
+            warnings.append(_unknown(str(key), value))
+        elif item.metadata["check"].test(value):
+            values[key] = value
+        else:
+            warnings.append(
+                f"setting {key}: {_shown(value)} is not {item.metadata['check'].accepts}; "
+                f"{_shown(getattr(base, key))} is used"
+            )
+    return replace(base, **values), warnings
+
+
+def with_values(base: Settings, **values: object) -> Settings:
+    """Return `base` with the given settings; None leaves one as it is.
+
+    Raises:
+        BadRequest: a value is not accepted; the message names it and what is.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        check: Check = _FIELDS[name].metadata["check"]
+        if not check.test(value):
+            raise BadRequest(f"--{name.replace('_', '-')} {_shown(value)}: must be {check.accepts}")
+    return replace(base, **given)
+
+
+def _unknown(key: str, value: object) -> str:
+    near = difflib.get_close_matches(_snake(key), _FIELDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(_FIELDS)}"
+    return f"unknown setting {key} = {_shown(value)} is ignored; {hint}"
+
+
+def _snake(key: str) -> str:
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in key)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
