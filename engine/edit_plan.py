@@ -1,0 +1,118 @@
+"""Which resident rows serve the wanted tokens: keep, move or recompute.
+
+keep: same token, same position. move: same token at another position (its key is turned).
+recompute: no resident row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+# Two stretches that both changed are matched where they share a run of this many tokens that is
+# unique in each; shorter agreements are chance, and a chance match would turn what should be
+# recomputed.
+_ANCHOR_TOKENS = 4
+
+
+def match_rows(
+    resident_ids: Ints, resident_sides: Ints, wanted_ids: Ints, wanted_sides: Ints
+) -> Ints:
+    """Find the resident row for each wanted token.
+
+    Both sequences are in order of position. Rows only match within one side (a part of the layout,
+    say the suffix): text that crosses the cursor changes its meaning and is never turned.
+
+    Args:
+        resident_ids: (r,) tokens of the cache's rows.
+        resident_sides: (r,) the side each belongs to, ascending.
+        wanted_ids: (w,) tokens of the layout.
+        wanted_sides: (w,) their sides, ascending.
+
+    Returns:
+        (w,) index of the resident row, or -1 to recompute; increasing where not -1.
+
+    Cost: linear in the tokens compared, which is the window and never the file; the stretch between
+    the first and the last difference of a side costs a sort more.
+    """
+    source = np.full(len(wanted_ids), -1, dtype=np.int64)
+    for side in np.unique(wanted_sides):
+        old_start, old_end = np.searchsorted(resident_sides, [side, side + 1])
+        new_start, new_end = np.searchsorted(wanted_sides, [side, side + 1])
+        old, new = resident_ids[old_start:old_end], wanted_ids[new_start:new_end]
+        for old_at, new_at, length in _common_runs(old, new):
+            at = new_start + new_at
+            source[at : at + length] = np.arange(length) + old_start + old_at
+    return source
+
+
+def _common_runs(old: Ints, new: Ints) -> list[tuple[int, int, int]]:
+    """Return runs (start in old, start in new, length) that agree, both starts increasing."""
+    head = _common_prefix(old, new)
+    tail = _common_prefix(old[head:][::-1], new[head:][::-1])
+    runs = [(0, 0, head)]
+    old_end, new_end = len(old) - tail, len(new) - tail
+    old_at = new_at = head
+    for old_anchor, new_anchor in _anchors(old[head:old_end], new[head:new_end]):
+        old_anchor, new_anchor = old_anchor + head, new_anchor + head
+        if old_anchor < old_at or new_anchor < new_at:
+            continue  # inside the run that an earlier anchor grew into
+        back = _common_prefix(old[old_at:old_anchor][::-1], new[new_at:new_anchor][::-1])
+        length = back + _common_prefix(old[old_anchor:old_end], new[new_anchor:new_end])
+        runs.append((old_anchor - back, new_anchor - back, length))
+        old_at, new_at = old_anchor - back + length, new_anchor - back + length
+    runs.append((old_end, new_end, tail))
+    return [run for run in runs if run[2]]
+
+
+def _common_prefix(first: Ints, second: Ints) -> int:
+    length = min(len(first), len(second))
+    differ = first[:length] != second[:length]
+    at = int(differ.argmax()) if length else 0
+    return at if length and differ[at] else length
+
+
+def _anchors(old: Ints, new: Ints) -> list[tuple[int, int]]:
+    """Return pairs of places where runs unique in both sequences agree, in increasing order.
+
+    Patience diff: the unique common runs, of which the longest increasing sequence is kept.
+    """
+    size = _ANCHOR_TOKENS
+    if len(old) < size or len(new) < size:
+        return []
+    windows = np.lib.stride_tricks.sliding_window_view
+    both = np.concatenate([windows(old, size), windows(new, size)])
+    _, codes = np.unique(both, axis=0, return_inverse=True)
+    codes = codes.reshape(-1)
+    num_old = len(old) - size + 1
+    old_at, new_at = _unique_places(codes[:num_old]), _unique_places(codes[num_old:])
+    pairs = sorted((place, new_at[code]) for code, place in old_at.items() if code in new_at)
+    return _longest_increasing(pairs)
+
+
+def _unique_places(codes: Ints) -> dict[int, int]:
+    values, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    single = counts == 1
+    return dict(zip(values[single].tolist(), first[single].tolist(), strict=True))
+
+
+def _longest_increasing(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the longest subsequence of pairs, sorted by first, whose seconds increase."""
+    ends: list[int] = []
+    last: list[int] = []
+    before = [-1] * len(pairs)
+    for index, (_, value) in enumerate(pairs):
+        place = bisect_left(ends, value)
+        before[index] = last[place - 1] if place else -1
+        ends[place : place + 1] = [value]
+        last[place : place + 1] = [index]
+    chain = []
+    index = last[-1] if last else -1
+    while index >= 0:
+        chain.append(pairs[index])
+        index = before[index]
+    return chain[::-1]

@@ -1,0 +1,212 @@
+"""The engine's front door: load models, open documents, keep all caches within one budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from .catalog import resolve
+from .config import EngineConfig
+from .errors import BadRequest, OutOfMemory
+from .fim import FimTemplate
+from .model import Decoder
+from .model_config import ModelConfig
+from .session import Model, Session
+from .weights import load_model
+
+# Rows beyond the window: what may be generated or scored there, and a layout's special tokens.
+_SPARE_TOKENS = 576
+# What a model that does not say is shown; most code models were trained on far more.
+_UNKNOWN_WINDOW_TOKENS = 2048
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Engine:
+    """Models and open documents of one process; used from one thread.
+
+    Attributes:
+        config: how it runs.
+        device: what it runs on.
+        dtype: what it computes in.
+        sessions: open documents, least recently used first.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Choose device and precision; no model is loaded yet.
+
+        Raises:
+            BadRequest: the device or dtype does not exist here.
+        """
+        self.config = config
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, self.device)
+        if config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
+        self._models: dict[str, Model] = {}
+
+    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> Model:
+        """Load a model, or return it if it is loaded.
+
+        Args:
+            model: "embedded", a directory, a .gguf file, or a Hugging Face id in the local cache.
+            progress: receives what is being done and the percentage.
+
+        Raises:
+            ModelNotFound, ModelLoadError, OutOfMemory.
+        """
+        if model not in self._models:
+            try:
+                files = load_model(resolve(model), self.dtype, progress)
+                tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
+                files.tensors.clear()
+                decoder = Decoder(files.config, tensors)
+            except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+                raise OutOfMemory(
+                    f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16 "
+                    f"({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+                ) from None
+            window = self._window_tokens(files.config, files.fim)
+            max_prompt = min(2 * window, files.config.max_positions - _SPARE_TOKENS)
+            self._models[model] = Model(
+                name=model,
+                decoder=decoder,
+                tokenizer=files.tokenizer,
+                template=files.fim,
+                window_tokens=window,
+                chars_per_token=files.fim.chars_per_token if files.fim else 3.0,
+                capacity=max_prompt + _SPARE_TOKENS,
+                max_prompt_tokens=max_prompt,
+            )
+        return self._models[model]
+
+    def _window_tokens(self, config: ModelConfig, template: FimTemplate | None) -> int:
+        asked = self.config.window_tokens
+        own = (template.window_tokens if template else 0) or _UNKNOWN_WINDOW_TOKENS
+        most = min(config.max_positions, self.config.cache_bytes // self._row_bytes(config))
+        if most <= 2 * _SPARE_TOKENS:
+            raise OutOfMemory(
+                f"cache_bytes={self.config.cache_bytes} holds only {most} tokens of this model; "
+                f"raise it to {4 * _SPARE_TOKENS * self._row_bytes(config)} or more"
+            )
+        return min(asked or own, most - _SPARE_TOKENS)
+
+    def _row_bytes(self, config: ModelConfig) -> int:
+        width = config.num_layers * config.num_kv_heads * config.head_dim
+        return 3 * width * self.dtype.itemsize
+
+    def open(
+        self,
+        key: Hashable,
+        text: str,
+        *,
+        path: str,
+        model: str,
+        policy: str,
+        layout: str | None = None,
+    ) -> Session:
+        """Open a document, or open it anew.
+
+        Args:
+            key: names the document from now on.
+            text: its text.
+            path: its file name.
+            model: as for `load`.
+            policy: one of `config.POLICIES`.
+            layout: "spm" or "psm"; None takes the model's own.
+
+        Raises:
+            BadRequest: the model has no such layout.
+            ModelNotFound, ModelLoadError, OutOfMemory: from `load`.
+        """
+        loaded = self.load(model)
+        if layout is not None:
+            known = loaded.template.layouts if loaded.template else ()
+            if layout not in known:
+                raise BadRequest(
+                    f"layout '{layout}' is not one of model '{model}'; it has: "
+                    f"{', '.join(known) or 'none, it completes left to right'}"
+                )
+        session = Session(
+            loaded,
+            text,
+            path=path,
+            policy=policy,
+            layout=layout,
+            chunk_tokens=self.config.chunk_tokens,
+            make_room=self._make_room,
+        )
+        self.sessions[key] = session
+        self.sessions.move_to_end(key)
+        return session
+
+    def close(self, key: Hashable) -> None:
+        """Forget a document; closing one that is not open is no error."""
+        self.sessions.pop(key, None)
+
+    def _make_room(self, session: Session, num_rows: int) -> None:
+        """Drop the least recently used caches until this session's rows fit the budget."""
+        for key, other in self.sessions.items():
+            if other is session:
+                self.sessions.move_to_end(key)
+                break
+        coming = num_rows * self._row_bytes(session.model.decoder.config)
+        held = max(coming, session.num_bytes)
+        used = sum(other.num_bytes for other in self.sessions.values() if other is not session)
+        for other in self.sessions.values():
+            if used + held <= self.config.cache_bytes:
+                break
+            if other is not session and other.num_bytes:
+                used -= other.num_bytes
+                other.drop_cache()
+
+    def status(self) -> dict[str, Any]:
+        """Return what is loaded and held, as plain data."""
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "models": sorted(self._models),
+            "num_documents": len(self.sessions),
+            "cache_bytes": sum(session.num_bytes for session in self.sessions.values()),
+            "cache_budget_bytes": self.config.cache_bytes,
+        }
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device for "auto", "cpu" or a device name.
+
+    Raises:
+        BadRequest: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadRequest(f"device '{name}' cannot be used; try auto or cpu ({reason})") from None
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype for "auto", "float32" or "bfloat16".
+
+    "auto" is bfloat16 where the hardware multiplies in it, else float32: elsewhere bfloat16 is
+    emulated and slower than float32.
+
+    Raises:
+        BadRequest: the name is another.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in _DTYPES:
+        raise BadRequest(f"dtype '{name}' is not known; use auto, float32 or bfloat16")
+    return _DTYPES[name]

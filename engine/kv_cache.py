@@ -1,0 +1,193 @@
+"""One document's cached keys and values: slots, positions, turning, freshness.
+
+A slot is a row of the cache. Rows stay dense and lie in any order: positions are in the keys, so an
+inserted token takes the next free row and a removed one is filled from the end. Whatever is known
+per slot is a record, and all records are renumbered in one place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from ..kernels.reference import rope_shift
+from .errors import ContextTooLong, OutOfMemory
+from .model_config import ModelConfig
+from .rope import RotaryTable
+
+Slots = NDArray[np.int64]
+
+
+class KVCache:
+    """Keys (unrotated and rotated) and values of up to `capacity` tokens, over all layers.
+
+    The whole capacity is reserved at once and never copied: on the CPU that is address space, and
+    the operating system commits pages as rows are first written (vAttention, arXiv 2405.04437);
+    on CUDA it is the window's memory.
+
+    Attributes:
+        num_rows: rows in use; slots are 0 .. num_rows - 1.
+        num_fresh: rows at positions below this are fresh, all others stale. A row is fresh only if
+            every earlier one was when it was computed and none has changed since, so the fresh
+            rows are always the first ones and one number tells them all.
+        table: the rotary table that every key of this cache is rotated by.
+    """
+
+    def __init__(
+        self, config: ModelConfig, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Reserve room for `capacity` tokens.
+
+        Raises:
+            OutOfMemory: the memory (on CPU: the address space) is not to be had.
+        """
+        shape = (config.num_layers, config.num_kv_heads, capacity, config.head_dim)
+        try:
+            self._unrotated = torch.empty(shape, dtype=dtype, device=device)
+            self._keys = torch.empty(shape, dtype=dtype, device=device)
+            self._values = torch.empty(shape, dtype=dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            raise OutOfMemory(
+                f"no memory for a cache of {capacity} tokens; close documents or lower "
+                f"window_tokens or cache_bytes ({str(error).splitlines()[0]})"
+            ) from None
+        self.capacity = capacity
+        self.table = RotaryTable(config, capacity, device)
+        self.num_rows = 0
+        self.num_fresh = 0
+        self._num_touched = 0
+        self._fills: dict[str, float] = {}
+        self._records: dict[str, NDArray] = {}
+        self.add_record("token_ids", np.int64, -1)
+        self.add_record("positions", np.int64, -1)
+
+    # Per-slot records
+
+    def add_record(self, name: str, dtype: DTypeLike, fill: float) -> None:
+        """Keep one more value per slot; a new row starts with `fill`."""
+        self._records[name] = np.full(self.capacity, fill, dtype=dtype)
+        self._fills[name] = fill
+
+    def record(self, name: str) -> NDArray:
+        """Return the (num_rows,) values of a record; a view, to be read and written."""
+        return self._records[name][: self.num_rows]
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """Token of each slot, (num_rows,)."""
+        return self.record("token_ids")
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Position of each slot, (num_rows,), all different."""
+        return self.record("positions")
+
+    def by_position(self) -> Slots:
+        """Return the slots in the order of their positions, (num_rows,)."""
+        return np.argsort(self.positions)
+
+    # Rows
+
+    def append(self, token_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> Slots:
+        """Take the next free rows for these tokens; the caller computes them before anyone looks.
+
+        Raises:
+            ContextTooLong: the capacity is used up; nothing was changed.
+        """
+        start, end = self.num_rows, self.num_rows + len(token_ids)
+        if end > self.capacity:
+            raise ContextTooLong(
+                f"{end} tokens do not fit the cache's {self.capacity}; lower max_tokens or "
+                "window_tokens"
+            )
+        self.num_rows = end
+        self._num_touched = max(self._num_touched, end)
+        for name, values in self._records.items():
+            values[start:end] = self._fills[name]
+        self.token_ids[start:end] = token_ids
+        self.positions[start:end] = positions
+        return np.arange(start, end)
+
+    def remove(self, slots: Slots) -> None:
+        """Drop rows; the last rows move into the holes. Rows at later positions become stale."""
+        if not len(slots):
+            return
+        self.num_fresh = min(self.num_fresh, int(self.positions[slots].min()))
+        kept = self.num_rows - len(slots)
+        is_hole = np.zeros(self.num_rows, dtype=bool)
+        is_hole[slots] = True
+        self._renumber(np.flatnonzero(~is_hole[kept:]) + kept, np.flatnonzero(is_hole[:kept]))
+        self.num_rows = kept
+
+    def clear(self) -> None:
+        """Drop every row."""
+        self.num_rows = self.num_fresh = 0
+
+    def _renumber(self, source: Slots, target: Slots) -> None:
+        """Move rows to other slots: the one place where a slot's number changes."""
+        if not len(source):
+            return
+        for values in self._records.values():
+            values[target] = values[source]
+        from_, to = self._index(source), self._index(target)
+        for tensor in (self._unrotated, self._keys, self._values):
+            tensor[:, :, to] = tensor[:, :, from_]
+
+    def turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
+        """Give rows new positions: a pure rotation of their unrotated keys.
+
+        Rows from the lowest old or new position on become stale.
+        """
+        if not len(slots):
+            return
+        lowest = min(int(self.positions[slots].min()), int(positions.min()))
+        self.num_fresh = min(self.num_fresh, lowest)
+        cos, sin = self.table.at(self._index(positions))
+        rope_shift(
+            self._unrotated, self._keys, self._index(slots), cos, sin, self.table.interleaved
+        )
+        self.positions[slots] = positions
+
+    # The forward pass
+
+    def write(
+        self, layer: int, slots: Tensor, unrotated: Tensor, rotated: Tensor, values: Tensor
+    ) -> None:
+        """Store one layer's rows: (n,) slots and three times (n, num_kv_heads, head_dim)."""
+        self._unrotated[layer].index_copy_(1, slots, unrotated.transpose(0, 1))
+        self._keys[layer].index_copy_(1, slots, rotated.transpose(0, 1))
+        self._values[layer].index_copy_(1, slots, values.transpose(0, 1))
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the rotated keys and the values of a layer, (num_kv_heads, num_rows, head_dim)."""
+        rows = self.num_rows
+        return self._keys[layer, :, :rows], self._values[layer, :, :rows]
+
+    def unrotated(self, layer: int) -> Tensor:
+        """Return the unrotated keys of a layer, (num_kv_heads, num_rows, head_dim)."""
+        return self._unrotated[layer, :, : self.num_rows]
+
+    def mark_computed(self, slots: Slots) -> None:
+        """Note that rows were just computed together over the cache as it is.
+
+        Those that follow the fresh rows without a gap are now fresh themselves.
+        """
+        positions = np.sort(self.positions[slots])
+        positions = positions[positions >= self.num_fresh]
+        in_sequence = positions == self.num_fresh + np.arange(len(positions))
+        self.num_fresh += int(in_sequence.sum())
+
+    # Memory
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory in use: rows ever written on the CPU, the whole reservation on CUDA."""
+        total = 3 * self._keys.numel() * self._keys.element_size()
+        if self._keys.is_cuda:
+            return total
+        return total // self.capacity * self._num_touched
+
+    def _index(self, slots: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(slots).to(self._keys.device)

@@ -1,0 +1,175 @@
+"""The decode loop and the sampler, on a scripted model."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.engine.config import CompletionParams
+from keyturn.engine.errors import Cancelled, ContextTooLong
+from keyturn.engine.generate import generate
+from keyturn.engine.sampler import ForcedPrefix, Sampler
+
+PIECES = [b"", b"a", b"b", b"\n", b"  ", b" ", b"    ", b"ab", b"\xc3", b"\xa9", b" x", b"\n    "]
+END = 0
+
+
+def logits_for(*token_ids):
+    """Logits that prefer these tokens in this order."""
+    logits = torch.zeros(len(PIECES))
+    for rank, token_id in enumerate(token_ids):
+        logits[token_id] = 10.0 - rank
+    return logits
+
+
+def run(script, *, forced="", check=lambda: None, on_text=None, step=None, **changes):
+    params = {
+        "max_tokens": 20,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "stop": (),
+        "time_budget_ms": 0.0,
+        **changes,
+    }
+    rest = iter(script[1:])
+    return generate(
+        script[0],
+        step or (lambda token_id: next(rest)),
+        CompletionParams(**params),
+        end_ids=frozenset({END}),
+        token_bytes=PIECES,
+        forced=forced,
+        deadline=changes.get("deadline"),
+        check=check,
+        on_text=on_text,
+    )
+
+
+def scripted(*token_ids):
+    return [logits_for(token_id) for token_id in token_ids]
+
+
+def test_end_token_ends_and_is_not_part_of_the_result():
+    result = run(scripted(1, 2, END))
+    assert (result.text, result.token_ids, result.stop_reason) == ("ab", (1, 2), "end")
+
+
+def test_stop_string_across_tokens_cuts_the_text():
+    result = run(scripted(1, 2, 1, END), stop=("ba",))
+    assert (result.text, result.stop_reason) == ("a", "stop")
+
+
+def test_token_budget_ends_with_reason_length():
+    result = run(scripted(1, 1, 1, 1), max_tokens=3)
+    assert (result.text, result.stop_reason) == ("aaa", "length")
+
+
+def test_full_cache_ends_with_reason_length():
+    def step(token_id):
+        raise ContextTooLong("full")
+
+    assert run(scripted(1), step=step).stop_reason == "length"
+
+
+def test_deadline_ends_with_what_there_is():
+    params = CompletionParams(50, 0.0, 1.0, 0, (), 1.0)
+    result = generate(
+        logits_for(1),
+        lambda token_id: logits_for(1),
+        params,
+        end_ids=frozenset({END}),
+        token_bytes=PIECES,
+        forced="",
+        deadline=time.perf_counter() - 1,
+        check=lambda: None,
+        on_text=None,
+    )
+    assert (result.text, result.stop_reason) == ("a", "time")
+
+
+def test_cancellation_is_seen_before_every_token():
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Cancelled("by the user")
+
+    with pytest.raises(Cancelled):
+        run(scripted(1, 1, 1, 1, 1), check=check)
+    assert len(calls) == 3
+
+
+def test_streamed_pieces_add_up_and_never_show_a_stop_string():
+    pieces = []
+    result = run(scripted(1, 2, 3, 1, END), stop=("\na",), on_text=pieces.append)
+    assert result.text == "ab" == "".join(pieces)
+
+
+def test_character_split_over_tokens_is_streamed_whole():
+    pieces = []
+    result = run(scripted(8, 9, 8, END), on_text=pieces.append)
+    assert result.text == "é" == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [
+        ([(2, 11), (10, END), (END,)], " x"),  # "\n    " covers what was forced, and goes on
+        ([(1, 3), (1, 6), (1,), (END,)], "a"),  # "\n" then "    ", then free
+    ],
+)
+def test_forced_text_is_generated_again_and_left_out(choices, text):
+    result = run([logits_for(*choice) for choice in choices], forced="\n    ")
+    assert result.text == text
+
+
+def test_token_may_go_beyond_the_forced_text():
+    result = run([logits_for(7), logits_for(END)], forced="a")
+    assert (result.text, result.token_ids) == ("b", (7,))
+
+
+def test_end_token_is_not_allowed_while_text_is_forced():
+    result = run([logits_for(END, 1), logits_for(END)], forced="a")
+    assert (result.text, result.token_ids) == ("", (1,))
+
+
+@given(st.text(alphabet="ab \n", min_size=1, max_size=8))
+def test_forced_prefix_allows_exactly_the_tokens_that_agree(forced):
+    binding = ForcedPrefix(PIECES, forced.encode())
+    allowed = {
+        at for at, value in enumerate(binding.restrict(torch.zeros(len(PIECES)))) if value == 0
+    }
+    expected = {
+        at
+        for at, piece in enumerate(PIECES)
+        if piece and (piece.startswith(forced.encode()) or forced.encode().startswith(piece))
+    }
+    assert allowed == expected
+
+
+def test_same_seed_gives_the_same_tokens_and_another_seed_others():
+    logits = torch.randn(200, generator=torch.Generator().manual_seed(0))
+
+    def draw(seed):
+        sampler = Sampler(1.0, 0.95, seed)
+        return [sampler.pick(logits) for _ in range(20)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    sampler = Sampler(1.0, 0.75, 0)
+    assert {sampler.pick(logits) for _ in range(200)} == {0, 1}
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.7, 0.3]).log()
+    sampler = Sampler(1.0, 1.0, 0)
+    share = sum(sampler.pick(logits) == 0 for _ in range(4000)) / 4000
+    assert abs(share - 0.7) < 0.03

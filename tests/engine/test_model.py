@@ -1,0 +1,204 @@
+"""The decoder against transformers' own logits, over every rotary variant, and over any rows."""
+
+import numpy as np
+import pytest
+import torch
+
+from keyturn.engine.kv_cache import KVCache
+from keyturn.engine.model import AttentionRecord, Decoder
+from keyturn.engine.model_config import ModelConfig
+
+from ..tolerance import assert_close
+
+LENGTH = 48
+TRAINED = 32
+
+SCALINGS = {
+    "default": None,
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": TRAINED,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": TRAINED,
+        "mscale": 0.707,
+        "mscale_all_dim": 1.0,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "factor": 2.0,
+        "original_max_position_embeddings": TRAINED,
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0 + index / 3 for index in range(8)],
+    },
+}
+
+
+def check():
+    pass
+
+
+def reference(scaling=None, *, tied=False, bias=False, dtype=torch.float32, heads=(4, 2)):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    parameters = {"rope_theta": 10000.0, **(scaling or {"rope_type": "default"})}
+    # Transformers keeps short contexts out of `dynamic` by the configured maximum.
+    longest = TRAINED if scaling and scaling["rope_type"] == "dynamic" else 64
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=16 * heads[0],
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        max_position_embeddings=longest,
+        rope_parameters=parameters,
+        tie_word_embeddings=tied,
+        attention_bias=bias,
+        mlp_bias=bias,
+        initializer_range=0.15,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def ours(model, scaling=None):
+    config = model.config
+    shape = ModelConfig(
+        family="llama",
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        norm_eps=config.rms_norm_eps,
+        rope_theta=10000.0,
+        rotary_dim=config.head_dim,
+        rope_interleaved=False,
+        rope_scaling=scaling,
+        tied_embeddings=config.tie_word_embeddings,
+        attention_bias=config.attention_bias,
+        output_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+    )
+    tensors = {name: part.detach().clone() for name, part in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    return Decoder(shape, tensors)
+
+
+def prefilled(decoder, token_ids, capacity=LENGTH):
+    cache = KVCache(decoder.config, capacity, decoder.dtype, decoder.device)
+    slots = cache.append(np.array(token_ids), np.arange(len(token_ids)))
+    hidden = decoder.forward(cache, slots, check)
+    cache.mark_computed(slots)
+    return cache, decoder.logits(hidden)
+
+
+@pytest.fixture(scope="module")
+def token_ids():
+    return np.random.default_rng(3).integers(0, 97, LENGTH)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
+def test_logits_equal_transformers_for_every_rotary_scaling(scaling, token_ids):
+    model = reference(scaling)
+    _, logits = prefilled(ours(model, scaling), token_ids)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0]
+    assert_close(logits, expected, torch.float32)
+
+
+def test_static_ntk_equals_transformers_with_the_scaled_base(token_ids):
+    model = reference({"rope_type": "default", "rope_theta": 10000.0 * 4 ** (16 / 14)})
+    _, logits = prefilled(ours(model, {"rope_type": "ntk", "factor": 4.0}), token_ids)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0]
+    assert_close(logits, expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (6, 3)], ids=str)
+@pytest.mark.parametrize(("tied", "bias"), [(True, False), (False, True)])
+def test_logits_equal_transformers_for_heads_biases_and_dtypes(dtype, heads, tied, bias, token_ids):
+    model = reference(tied=tied, bias=bias, dtype=dtype, heads=heads)
+    _, logits = prefilled(ours(model), token_ids)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0]
+    assert_close(logits, expected, dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 17, 47])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_set_of_rows_recomputed_in_one_forward_gives_the_same_cache(rows, dtype, token_ids):
+    decoder = ours(reference(dtype=dtype))
+    cache, logits = prefilled(decoder, token_ids)
+    before = [part.clone() for layer in range(3) for part in cache.layer(layer)]
+    chosen = np.sort(np.random.default_rng(rows).permutation(LENGTH)[:rows])
+    again = decoder.logits(decoder.forward(cache, chosen, check))
+    # Few rows keep bf16's rounding in all but the largest logits; those decide.
+    best = logits[chosen].argmax(-1, keepdim=True)
+    assert_close(again.gather(1, best), logits[chosen].gather(1, best), dtype)
+    for was, now in zip(
+        before, (part for layer in range(3) for part in cache.layer(layer)), strict=True
+    ):
+        assert_close(now, was, dtype)
+
+
+def test_rows_in_arbitrary_order_give_the_logits_of_their_positions(token_ids):
+    decoder = ours(reference())
+    _, logits = prefilled(decoder, token_ids)
+    cache = KVCache(decoder.config, LENGTH, decoder.dtype, decoder.device)
+    positions = np.random.default_rng(5).permutation(LENGTH)
+    slots = cache.append(token_ids[positions], positions)
+    shuffled = decoder.logits(decoder.forward(cache, slots, check))
+    assert_close(shuffled, logits[positions], torch.float32)
+
+
+def test_attention_weights_are_handed_out_per_slot(token_ids):
+    model = reference()
+    decoder = ours(model)
+    cache, _ = prefilled(decoder, token_ids)
+    slots = np.array([5, 20, 40])
+    record = AttentionRecord(frozenset({0, 2}), [0, 2])
+    decoder.forward(cache, slots, check, record)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None], output_attentions=True).attentions
+    assert set(record.weights) == {0, 2}
+    for layer, weights in record.weights.items():
+        assert_close(weights, expected[layer][0].mean(0)[[5, 40]], torch.float32)
+
+
+def test_interrupted_forward_stops_between_layers(token_ids):
+    decoder = ours(reference())
+    cache = KVCache(decoder.config, LENGTH, decoder.dtype, decoder.device)
+    slots = cache.append(token_ids, np.arange(LENGTH))
+    calls = []
+
+    def stop_at_second_layer():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoder.forward(cache, slots, stop_at_second_layer)
+    assert len(calls) == 2
+    assert cache.num_fresh == 0
