@@ -116,6 +116,11 @@ class Document:
         before = self.text[int(self._starts[line]) : offset]
         return Position(line, num_units(before, self.encoding))
 
+    def rest_of_line(self, offset: int) -> str:
+        """Return the text between code-point `offset` and the end of its line."""
+        line = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        return self.text[offset : self._line_span(line)[1]]
+
     def _holds_text(self) -> bool:
         return self._num_bytes <= self.limits.max_document_bytes
 

@@ -1,0 +1,221 @@
+"""When to ask the engine, what to reuse, and what to return; no LSP types and no engine here.
+
+Every empty answer carries its reason: silence is the chief complaint about completion servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from ..engine.config import Completion, CompletionParams
+from ..engine.errors import EngineError
+from .documents import Document, Edit
+from .settings import Settings
+from .trim import first_line, trim
+
+# Before other text on the line a completion fills the line; else it may have several lines.
+_LINE_ENDS = ("\n", "\r")
+_NUM_RECENT = 20
+
+Ask = Callable[[Document, int, CompletionParams, bool], Awaitable[Completion]]
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What the editor's own menu would insert: `text` for `start:end` of the document."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`text` replaces `start:end` of the document; when it is empty, `reason` says why."""
+
+    text: str
+    start: int
+    end: int
+    reason: str | None = None
+
+
+@dataclass
+class _Suggestion:
+    """The last suggestion of a document, and how much of it has been typed since."""
+
+    text: str
+    offset: int
+    num_typed: int = 0
+
+    def follow(self, edits: Sequence[Edit]) -> bool:
+        """Follow edits; False when the text is no longer what the suggestion was made for."""
+        for start, end, text in edits:
+            cursor = self.offset + self.num_typed
+            if start == end == cursor and self.text.startswith(text, self.num_typed):
+                self.num_typed += len(text)
+            elif text == "" and self.offset <= start and end == cursor:
+                self.num_typed = start - self.offset
+            else:
+                return False
+        return True
+
+
+class Completions:
+    """Decide and answer, for all documents of one language server.
+
+    Args:
+        ask: asks the engine: document, offset, parameters, whether the user asked for it. When the
+            task that awaits it is cancelled, the engine stops.
+        settings: returns the settings in force.
+    """
+
+    def __init__(self, ask: Ask, settings: Callable[[], Settings]) -> None:
+        """Start with nothing asked."""
+        self._ask = ask
+        self._settings = settings
+        self._running: dict[str, asyncio.Task[Answer]] = {}
+        self._suggestions: dict[str, _Suggestion] = {}
+        self._num_requests = 0
+        self._num_suggested = 0
+        self._recent_reasons: deque[str] = deque(maxlen=_NUM_RECENT)
+
+    def edited(self, uri: str, edits: Sequence[Edit] | None) -> None:
+        """Note that a document changed: by `edits`, or as a whole (None)."""
+        suggestion = self._suggestions.get(uri)
+        if suggestion is not None and (edits is None or not suggestion.follow(edits)):
+            del self._suggestions[uri]
+        self._stop(uri)
+
+    def closed(self, uri: str) -> None:
+        """Forget a document."""
+        self._suggestions.pop(uri, None)
+        self._stop(uri)
+
+    async def complete(
+        self, document: Document, offset: int, *, invoked: bool, selected: Selected | None = None
+    ) -> Answer:
+        """Return what to insert at `offset`; never raises but CancelledError.
+
+        Args:
+            document: the text as it is now; a change ends this request with an empty answer.
+            offset: the cursor.
+            invoked: the user asked for it: no pause, no reuse, and the engine takes it first.
+            selected: the entry selected in the editor's menu, which the answer must continue.
+        """
+        self._stop(document.uri)
+        task = asyncio.ensure_future(self._answer(document, offset, invoked, selected))
+        self._running[document.uri] = task
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            self._count("cancelled by the editor")
+            raise
+        finally:
+            if self._running.get(document.uri) is task:
+                del self._running[document.uri]
+        if task.cancelled():
+            answer = Answer("", offset, offset, "a newer request or edit took its place")
+        else:
+            answer = task.result()
+        self._count(answer.reason)
+        return answer
+
+    def status(self) -> dict[str, object]:
+        """Return how requests ended, the latest reasons for none last, as plain data."""
+        return {
+            "num_requests": self._num_requests,
+            "num_suggested": self._num_suggested,
+            "recent_reasons": list(self._recent_reasons),
+        }
+
+    def _count(self, reason: str | None) -> None:
+        self._num_requests += 1
+        if reason is None:
+            self._num_suggested += 1
+        else:
+            self._recent_reasons.append(reason)
+
+    def _stop(self, uri: str) -> None:
+        task = self._running.pop(uri, None)
+        if task is not None:
+            task.cancel()
+
+    async def _answer(
+        self, document: Document, offset: int, invoked: bool, selected: Selected | None
+    ) -> Answer:
+        settings = self._settings()
+        reason = _reason_not_to_ask(document, offset, invoked, selected, settings)
+        if reason is not None:
+            return Answer("", offset, offset, reason)
+        typed_through = None if invoked else self._typed_through(document.uri, offset)
+        if typed_through is not None:
+            return _continue(selected, document.text, Answer(typed_through, offset, offset))
+        if not invoked and settings.debounce_ms:
+            await asyncio.sleep(settings.debounce_ms / 1000)
+        try:
+            answer = await self._asked(document, offset, invoked, settings)
+        except EngineError as error:
+            return Answer("", offset, offset, str(error))
+        if answer.text:
+            self._suggestions[document.uri] = _Suggestion(answer.text, offset)
+        return _continue(selected, document.text, answer)
+
+    def _typed_through(self, uri: str, offset: int) -> str | None:
+        """Return what is left of the last suggestion if the cursor stands behind its typed part."""
+        suggestion = self._suggestions.get(uri)
+        if suggestion is None or offset != suggestion.offset + suggestion.num_typed:
+            return None
+        return suggestion.text[suggestion.num_typed :] or None
+
+    async def _asked(
+        self, document: Document, offset: int, invoked: bool, settings: Settings
+    ) -> Answer:
+        text = document.text
+        in_line = document.rest_of_line(offset).strip() != ""
+        params = settings.completion_params(_LINE_ENDS if in_line else ())
+        raw = await self._ask(document, offset, params, invoked)
+        kept = trim(raw.text, text, offset, offset, raw.stop_reason)
+        return Answer(kept.text, offset, offset, kept.reason)
+
+
+def _reason_not_to_ask(
+    document: Document,
+    offset: int,
+    invoked: bool,
+    selected: Selected | None,
+    settings: Settings,
+) -> str | None:
+    if not settings.enabled:
+        return "completions are turned off (setting enabled)"
+    if document.refusal is not None:
+        return f"the document was refused: {document.refusal}"
+    if selected is not None and not _ends_at(selected, document.text, offset):
+        return "the selected menu entry does not replace text of this line that ends at the cursor"
+    if invoked:
+        return None
+    around = document.text[max(0, offset - 1) : offset + 1]
+    if len(around) == 2 and all(char.isalnum() or char == "_" for char in around):
+        return "the cursor is inside a word"
+    if len(document.text) < 1000 and not document.text.strip():
+        return "the document is empty"
+    return None
+
+
+def _ends_at(selected: Selected, text: str, offset: int) -> bool:
+    replaced = text[selected.start : selected.end]
+    return selected.start <= offset == selected.end and first_line(replaced) == replaced
+
+
+def _continue(selected: Selected | None, text: str, answer: Answer) -> Answer:
+    """Return `answer` widened to the menu's range, or nothing when it does not continue it."""
+    if selected is None or not answer.text:
+        return answer
+    whole = text[selected.start : answer.start] + answer.text
+    if not whole.startswith(selected.text):
+        reason = f"the completion does not continue the selected entry {selected.text!r}"
+        return Answer("", answer.start, answer.end, reason)
+    return Answer(whole, selected.start, answer.end)

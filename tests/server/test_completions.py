@@ -1,0 +1,226 @@
+import asyncio
+
+import pytest
+
+from keyturn.engine.config import Completion
+from keyturn.engine.errors import HostUnavailable
+from keyturn.server.completions import Completions, Selected
+from keyturn.server.documents import Change, Document, Limits
+from keyturn.server.settings import Settings, with_values
+
+
+class FakeEngine:
+    """Answers every request with `text` after `delay_s`, and notes what was asked and stopped."""
+
+    def __init__(self, text: str = "", delay_s: float = 0.0, error: Exception | None = None):
+        self.text, self.delay_s, self.error = text, delay_s, error
+        self.asked: list[tuple[str, int, tuple[str, ...], bool]] = []
+        self.num_stopped = 0
+
+    async def ask(self, document, offset, params, invoked) -> Completion:
+        self.asked.append((document.text, offset, params.stop, invoked))
+        try:
+            await asyncio.sleep(self.delay_s)
+        except asyncio.CancelledError:
+            self.num_stopped += 1
+            raise
+        if self.error:
+            raise self.error
+        return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end")
+
+
+def at(marked: str) -> tuple[Document, int]:
+    text = marked.replace("|", "", 1)
+    limits = Limits(10_000_000, 100_000)
+    return Document("file:///a.py", 1, text, "utf-16", limits), marked.index("|")
+
+
+def completions(engine: FakeEngine, **values) -> Completions:
+    settings = with_values(Settings(), **{"debounce_ms": 0, **values})
+    return Completions(engine.ask, lambda: settings)
+
+
+def type_text(answers: Completions, document: Document, offset: int, text: str) -> None:
+    position = document.position(offset)
+    edits = document.change([Change(text, position, position)], document.version + 1)
+    answers.edited(document.uri, edits)
+
+
+def test_the_trimmed_text_is_returned_at_the_cursor() -> None:
+    engine = FakeEngine("x)")
+    document, offset = at("print(|)\n")
+    answer = asyncio.run(completions(engine).complete(document, offset, invoked=True))
+    assert (answer.text, answer.start, answer.end, answer.reason) == ("x", 6, 6, None)
+    assert engine.asked == [("print()\n", 6, ("\n", "\r"), True)]
+
+
+def test_several_lines_are_allowed_only_at_the_end_of_a_line() -> None:
+    engine = FakeEngine("a\nb")
+    document, offset = at("x = |\ny\n")
+    answer = asyncio.run(completions(engine).complete(document, offset, invoked=True))
+    assert answer.text == "a\nb"
+    assert engine.asked[0][2] == ()
+
+
+def test_the_rest_is_returned_without_asking_when_the_start_was_typed() -> None:
+    engine = FakeEngine("return x")
+    answers = completions(engine, debounce_ms=10_000)
+
+    async def run() -> list[str]:
+        document, offset = at("|\n")
+        texts = [(await answers.complete(document, offset, invoked=True)).text]
+        type_text(answers, document, 0, "ret")
+        texts.append((await answers.complete(document, 3, invoked=False)).text)
+        type_text(answers, document, 3, "urn")
+        texts.append((await answers.complete(document, 6, invoked=False)).text)
+        position, end = document.position(4), document.position(6)
+        answers.edited(document.uri, document.change([Change("", position, end)], 9))
+        texts.append((await answers.complete(document, 4, invoked=False)).text)
+        return texts
+
+    assert asyncio.run(run()) == ["return x", "urn x", " x", "rn x"]
+    assert len(engine.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "offset", "invoked"),
+    [("rex", 3, False), ("ret", 2, False), ("ret", 3, True), ("return x", 8, False)],
+)
+def test_the_engine_is_asked_when_the_text_is_not_the_suggestions(typed, offset, invoked) -> None:
+    engine = FakeEngine("return x")
+    answers = completions(engine)
+
+    async def run() -> None:
+        document, cursor = at("|\n")
+        await answers.complete(document, cursor, invoked=True)
+        type_text(answers, document, 0, typed)
+        await answers.complete(document, offset, invoked=invoked)
+
+    asyncio.run(run())
+    if typed == "ret" and offset == 2:
+        assert len(engine.asked) == 1, "inside a word nothing is asked, and nothing reused"
+    else:
+        assert len(engine.asked) == 2
+
+
+def test_an_edit_elsewhere_forgets_the_suggestion() -> None:
+    engine = FakeEngine("return x")
+    answers = completions(engine)
+
+    async def run() -> None:
+        document, cursor = at("a\n|\n")
+        await answers.complete(document, cursor, invoked=True)
+        type_text(answers, document, 0, "r")
+        await answers.complete(document, cursor + 1, invoked=False)
+
+    asyncio.run(run())
+    assert len(engine.asked) == 2
+
+
+def test_the_newest_request_wins_and_stops_the_older_one() -> None:
+    engine = FakeEngine("x", delay_s=0.05)
+    answers = completions(engine)
+
+    async def run():
+        document, offset = at("a = |\n")
+        first = asyncio.ensure_future(answers.complete(document, offset, invoked=True))
+        await asyncio.sleep(0.01)
+        second = await answers.complete(document, offset, invoked=True)
+        return await first, second
+
+    first, second = asyncio.run(run())
+    assert (first.text, first.reason) == ("", "a newer request or edit took its place")
+    assert second.text == "x"
+    assert engine.num_stopped == 1
+
+
+def test_an_edit_ends_the_running_request_with_a_reason() -> None:
+    engine = FakeEngine("x", delay_s=5)
+    answers = completions(engine)
+
+    async def run():
+        document, offset = at("a = |\n")
+        request = asyncio.ensure_future(answers.complete(document, offset, invoked=True))
+        await asyncio.sleep(0.01)
+        type_text(answers, document, 0, "b")
+        return await request
+
+    assert asyncio.run(run()).reason == "a newer request or edit took its place"
+    assert engine.num_stopped == 1
+
+
+def test_cancelling_stops_the_engine_and_is_raised() -> None:
+    engine = FakeEngine("x", delay_s=5)
+    answers = completions(engine)
+
+    async def run() -> None:
+        document, offset = at("a = |\n")
+        request = asyncio.ensure_future(answers.complete(document, offset, invoked=True))
+        await asyncio.sleep(0.01)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert engine.num_stopped == 1
+    assert answers.status()["recent_reasons"] == ["cancelled by the editor"]
+
+
+def test_typing_within_the_pause_asks_once() -> None:
+    engine = FakeEngine("zz")
+    answers = completions(engine, debounce_ms=30)
+
+    async def run():
+        document, _ = at("|\n")
+        requests = []
+        for count in range(1, 6):
+            type_text(answers, document, count - 1, "a")
+            requests.append(asyncio.ensure_future(answers.complete(document, count, invoked=False)))
+            await asyncio.sleep(0.002)
+        return await asyncio.gather(*requests)
+
+    results = asyncio.run(run())
+    assert [answer.text for answer in results] == ["", "", "", "", "zz"]
+    assert len(engine.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("marked", "values", "reason"),
+    [
+        ("fo|o\n", {}, "inside a word"),
+        (" \n|", {}, "empty"),
+        ("x|\n", {"enabled": False}, "turned off"),
+        ("x\0|\n", {}, "refused"),
+        ("x|\n", {}, "the model proposed nothing"),
+    ],
+)
+def test_an_empty_answer_has_its_reason(marked, values, reason) -> None:
+    answers = completions(FakeEngine(""), **values)
+    document, offset = at(marked)
+    answer = asyncio.run(answers.complete(document, offset, invoked=False))
+    assert answer.text == ""
+    assert reason in (answer.reason or "")
+    assert reason in answers.status()["recent_reasons"][-1]
+
+
+def test_an_engine_error_is_an_empty_answer_with_its_message() -> None:
+    answers = completions(FakeEngine(error=HostUnavailable("the host died; see its log")))
+    document, offset = at("x|\n")
+    answer = asyncio.run(answers.complete(document, offset, invoked=True))
+    assert (answer.text, answer.reason) == ("", "the host died; see its log")
+
+
+def test_the_answer_continues_the_selected_menu_entry() -> None:
+    document, offset = at("x.app|\n")
+    answers = completions(FakeEngine("end(1)"))
+
+    async def run(selected: Selected):
+        return await answers.complete(document, offset, invoked=False, selected=selected)
+
+    answer = asyncio.run(run(Selected(2, 5, "append")))
+    assert (answer.text, answer.start, answer.end) == ("append(1)", 2, 5)
+    for selected in (Selected(2, 5, "apply"), Selected(2, 4, "append"), Selected(6, 5, "a")):
+        answer = asyncio.run(run(selected))
+        assert answer.text == ""
+        assert "selected" in (answer.reason or "")
