@@ -1,4 +1,4 @@
-"""One document: its text, the layout around the cursor, and the cache that follows both."""
+"""One document: its text, the layout around the cursor, and the prompt cache that follows both."""
 
 from __future__ import annotations
 
@@ -7,27 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import Completion, CompletionParams
-from .edit_plan import match_rows
 from .errors import BadPosition, ContextTooLong
 from .fim import FimTemplate
 from .generate import generate
-from .kv_cache import KVCache, Slots
-from .layout import lay_out
+from .layout import Segment, lay_out
 from .model import Check, Decoder
+from .prompt_cache import Counts, PromptCache
 from .tokenizer import Stretch, Tokenizer
 
 Edit = tuple[int, int, str]
-
-# Where a row's keys and values come from since the last completion (record "provenance").
-KEPT, TURNED, REPAIRED, RECOMPUTED = range(4)
-
-# Added to the positions of rows that a pass must not see: causality hides them.
-_OUT_OF_SIGHT = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +33,8 @@ class Model:
         template: its fill-in-the-middle format, None if it only continues text.
         window_tokens: tokens of a document that it sees.
         chars_per_token: characters a token stands for in code, for choosing the window.
-        capacity: rows of a session's cache: the window, what may be generated, and slack.
+        max_prompt_tokens: bound for text much denser in tokens than code.
+        capacity: rows of a session's cache: the prompt and what may be generated.
     """
 
     name: str
@@ -50,34 +43,20 @@ class Model:
     template: FimTemplate | None
     window_tokens: int
     chars_per_token: float
-    capacity: int
     max_prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """The layout's rows by where they came from since the previous completion."""
-
-    num_wanted: int
-    num_kept: int
-    num_turned: int
-    num_repaired: int
-    num_recomputed: int
+    capacity: int
 
 
 class Session:
     """A document whose cache is patched instead of prefilled.
 
-    Text changes at once and cheaply (`edit`); the cache follows in `sync`, the only place that
-    computes rows for it. Every method that takes `check` may be left by what it raises and simply
-    be called again: rows already computed stay.
+    Text changes at once and cheaply (`edit`); rows follow in `sync`. Every method that takes
+    `check` may be left by what it raises and simply be called again.
 
     Attributes:
         text: the document.
         path: its file name, for messages.
-        layout_name: "spm", "psm" or "prefix" (left to right).
-        num_rows_forwarded: rows computed so far, decoding included, healing excluded.
-        num_rows_healed: rows recomputed by `heal`.
+        layout_name: "spm", "psm", or "prefix" for a model that only continues text.
     """
 
     def __init__(
@@ -105,21 +84,16 @@ class Session:
         self.model = model
         self.text = text
         self.path = path
-        self.policy = policy
         template = model.template
         self.layout_name = "prefix" if template is None else layout or template.layout
-        self.num_rows_forwarded = 0
-        self.num_rows_healed = 0
-        self._chunk_tokens = chunk_tokens
+        self._heals_first = policy == "heal"
         self._make_room = make_room
-        self._anchor: int | None = None
+        self._prompt = PromptCache(model.decoder, model.capacity, policy, chunk_tokens)
+        self._stretches: dict[str, Stretch] = {}
+        self._anchor: int | None = None  # where prefix and suffix meet; typed text may follow it
         self._cursor = 0
         self._is_dirty = True
-        self._stretches: dict[str, Stretch] = {}
-        self._wanted_ids = self._wanted_sides = np.empty(0, dtype=np.int64)
         self._forced = ""
-        self._cache: KVCache | None = None
-        self._logits: Tensor | None = None
 
     # Text
 
@@ -130,22 +104,20 @@ class Session:
             BadPosition: an edit lies outside the text or two overlap; nothing was changed.
         """
         ordered = sorted(edits, key=lambda edit: edit[:2])
-        reached = 0
-        for start, end, _ in ordered:
+        pieces, reached = [], 0
+        for start, end, text in ordered:
             if not reached <= start <= end <= len(self.text):
                 raise BadPosition(
                     f"edit [{start}, {end}) overlaps another or leaves the text of "
                     f"{len(self.text)} characters; send the whole text"
                 )
-            reached = end
-        pieces, reached = [], 0
-        for start, end, text in ordered:
             pieces += [self.text[reached:start], text]
             reached = end
         self.text = "".join([*pieces, self.text[reached:]])
         if self._anchor is not None:
             self._cursor = _shifted(self._cursor, ordered, after_insertion=True)
-            self._anchor = min(_shifted(self._anchor, ordered, after_insertion=False), self._cursor)
+            anchor = _shifted(self._anchor, ordered, after_insertion=False)
+            self._anchor = min(anchor, self._cursor)
         self._is_dirty = True
 
     def set_text(self, text: str) -> None:
@@ -153,8 +125,8 @@ class Session:
         if text == self.text:
             return
         start = _common_prefix(self.text, text)
-        end = len(self.text) - _common_prefix(self.text[start:][::-1], text[start:][::-1])
-        self.edit([(start, end, text[start : len(text) - len(self.text) + end])])
+        tail = _common_prefix(self.text[start:][::-1], text[start:][::-1])
+        self.edit([(start, len(self.text) - tail, text[start : len(text) - tail])])
 
     def set_cursor(self, offset: int) -> None:
         """Say where the next completion is expected: the layout's anchor.
@@ -176,18 +148,26 @@ class Session:
     @property
     def num_bytes(self) -> int:
         """Memory that the cache holds."""
-        return 0 if self._cache is None else self._cache.num_bytes
+        return self._prompt.num_bytes
 
     @property
     def num_stale(self) -> int:
-        """Rows of the layout that `heal` would recompute."""
-        if self._cache is None:
-            return 0
-        return max(0, min(len(self._wanted_ids), self._cache.num_rows) - self._cache.num_fresh)
+        """Rows that `heal` would recompute."""
+        return self._prompt.num_stale
+
+    @property
+    def num_rows_forwarded(self) -> int:
+        """Rows computed so far, decoding included, healing excluded."""
+        return self._prompt.num_rows_forwarded
+
+    @property
+    def num_rows_healed(self) -> int:
+        """Rows recomputed by `heal`."""
+        return self._prompt.num_rows_healed
 
     def drop_cache(self) -> None:
         """Give the cache's memory back; the next `sync` prefills."""
-        self._cache = self._logits = None
+        self._prompt.drop()
 
     def sync(self, check: Check) -> None:
         """Patch the cache to the text and the anchor under the policy; without an anchor, nothing.
@@ -199,36 +179,24 @@ class Session:
         """
         if self._anchor is None:
             return
-        changed = self._is_dirty
-        if changed:
+        if self._is_dirty:
             self._lay_out()
-        needed = self._cache_for_window()
-        if changed and self.policy == "full":
-            needed.clear()
-            self._logits = None
-        self._is_dirty = False
-        missing = self._place(needed)
-        for start in range(0, len(missing), self._chunk_tokens):
-            at = missing[start : start + self._chunk_tokens]
-            self._logits = self._extend(self._wanted_ids[at], at, self._wanted_sides[at], check)
-        if len(missing) and missing[-1] != len(self._wanted_ids) - 1:
-            self._logits = None
+            self._is_dirty = False
+        self._make_room(self, self._prompt.num_tokens)
+        self._prompt.patch(check)
 
     def heal(self, max_rows: int, check: Check) -> int:
-        """Recompute stale rows in order, from the lowest stale position.
-
-        After the last of them the cache equals a full prefill.
-
-        Returns:
-            The number of rows done; 0 when all are fresh.
-        """
+        """Recompute stale rows in order; return the number done, 0 when all are fresh."""
         self.sync(check)
-        before = self.num_rows_healed
-        while self.num_stale and self.num_rows_healed - before < max_rows:
-            most = max_rows - (self.num_rows_healed - before)
-            slots = self._recompute_lowest_stale(most, check)
-            self.num_rows_healed += len(slots)
-        return self.num_rows_healed - before
+        return self._prompt.heal(max_rows, check)
+
+    def take_counts(self) -> Counts:
+        """Count the prompt's rows by provenance since the previous call, and start anew."""
+        return self._prompt.take_counts()
+
+    def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
+        """Return the (n, vocab_size) float32 logits that predict n tokens after the prompt."""
+        return self._prompt.score(token_ids, check)
 
     def complete(
         self,
@@ -249,23 +217,19 @@ class Session:
             BadPosition, ContextTooLong, OutOfMemory, Cancelled, Interrupted.
         """
         started_at = time.perf_counter()
-        forwarded_before = self.num_rows_forwarded
+        prompt, model = self._prompt, self.model
+        forwarded_before = prompt.num_rows_forwarded
         self.set_cursor(offset)
         self.sync(check)
-        if self.policy == "heal":
-            while self.num_stale:
-                slots = self._recompute_lowest_stale(self.num_stale, check)
-                self._count_forwarded(slots)
-        logits = self._logits_after_prompt(check)
-        num_prompt = len(self._wanted_ids)
-        num_computed = self.num_rows_forwarded - forwarded_before
-        model = self.model
-        template = model.template
+        if self._heals_first:
+            prompt.heal_now(check)
+        logits = prompt.logits(check)
+        num_computed = prompt.num_rows_forwarded - forwarded_before
         generated = generate(
             logits,
-            lambda token_id: self._decode(token_id, check),
+            lambda token_id: prompt.decode(token_id, check),
             params,
-            end_ids=model.tokenizer.end_ids if template is None else template.end_ids,
+            end_ids=model.template.end_ids if model.template else model.tokenizer.end_ids,
             token_bytes=model.tokenizer.token_bytes(),
             forced=self._forced,
             deadline=started_at + params.time_budget_ms / 1e3 if params.time_budget_ms else None,
@@ -275,66 +239,22 @@ class Session:
         return Completion(
             text=generated.text,
             token_ids=generated.token_ids,
-            num_prompt_tokens=num_prompt,
-            num_reused_tokens=max(0, num_prompt - num_computed),
+            num_prompt_tokens=prompt.num_tokens,
+            num_reused_tokens=max(0, prompt.num_tokens - num_computed),
             ttft_ms=(generated.first_token_at - started_at) * 1e3,
             total_ms=(time.perf_counter() - started_at) * 1e3,
             num_layers_run=model.decoder.config.num_layers,
             stop_reason=generated.stop_reason,
         )
 
-    # Measuring
-
-    def take_counts(self) -> Counts:
-        """Count the layout's rows by provenance since the previous call, and start anew."""
-        cache = self._cache_for_window()
-        provenance = cache.record("provenance")
-        of_layout = provenance[cache.positions < len(self._wanted_ids)]
-        counts = np.bincount(of_layout, minlength=4).tolist()
-        provenance[:] = KEPT
-        return Counts(len(of_layout), *counts)
-
-    def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
-        """Return what the model predicts at each of these tokens, were they to come next.
-
-        Args:
-            token_ids: n tokens after the layout, at least one.
-            check: called between layers.
-
-        Returns:
-            (n, vocab_size) float32 logits; row i predicts `token_ids[i]`. The rows added for it
-            are dropped again.
-        """
-        first = self._logits_after_prompt(check)[None]
-        if len(token_ids) == 1:
-            return first
-        cache, decoder = self._cache_for_window(), self.model.decoder
-        num_prompt, num_fresh = len(self._wanted_ids), cache.num_fresh
-        generated = np.flatnonzero(cache.positions >= num_prompt)
-        cache.positions[generated] += _OUT_OF_SIGHT
-        fed = np.array(token_ids[:-1], dtype=np.int64)
-        slots = cache.append(fed, num_prompt + np.arange(len(fed)))
-        try:
-            hidden = decoder.forward(cache, slots, check)
-        finally:
-            cache.remove(slots)
-            cache.positions[generated] -= _OUT_OF_SIGHT
-            cache.num_fresh = num_fresh
-        return torch.cat([first, decoder.logits(hidden)])
-
     # Layout
 
     def _lay_out(self) -> None:
-        """Set the wanted tokens, their sides, and the text to be generated again."""
+        """Tell the prompt cache what is wanted, and note the text to be generated again."""
         model = self.model
-        assert self._anchor is not None, "a layout needs an anchor"
-        if self.layout_name != "psm":
-            self._anchor = self._cursor  # only PSM keeps what was typed apart from the prefix
         chars_per_token = model.chars_per_token
-        if self._cursor - self._anchor > model.window_tokens * chars_per_token / 8:
-            self._anchor = self._cursor  # a tail this long takes room that the window counts on
-        tokenizer = model.tokenizer
-        start_id = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if self.layout_name != "psm" or self._is_tail_long():
+            self._anchor = self._cursor
         while True:
             layout = lay_out(
                 self.text,
@@ -344,16 +264,9 @@ class Session:
                 self.layout_name,
                 model.window_tokens,
                 chars_per_token,
-                start_id,
+                model.tokenizer.start_id,
             )
-            parts = []
-            for segment in layout.segments:
-                if segment.kind == "special":
-                    parts.append(np.array(segment.token_ids, dtype=np.int64))
-                else:
-                    stretch = self._stretches.setdefault(segment.kind, Stretch(tokenizer))
-                    stretch.update(self.text[segment.start : segment.end])
-                    parts.append(stretch.token_ids)
+            parts = [self._encode(segment) for segment in layout.segments]
             sizes = [len(part) for part in parts]
             if sum(sizes) <= model.max_prompt_tokens:
                 break
@@ -362,110 +275,24 @@ class Session:
                     f"a prompt of {sum(sizes)} tokens does not fit {model.max_prompt_tokens}; "
                     "raise cache_bytes or use a model with a longer context"
                 )
-            chars_per_token /= 2  # text as dense as emoji: see less of it
-        self._wanted_ids = np.concatenate(parts)
-        self._wanted_sides = np.repeat(np.arange(len(parts)), sizes)
+            chars_per_token /= 2  # text as dense in tokens as emoji: see less of it
+        self._prompt.want(np.concatenate(parts), np.repeat(np.arange(len(parts)), sizes))
         self._forced = self.text[layout.healed_from : self._cursor]
 
-    def _cache_for_window(self) -> KVCache:
-        if self._cache is None:
-            decoder = self.model.decoder
-            self._cache = KVCache(
-                decoder.config, self.model.capacity, decoder.dtype, decoder.device
-            )
-            self._cache.add_record("sides", np.int64, 0)
-            self._cache.add_record("provenance", np.int8, RECOMPUTED)
-        return self._cache
+    def _encode(self, segment: Segment) -> NDArray[np.int64]:
+        if segment.kind == "special":
+            return np.array(segment.token_ids, dtype=np.int64)
+        if segment.kind not in self._stretches:
+            self._stretches[segment.kind] = Stretch(self.model.tokenizer)
+        stretch = self._stretches[segment.kind]
+        stretch.update(self.text[segment.start : segment.end])
+        return stretch.token_ids
 
-    # Rows
-
-    def _place(self, cache: KVCache) -> NDArray[np.int64]:
-        """Keep, turn and drop rows; return the positions whose rows are missing."""
-        order = cache.by_position()
-        resident_ids, resident_sides = cache.token_ids[order], cache.record("sides")[order]
-        if self.policy in ("full", "prefix"):
-            # One side for all: nothing is ever moved, so only the common prefix counts.
-            source = np.full(len(self._wanted_ids), -1, dtype=np.int64)
-            length = min(len(order), len(source))
-            differ = resident_ids[:length] != self._wanted_ids[:length]
-            length = int(differ.argmax()) if differ.any() else length
-            source[:length] = np.arange(length)
-        else:
-            source = match_rows(resident_ids, resident_sides, self._wanted_ids, self._wanted_sides)
-        missing = np.flatnonzero(source < 0)
-        held = np.flatnonzero(source >= 0)
-        slots = order[source[held]]
-        is_moved = cache.positions[slots] != held
-        dropped = np.delete(order, source[held])
-        if len(missing) or is_moved.any() or (cache.positions[dropped] < len(source)).any():
-            self._logits = None
-        self._make_room(self, len(source))
-        cache.turn(slots[is_moved], held[is_moved])
-        cache.record("provenance")[slots[is_moved]] = TURNED
-        cache.record("sides")[slots] = self._wanted_sides[held]
-        cache.remove(dropped)
-        return missing
-
-    def _extend(
-        self,
-        token_ids: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        sides: NDArray[np.int64],
-        check: Check,
-    ) -> Tensor:
-        """Append rows and compute them; on any error they are taken back.
-
-        Returns:
-            (vocab_size,) logits after the last of them.
-        """
-        cache = self._cache_for_window()
-        slots = cache.append(token_ids, positions)
-        cache.record("sides")[slots] = sides
-        try:
-            logits = self._compute(slots, check)
-        except BaseException:
-            cache.remove(slots)
-            raise
-        self._count_forwarded(slots)
-        return logits
-
-    def _compute(self, slots: Slots, check: Check) -> Tensor:
-        cache, decoder = self._cache_for_window(), self.model.decoder
-        hidden = decoder.forward(cache, slots, check)
-        cache.mark_computed(slots)
-        return decoder.logits(hidden[-1:])[0]
-
-    def _decode(self, token_id: int, check: Check) -> Tensor:
-        """Append one generated token after all rows; it stays until a layout does not want it."""
-        cache = self._cache_for_window()
-        position = cache.positions.max() + 1
-        return self._extend(
-            np.array([token_id]), np.array([position]), self._wanted_sides[-1:], check
-        )
-
-    def _logits_after_prompt(self, check: Check) -> Tensor:
-        """Return the (vocab_size,) logits of the layout's last row, computing it if need be."""
-        if self._logits is None:
-            cache = self._cache_for_window()
-            last = np.flatnonzero(cache.positions == len(self._wanted_ids) - 1)
-            self._logits = self._compute(last, check)
-            self._count_forwarded(last)
-        return self._logits
-
-    def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
-        """Recompute a chunk of stale rows in order of position; return their slots."""
-        cache = self._cache_for_window()
-        start = cache.num_fresh
-        end = start + min(self._chunk_tokens, max_rows, self.num_stale)
-        slots = cache.by_position()[start:end]
-        logits = self._compute(slots, check)
-        cache.record("provenance")[slots] = KEPT
-        self._logits = logits if end == len(self._wanted_ids) else None
-        return slots
-
-    def _count_forwarded(self, slots: Slots) -> None:
-        self._cache_for_window().record("provenance")[slots] = RECOMPUTED
-        self.num_rows_forwarded += len(slots)
+    def _is_tail_long(self) -> bool:
+        """Whether the text typed since the freeze takes room that the window counts on."""
+        assert self._anchor is not None, "a layout needs an anchor"
+        step = self.model.window_tokens * self.model.chars_per_token / 8
+        return self._cursor - self._anchor > step
 
 
 def _shifted(offset: int, edits: Sequence[Edit], *, after_insertion: bool) -> int:
