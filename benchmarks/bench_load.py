@@ -1,0 +1,73 @@
+"""How long a fresh process needs: the command's help, the model's loading, a cold completion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import harness
+
+KEYTURN = str(Path(sys.executable).parent / "keyturn")
+PLACE = f"{harness.ROOT / 'examples' / 'intervals.py'}:1:0"
+# Without `import torch`, which is measured apart.
+LOAD = """
+import json, sys, time
+begin = time.perf_counter()
+import torch
+imported = time.perf_counter()
+from keyturn.engine.engine import Engine
+from keyturn.server.settings import Settings
+Engine(Settings().engine_config()).load(sys.argv[1])
+ready = time.perf_counter()
+print(json.dumps([imported - begin, ready - imported]))
+"""
+
+
+def main() -> None:
+    """Run, print, and save if asked to."""
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    loads: list[tuple[float, float]] = []
+
+    def load_s() -> float:
+        loads.append(json.loads(output([sys.executable, "-c", LOAD, args.model])))
+        return loads[-1][1]
+
+    def wall_s(*command: str) -> float:
+        start = time.perf_counter()
+        output([KEYTURN, *command])
+        return time.perf_counter() - start
+
+    times = harness.alternate(
+        {
+            "keyturn --help": lambda: wall_s("--help"),
+            "load the model": load_s,
+            "keyturn complete": lambda: wall_s("complete", PLACE, "--model", args.model),
+        },
+        repeats=args.repeats,
+        warm_up=1,
+    )
+    times["import torch"] = [imported for imported, _ in loads[1:]]
+    harness.table(
+        ["seconds, fresh processes", "median", "min", "max"],
+        [[name, median(values), min(values), max(values)] for name, values in times.items()],
+    )
+    checks = [
+        harness.check("load the model", median(times["load the model"]), "s", "<= 3"),
+        harness.check("keyturn --help", median(times["keyturn --help"]), "s", "<= 0.3"),
+    ]
+    harness.finish("load", args, {"seconds": times}, checks)
+
+
+def output(command: list[str]) -> str:
+    """Return what a command prints; its failure is ours."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+if __name__ == "__main__":
+    main()

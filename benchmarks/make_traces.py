@@ -1,0 +1,209 @@
+"""Make replay traces from two released versions of a package.
+
+A trace tells one story: somebody writes a stretch of a file, line by line, while real changes
+between the two versions arrive elsewhere in it, inside the model's window. What is to be written
+is absent from the text until it is typed, and serves as the reference of each completion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# In code points, for a window of 2,048 tokens (about 6,500 characters): an edit farther from the
+# cursor may lie outside of the window, and a nearer one is not "elsewhere".
+REACH_BEFORE, REACH_AFTER, NEAREST = 2600, 700, 200
+STRETCH = (500, 1400)  # shortest and longest stretch that is written in one trace
+REFERENCE = 240  # about twice the 32 tokens that are scored
+LARGEST_EDIT = 1500
+FEWEST_EDITS = 4
+
+
+@dataclass(frozen=True)
+class Hunk:
+    """One change, in code points of the old file: [start, end) becomes `text`."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A stretch [start, end) of the old file that both versions have, and changes around it."""
+
+    start: int
+    end: int
+    hunks: tuple[Hunk, ...]
+
+
+def main() -> None:
+    """Write the traces and the package's licence; print where they come from."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("old", help="older release, NAME==VERSION")
+    parser.add_argument("new", help="newer release, NAME==VERSION")
+    parser.add_argument("--out", type=Path, default=Path("examples/traces"))
+    parser.add_argument("--count", type=int, default=1, help="traces at most, one per file")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    old, new = wheel_files(args.old), wheel_files(args.new)
+    name = args.new.split("==")[0]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path, text in new.items():
+        if ".dist-info/" in path and Path(path).name.startswith(("LICENSE", "COPYING")):
+            (args.out / f"{name}-LICENSE.txt").write_text(text, encoding="utf-8")
+    found = []
+    for path in sorted(old.keys() & new.keys()):
+        if path.endswith(".py") and (site := best_site(old[path], new[path])):
+            found.append((len(site.hunks), path, site))
+    for count, path, site in sorted(found, key=lambda item: (-item[0], item[1]))[: args.count]:
+        target = args.out / f"{name}-{Path(path).stem.strip('_')}.jsonl"
+        with target.open("w", encoding="utf-8", newline="\n") as file:
+            for record in story(path, old[path], site, random.Random(args.seed)):
+                file.write(json.dumps(record) + "\n")
+        size = target.stat().st_size
+        print(f"{target}: {path}, {args.old} -> {args.new}, {count} edits, {size} bytes")
+    if not found:
+        sys.exit(f"no file of {args.old} has {FEWEST_EDITS} changes near one unchanged stretch")
+
+
+def wheel_files(requirement: str) -> dict[str, str]:
+    """Download one wheel with pip and return its text files by path."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+        subprocess.run([*command, "--only-binary=:all:", "-d", folder, requirement], check=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        files = {}
+        with zipfile.ZipFile(wheel) as archive:
+            for path in archive.namelist():
+                try:
+                    files[path] = archive.read(path).decode("utf-8")
+                except UnicodeDecodeError:
+                    continue
+        return files
+
+
+def changes(old: str, new: str) -> tuple[list[Hunk], list[tuple[int, int]]]:
+    """Return the changed places and the unchanged stretches, in code points of `old`."""
+    a, b = old.splitlines(keepends=True), new.splitlines(keepends=True)
+    at = [0]
+    for line in a:
+        at.append(at[-1] + len(line))
+    hunks, equal = [], []
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
+        if kind == "equal":
+            equal.append((at[i1], at[i2]))
+        else:
+            hunks.append(narrow(old, Hunk(at[i1], at[i2], "".join(b[j1:j2]))))
+    return hunks, equal
+
+
+def narrow(old: str, hunk: Hunk) -> Hunk:
+    """Leave out what both sides of a change begin and end with, as an editor does."""
+    start, end, text = hunk.start, hunk.end, hunk.text
+    while start < end and text and old[start] == text[0]:
+        start, text = start + 1, text[1:]
+    while start < end and text and old[end - 1] == text[-1]:
+        end, text = end - 1, text[:-1]
+    return Hunk(start, end, text)
+
+
+def best_site(old: str, new: str) -> Site | None:
+    """Return the unchanged stretch with most changes within reach, None if they are too few."""
+    hunks, equal = changes(old, new)
+    hunks = [h for h in hunks if max(h.end - h.start, len(h.text)) <= LARGEST_EDIT]
+    best = None
+    for low, high in equal:
+        for start, end in stretches(old, low, high):
+            near = tuple(
+                hunk
+                for hunk in hunks
+                if (start - REACH_BEFORE <= hunk.start and hunk.end <= start - NEAREST)
+                or (end + NEAREST <= hunk.start and hunk.end <= end + REACH_AFTER)
+            )
+            if len(near) >= FEWEST_EDITS and (not best or len(near) > len(best.hunks)):
+                best = Site(start, end, near)
+    return best
+
+
+def stretches(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yield stretches of whole lines in [low, high), from behind an indentation to a line's end."""
+    at = low
+    while high - at >= STRETCH[0]:
+        line_end = text.find("\n", at, high)
+        if line_end < 0:
+            return
+        start = at + len(text[at:line_end]) - len(text[at:line_end].lstrip())
+        end = text.rfind("\n", at, min(high, start + STRETCH[1]))
+        if start > at and end - start >= STRETCH[0]:
+            yield start, end
+        at = line_end + 1
+
+
+def story(path: str, old: str, site: Site, rng: random.Random) -> Iterator[dict]:
+    """Yield the records: open, then one change elsewhere, a completion, and typing, by turns."""
+    to_write, cursor = old[site.start : site.end], site.start
+    text = old[: site.start] + old[site.end :]
+    yield {"open": {"path": path, "text": text}}
+    yield {"cursor": {"offset": cursor}}
+    yield {"idle": {"ms": 3000}}
+    gap = site.end - site.start
+    pending = [
+        replace(hunk, start=hunk.start - gap, end=hunk.end - gap)
+        if hunk.start >= site.end
+        else hunk
+        for hunk in site.hunks
+    ]
+    rng.shuffle(pending)
+    stops = line_starts(to_write, len(pending))
+    while pending and stops:
+        batch = [pending.pop() for _ in range(min(len(pending), 1 + (rng.random() < 0.25)))]
+        edits = [{"start": h.start, "end": h.end, "text": h.text} for h in batch]
+        yield {"edits": edits} if len(edits) > 1 else {"edit": edits[0]}
+        for hunk in sorted(batch, key=lambda hunk: -hunk.start):
+            growth = len(hunk.text) - (hunk.end - hunk.start)
+            pending = [moved(other, hunk.start, growth) for other in pending]
+            cursor += growth if hunk.start < cursor else 0
+        rest = to_write[stops[0] :]
+        end = rest.find("\n", REFERENCE)
+        yield {"complete": {"offset": cursor, "reference": rest[:end] if end > 0 else rest}}
+        if len(stops) > 1:
+            typed = to_write[stops[0] : stops[1]]
+            yield {"edit": {"start": cursor, "end": cursor, "text": typed}}
+            pending = [moved(other, cursor, len(typed)) for other in pending]
+            cursor += len(typed)
+            yield {"cursor": {"offset": cursor}}
+            yield {"idle": {"ms": 500}}
+        stops = stops[1:]
+
+
+def line_starts(to_write: str, wanted: int) -> list[int]:
+    """Return up to `wanted` places behind an indentation, spread so that a reference remains."""
+    places, at = [0], 0
+    while (at := to_write.find("\n", at) + 1) and len(to_write) - at >= REFERENCE:
+        line = to_write[at:].split("\n", 1)[0]
+        if line.strip():
+            places.append(at + len(line) - len(line.lstrip()))
+    count = min(wanted, len(places))
+    return [places[i * len(places) // count] for i in range(count)]
+
+
+def moved(hunk: Hunk, at: int, growth: int) -> Hunk:
+    """Return the change where it is after the text grew by `growth` at `at`."""
+    if hunk.start < at:
+        return hunk
+    return replace(hunk, start=hunk.start + growth, end=hunk.end + growth)
+
+
+if __name__ == "__main__":
+    main()
