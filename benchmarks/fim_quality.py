@@ -82,7 +82,8 @@ def main() -> None:
         found |= {"seconds": outcome.total_s}
         found["first_ms_p50"] = median(outcome.ttft_ms) if outcome.ttft_ms else None
         if args.run_tests:
-            passed = [runs(task.program(line)) for task, line in zip(tasks, outcome.lines)]
+            pairs = zip(tasks, outcome.lines, strict=True)
+            passed = [runs(task.program(line)) for task, line in pairs]
             found["pass_percent"] = 100 * sum(passed) / len(tasks)
         figures[name.replace(" ", "_")] = found
         rows.append([name, args.layout, len(tasks), *found.values()])

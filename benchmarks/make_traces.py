@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("new", help="newer release, NAME==VERSION")
     parser.add_argument("--out", type=Path, default=Path("examples/traces"))
     parser.add_argument("--count", type=int, default=1, help="traces at most, one per file")
+    parser.add_argument("--file", help="only this file of the package, for instance attr/_make.py")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     old, new = wheel_files(args.old), wheel_files(args.new)
@@ -63,7 +64,8 @@ def main() -> None:
             (args.out / f"{name}-LICENSE.txt").write_text(text, encoding="utf-8")
     found = []
     for path in sorted(old.keys() & new.keys()):
-        if path.endswith(".py") and (site := best_site(old[path], new[path])):
+        wanted = path == args.file if args.file else path.endswith(".py")
+        if wanted and (site := best_site(old[path], new[path])):
             found.append((len(site.hunks), path, site))
     for count, path, site in sorted(found, key=lambda item: (-item[0], item[1]))[: args.count]:
         target = args.out / f"{name}-{Path(path).stem.strip('_')}.jsonl"
@@ -119,10 +121,10 @@ def narrow(old: str, hunk: Hunk) -> Hunk:
 
 
 def best_site(old: str, new: str) -> Site | None:
-    """Return the unchanged stretch with most changes within reach, None if they are too few."""
+    """Return the stretch that allows most completions, None where changes are too few."""
     hunks, equal = changes(old, new)
     hunks = [h for h in hunks if max(h.end - h.start, len(h.text)) <= LARGEST_EDIT]
-    best = None
+    best, most = None, 0
     for low, high in equal:
         for start, end in stretches(old, low, high):
             near = tuple(
@@ -131,8 +133,9 @@ def best_site(old: str, new: str) -> Site | None:
                 if (start - REACH_BEFORE <= hunk.start and hunk.end <= start - NEAREST)
                 or (end + NEAREST <= hunk.start and hunk.end <= end + REACH_AFTER)
             )
-            if len(near) >= FEWEST_EDITS and (not best or len(near) > len(best.hunks)):
-                best = Site(start, end, near)
+            count = len(line_starts(old[start:end], len(near)))
+            if len(near) >= FEWEST_EDITS and count > most:
+                best, most = Site(start, end, near), count
     return best
 
 

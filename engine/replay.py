@@ -103,8 +103,7 @@ class _Replay:
     scored_same: Closeness = field(default_factory=lambda: Closeness([], []))
 
     def __post_init__(self) -> None:
-        self.text = self.trace.text
-        self.session = self._open("measured", self.policy)
+        self.session = self._open("measured", self.trace.text, self.policy)
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Carry out the records in order."""
@@ -112,8 +111,6 @@ class _Replay:
             match record:
                 case Edit():
                     self.session.edit(record.edits)
-                    for start, end, text in reversed(record.edits):
-                        self.text = self.text[:start] + text + self.text[end:]
                     self.num_edits += len(record.edits)
                     self._patch()
                 case Cursor():
@@ -134,14 +131,12 @@ class _Replay:
 
     def close(self) -> None:
         """Give the sessions' memory back."""
-        for name in ("measured", "oracle"):
-            if (self, name) in self.engine.sessions:
-                self.engine.close((self, name))
+        self.engine.close((self, "measured"))
 
-    def _open(self, name: str, policy: str) -> Session:
+    def _open(self, name: str, text: str, policy: str) -> Session:
         return self.engine.open(
             (self, name),
-            self.text,
+            text,
             path=self.trace.path,
             model=self.model,
             policy=policy,
@@ -150,9 +145,10 @@ class _Replay:
 
     def _prefill(self, anchor: int | None) -> None:
         """Do the first prefill, which is `open_ms` and in no other sum."""
-        if anchor is None:  # nothing is ever completed: there is no place to prefill for
-            return
-        self.session.set_cursor(anchor)
+        if self.session.anchor is None:
+            if anchor is None:  # nothing is ever completed: there is no place to prefill for
+                return
+            self.session.set_cursor(anchor)
         self.open_ms = _timed_ms(lambda: self.session.sync(_go_on))
         self.rows_at_open = self._num_rows()
         self.session.take_counts()
@@ -198,7 +194,8 @@ class _Replay:
     def _compare(self, record: Complete, completion: Completion) -> dict[str, Any]:
         """Score the session against a full prefill of the canonical and of its own layout."""
         rows_before = self._num_rows()
-        oracle = self._open("oracle", "full")
+        text = self.session.text
+        oracle = self._open("oracle", text, "full")
         try:
             oracle.set_cursor(record.offset)
             oracle.sync(_go_on)
@@ -206,13 +203,12 @@ class _Replay:
             token_ids = self._scored_tokens(record, full, oracle)
             reference = oracle.score(token_ids, _go_on)
             given = self.session.score(token_ids, _go_on)
-            near = closeness(reference, given)
-            same = near
-            if self.session.layout != oracle.layout and self.session.anchor is not None:
-                self.engine.close((self, "oracle"))
-                oracle = self._open("oracle", "full")
-                oracle.set_cursor(self.session.anchor)
-                oracle.complete(record.offset, PARAMS, _go_on)
+            near = same = closeness(reference, given)
+            if (anchor := self.session.anchor) is not None and anchor != record.offset:
+                oracle = self._open("oracle", text[:anchor] + text[record.offset :], "full")
+                oracle.set_cursor(anchor)
+                oracle.edit([(anchor, anchor, text[anchor : record.offset])])
+                oracle.sync(_go_on)
                 same = closeness(oracle.score(token_ids, _go_on), given)
         finally:
             self.engine.close((self, "oracle"))
@@ -232,9 +228,9 @@ class _Replay:
     def _scored_tokens(self, record: Complete, full: Completion, oracle: Session) -> list[int]:
         token_ids = list(full.token_ids)
         if record.reference is not None:
-            healed_from = oracle.layout.healed_from if oracle.layout else record.offset
-            healed = self.text[healed_from : record.offset]
-            token_ids = oracle.tokenizer.encode(healed + record.reference).token_ids.tolist()
+            # Without fill-in-the-middle, white space before the cursor is generated again.
+            written = oracle.forced + record.reference
+            token_ids = oracle.model.tokenizer.encode(written).token_ids.tolist()
         # An empty completion still has a first token's distribution; which token then follows
         # does not matter, no row is predicted from it.
         return token_ids[:NUM_SCORED] or [0]
