@@ -145,7 +145,7 @@ class _Replay:
 
     def _prefill(self, anchor: int | None) -> None:
         """Do the first prefill, which is `open_ms` and in no other sum."""
-        if self.session.anchor is None:
+        if self.session._anchor is None:
             if anchor is None:  # nothing is ever completed: there is no place to prefill for
                 return
             self.session.set_cursor(anchor)
@@ -204,7 +204,7 @@ class _Replay:
             reference = oracle.score(token_ids, _go_on)
             given = self.session.score(token_ids, _go_on)
             near = same = closeness(reference, given)
-            if (anchor := self.session.anchor) is not None and anchor != record.offset:
+            if (anchor := self.session._anchor) is not None and anchor != record.offset:
                 oracle = self._open("oracle", text[:anchor] + text[record.offset :], "full")
                 oracle.set_cursor(anchor)
                 oracle.edit([(anchor, anchor, text[anchor : record.offset])])
@@ -229,7 +229,7 @@ class _Replay:
         token_ids = list(full.token_ids)
         if record.reference is not None:
             # Without fill-in-the-middle, white space before the cursor is generated again.
-            written = oracle.forced + record.reference
+            written = oracle._forced + record.reference
             token_ids = oracle.model.tokenizer.encode(written).token_ids.tolist()
         # An empty completion still has a first token's distribution; which token then follows
         # does not matter, no row is predicted from it.

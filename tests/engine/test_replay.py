@@ -34,11 +34,11 @@ class FakeSession:
 
     def __init__(self, text, policy):
         self.text, self.policy, self.calls = text, policy, []
-        self.anchor = None
+        self._anchor = None
         self.layout_name = "spm"
         self.num_rows_forwarded = self.num_rows_healed = 0
         self.num_stale = 30
-        self.forced = ""
+        self._forced = ""
         self.model = SimpleNamespace(
             tokenizer=SimpleNamespace(
                 encode=lambda text: SimpleNamespace(token_ids=torch.zeros(len(text)))
@@ -52,7 +52,7 @@ class FakeSession:
 
     def set_cursor(self, offset):
         self.calls.append(("set_cursor", offset))
-        self.anchor = offset
+        self._anchor = offset
 
     def sync(self, check):
         self.calls.append(("sync",))
