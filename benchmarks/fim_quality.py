@@ -30,8 +30,10 @@ from keyturn.server.settings import Settings
 
 KEYTURN = str(Path(sys.executable).parent / "keyturn")
 MAX_TOKENS = 72
-# What the embedded model itself reaches, in percent, measured outside of this project's code.
+# What the embedded model reaches in the code that trained it, in percent of all 1,033 tasks, and
+# how many points less are accepted: the standard error of such a figure is 1.5.
 ALONE = {"spm": 40.3, "psm": 40.0}
+WITHIN = 3.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Outcome:
     """What came back for the tasks, in their order."""
 
     lines: list[str]
-    ttft_ms: list[float]
+    answer_ms: list[float]
     total_s: float
 
 
@@ -71,35 +73,41 @@ def main() -> None:
     outcomes = {"engine alone": ask_engine(tasks, args)}
     if not args.engine_only:
         outcomes = {"language server": ask_server(tasks, args)} | outcomes
-    figures: dict[str, Any] = {"layout": args.layout, "num_tasks": len(tasks)}
-    rows = []
-    for name, outcome in outcomes.items():
-        exact = [line.strip() == task.line for line, task in zip(outcome.lines, tasks, strict=True)]
-        share = 100 * sum(exact) / len(tasks)
-        error = math.sqrt(share * (100 - share) / len(tasks))
-        empty = sum(not line.strip() for line in outcome.lines)
-        found = {"exact_percent": share, "standard_error": error, "num_empty": empty}
-        found |= {"seconds": outcome.total_s}
-        found["first_ms_p50"] = median(outcome.ttft_ms) if outcome.ttft_ms else None
-        if args.run_tests:
-            pairs = zip(tasks, outcome.lines, strict=True)
-            passed = [runs(task.program(line)) for task, line in pairs]
-            found["pass_percent"] = 100 * sum(passed) / len(tasks)
-        figures[name.replace(" ", "_")] = found
-        rows.append([name, args.layout, len(tasks), *found.values()])
-    harness.table(["asked", "layout", "tasks", *found], rows)
-    first, last = (outcomes[name].lines for name in (next(iter(outcomes)), "engine alone"))
+    measured = {name: scores(outcome, tasks, args.run_tests) for name, outcome in outcomes.items()}
+    asked = next(iter(outcomes))
+    harness.table(
+        ["asked", "layout", "tasks", *measured[asked]],
+        [[name, args.layout, len(tasks), *found.values()] for name, found in measured.items()],
+    )
+    pairs = zip(tasks, outcomes[asked].lines, outcomes["engine alone"].lines, strict=True)
     differ = [
-        f"{task.name}: {a!r} through the server, {b!r} alone"
-        for task, a, b in zip(tasks, first, last, strict=True)
+        f"{task.name}: {asked} gives {a!r}, the engine alone {b!r}"
+        for task, a, b in pairs
         if a.strip() != b.strip()
     ]
-    figures["num_different"] = len(differ)
     print("\n".join(differ[:10]))
-    asked = figures[next(iter(outcomes)).replace(" ", "_")]["exact_percent"]
-    below = ALONE[args.layout] - asked
-    checks = [harness.check("first line exact, below the model alone", below, "points", "<= 3")]
+    exact, target = measured[asked]["exact_percent"], f">= {ALONE[args.layout] - WITHIN:.1f}"
+    checks = [harness.check(f"HumanEval lines exact, {args.layout}", exact, "%", target)]
+    figures = {"layout": args.layout, "num_tasks": len(tasks), "num_different": len(differ)}
+    figures |= {name.replace(" ", "_"): found for name, found in measured.items()}
     harness.finish("fim_quality", args, figures, checks if args.model == "embedded" else [])
+
+
+def scores(outcome: Outcome, tasks: list[Task], run_tests: bool) -> dict[str, Any]:
+    """Return what the lines are worth, in percent of the tasks, and how long they took."""
+    pairs = list(zip(tasks, outcome.lines, strict=True))
+    share = 100 * sum(line.strip() == task.line for task, line in pairs) / len(tasks)
+    found: dict[str, Any] = {
+        "exact_percent": share,
+        "standard_error": math.sqrt(share * (100 - share) / len(tasks)),
+        "num_empty": sum(not line.strip() for line in outcome.lines),
+        "seconds": outcome.total_s,
+        "answer_ms_p50": median(outcome.answer_ms),
+    }
+    if run_tests:
+        passed = sum(runs(task.program(line)) for task, line in pairs)
+        found["pass_percent"] = 100 * passed / len(tasks)
+    return found
 
 
 def read_tasks(path: Path) -> Iterator[Task]:
@@ -132,7 +140,7 @@ def ask_engine(tasks: list[Task], args: argparse.Namespace) -> Outcome:
         )
         completion = session.complete(len(task.prefix), params, lambda: None)
         lines.append(completion.text)
-        times.append(completion.ttft_ms)
+        times.append(completion.total_ms)
     return Outcome(lines, times, time.perf_counter() - start)
 
 

@@ -48,7 +48,7 @@ class Site:
 
 def main() -> None:
     """Write the traces and the package's licence; print where they come from."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("old", help="older release, NAME==VERSION")
     parser.add_argument("new", help="newer release, NAME==VERSION")
     parser.add_argument("--out", type=Path, default=Path("examples/traces"))
