@@ -68,6 +68,7 @@ class Document:
     encoding: str
     limits: Limits
     refusal: str | None = field(init=False, default=None)
+    _lost: str | None = field(init=False, repr=False, default=None)
     _starts: np.ndarray = field(init=False, repr=False)
     _num_bytes: int = field(init=False, default=0)
     _num_nuls: int = field(init=False, default=0)
@@ -94,13 +95,23 @@ class Document:
             if one.start is None or one.end is None:
                 self._set_text(one.text)
                 edits = None
-            elif self._holds_text():
+            elif self._lost is None:
                 edit = self._resolve(one.start, one.end, one.text)
                 self._replace(edit)
                 if edits is not None:
                     edits.append(edit)
         self._check()
-        return edits if self._holds_text() else None
+        return edits if self._lost is None else None
+
+    def lose(self, reason: str) -> None:
+        """Note that the client's text is not known any more; a whole new text mends it."""
+        self._lost = f"{reason}: close the document and open it again"
+        self._check()
+
+    def limit(self, limits: Limits) -> None:
+        """Check the document against other limits from now on."""
+        self.limits = limits
+        self._check()
 
     def offset(self, position: Position) -> int:
         """Return the code-point offset of `position`; beyond the line or the text it clamps.
@@ -121,25 +132,25 @@ class Document:
         line = int(np.searchsorted(self._starts, offset, side="right")) - 1
         return self.text[offset : self._line_span(line)[1]]
 
-    def _holds_text(self) -> bool:
-        return self._num_bytes <= self.limits.max_document_bytes
-
     def _set_text(self, text: str) -> None:
         self.text = text
+        self._lost = None
         self._num_bytes = _num_bytes(text)
         self._num_nuls = text.count("\0")
-        if self._holds_text():
-            self._starts = np.array([0, *line_starts(text, 0)], dtype=np.int64)
+        # A text over the limit is dropped by _check; its lines need not be found.
+        lines = line_starts(text, 0) if self._num_bytes <= self.limits.max_document_bytes else []
+        self._starts = np.array([0, *lines], dtype=np.int64)
         self._check()
 
     def _check(self) -> None:
         limits = self.limits
-        self.refusal = None
-        if not self._holds_text():
-            self.refusal = (
+        if self._lost is None and self._num_bytes > limits.max_document_bytes:
+            self._lost = (
                 f"{self._num_bytes} bytes are more than max_document_bytes = "
                 f"{limits.max_document_bytes}: raise that setting and open the document again"
             )
+        self.refusal = self._lost
+        if self._lost is not None:
             self.text, self._starts = "", np.zeros(1, dtype=np.int64)
             return
         if self._num_nuls:

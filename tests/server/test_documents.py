@@ -214,6 +214,28 @@ def test_refused_when_an_edit_makes_it_too_large() -> None:
     assert held.text == ""
 
 
+def test_a_dropped_text_stays_refused_when_the_limit_is_raised() -> None:
+    held = document("abcdef", limits=Limits(5, 100))
+    held.limit(Limits(100, 100))
+    assert "open the document again" in (held.refusal or "")
+
+
+def test_other_limits_are_checked_at_once() -> None:
+    held = document("abcdef", limits=Limits(100, 5))
+    assert held.refusal is not None
+    held.limit(Limits(100, 10))
+    assert (held.refusal, held.text) == (None, "abcdef")
+
+
+def test_a_lost_text_is_refused_until_replaced_as_a_whole() -> None:
+    held = document("abc")
+    held.lose("a change could not be read")
+    assert "close the document and open it again" in (held.refusal or "")
+    assert held.change([Change("x", Position(0, 0), Position(0, 0))], 2) is None
+    held.change([Change("new")], 3)
+    assert (held.refusal, held.text) == (None, "new")
+
+
 def test_an_edit_of_a_long_file_does_not_split_it_again(monkeypatch) -> None:
     held = document("x = 1  # some words\n" * 20_000)
     scanned = []

@@ -1,0 +1,326 @@
+"""The language server: what each LSP message does. Handlers parse, submit and return."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from lsprotocol import types
+from pygls.lsp.server import LanguageServer
+from pygls.uris import to_fs_path
+
+from ..engine.config import Completion, CompletionParams
+from .completions import Answer, Completions, Selected
+from .documents import ENCODINGS, UTF16, Change, Document, Limits, Position
+from .editor_items import completion_list, inline_items
+from .progress import LoadingProgress
+from .rpc import Malformed, Protocol, tolerant_converter
+from .settings import SECTION, Settings, from_options
+
+if TYPE_CHECKING:
+    from .engine_client import EngineClient
+
+log = logging.getLogger(__name__)
+
+STATUS = "keyturn/status"
+DOCUMENTS = "keyturn/documents"
+DID_FOCUS = "textDocument/didFocus"
+_TRIGGER_CHARACTERS = [".", " ", "(", "[", "=", ","]
+# vscode-languageclient before 10 sends 0 when the user asked.
+_INVOKED = (types.InlineCompletionTriggerKind.Invoked, 0)
+
+
+class KeyturnServer(LanguageServer):
+    """One client's language server; the model lives in the engine host, shared by all servers.
+
+    Args:
+        engine: speaks to the engine host.
+    """
+
+    protocol: Protocol
+
+    def __init__(self, engine: EngineClient) -> None:
+        """Register the handlers; nothing is started before `initialized`."""
+        super().__init__(
+            "keyturn",
+            version("keyturn"),
+            protocol_cls=Protocol,
+            converter_factory=tolerant_converter,
+        )
+        self.engine = engine
+        self.settings = Settings()
+        self.documents: dict[str, Document] = {}
+        self._base_settings = Settings()
+        self._encoding = UTF16
+        self._completions = Completions(self._ask, lambda: self.settings)
+        self._progress = LoadingProgress(self)
+        self.protocol.on_malformed = self._on_malformed
+        _register(self)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code once the client said `exit`."""
+        return self.protocol.exit_code
+
+    def handle(self, body: bytes) -> None:
+        """Handle one message from the client."""
+        self.protocol.handle(body)
+
+    async def close(self) -> None:
+        """Let go of the engine host, which stays for others."""
+        await self.engine.stop()
+
+    def report_server_error(self, error: Exception, source: object) -> None:
+        """Log; pygls would pop up a window."""
+        log.error("%s: %s", getattr(source, "__name__", source), error)
+
+    # Life of the server.
+
+    def start(self, params: types.InitializeParams) -> None:
+        """Take the client's settings and abilities; nothing here takes time."""
+        self._encoding = _plain(self.workspace.position_encoding)
+        if self._encoding not in ENCODINGS:
+            self._encoding = UTF16
+        self._base_settings, warnings = from_options(params.initialization_options)
+        self.settings = self._base_settings
+        self._warn(warnings)
+        documents = params.capabilities.text_document
+        has_inline = documents is not None and documents.inline_completion is not None
+        wanted = self.settings.completion_items
+        if wanted == "always" or (wanted == "auto" and not has_inline):
+            options = types.CompletionOptions(trigger_characters=_TRIGGER_CHARACTERS)
+            self.feature(types.TEXT_DOCUMENT_COMPLETION, options)(_guarded(self._menu, None))
+
+    def connect(self) -> None:
+        """Start or find the engine host, in the background."""
+        self.engine.start(self.settings, on_change=self._on_engine_change)
+
+    def reconfigure(self, params: types.DidChangeConfigurationParams) -> None:
+        """Take new settings; the documents are opened anew when the engine needs that."""
+        before = self.settings
+        options = params.settings
+        if isinstance(options, dict) and SECTION not in options and not options:
+            options = None
+        self.settings, warnings = from_options(options, self._base_settings)
+        self._warn(warnings)
+        if self.settings != before:
+            self.engine.configure(self.settings)
+            for document in self.documents.values():
+                document.limit(self._limits())
+
+    # Documents.
+
+    def open(self, params: types.DidOpenTextDocumentParams) -> None:
+        """Hold a document's text and let the engine warm its cache."""
+        item = params.text_document
+        document = Document(item.uri, item.version, item.text, self._encoding, self._limits())
+        self.documents[item.uri] = document
+        self._completions.edited(item.uri, None)
+        self._submit_text(document)
+
+    def change(self, params: types.DidChangeTextDocumentParams) -> None:
+        """Apply changes and send them on as code-point edits."""
+        document = self.documents.get(params.text_document.uri)
+        if document is None:
+            log.warning("change of %s, which is not open", params.text_document.uri)
+            return
+        was_refused = document.refusal is not None
+        base = document.version
+        changes = [_change(item) for item in params.content_changes]
+        edits = document.change(changes, params.text_document.version)
+        self._completions.edited(document.uri, edits)
+        if edits is None or was_refused or document.refusal is not None:
+            self._submit_text(document, was_refused=was_refused)
+        else:
+            self.engine.edit(document.uri, base, document.version, edits)
+
+    def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
+        """Forget a document."""
+        uri = params.text_document.uri
+        self.documents.pop(uri, None)
+        self._completions.closed(uri)
+        self.engine.close(uri)
+
+    def focus(self, params: object) -> None:
+        """Warm the document the user looks at."""
+        identifier = params.get("textDocument") if isinstance(params, dict) else None
+        uri = identifier.get("uri") if isinstance(identifier, dict) else None
+        if isinstance(uri, str) and uri in self.documents:
+            self.engine.focus(uri)
+
+    def _submit_text(self, document: Document, was_refused: bool = False) -> None:
+        if document.refusal is None:
+            path = to_fs_path(document.uri) or document.uri
+            self.engine.open(document.uri, document.version, document.text, path)
+            return
+        self.engine.close(document.uri)
+        if not was_refused:
+            self._warn([f"no completions in {document.uri}: {document.refusal}"])
+            self._notify_status()
+
+    def _limits(self) -> Limits:
+        return Limits(self.settings.max_document_bytes, self.settings.max_line_chars)
+
+    # Requests.
+
+    async def inline(
+        self, params: types.InlineCompletionParams
+    ) -> list[types.InlineCompletionItem]:
+        """Answer textDocument/inlineCompletion."""
+        document = self.documents.get(params.text_document.uri)
+        if document is None:
+            return []
+        invoked = params.context.trigger_kind in _INVOKED
+        selected = params.context.selected_completion_info
+        answer = await self._completions.complete(
+            document,
+            document.offset(_position(params.position)),
+            invoked=invoked,
+            selected=selected and _selected(document, selected),
+        )
+        return inline_items(answer, document)
+
+    async def _menu(self, params: types.CompletionParams) -> types.CompletionList | None:
+        document = self.documents.get(params.text_document.uri)
+        if document is None:
+            return None
+        offset = document.offset(_position(params.position))
+        answer: Answer = await self._completions.complete(document, offset, invoked=False)
+        return completion_list(answer, document)
+
+    def status(self) -> dict[str, Any]:
+        """Return what works and what does not, with reasons, as plain data."""
+        return {
+            **self.engine.status(),
+            "version": self.version,
+            "position_encoding": self._encoding,
+            "num_documents": len(self.documents),
+            "refused": {
+                document.uri: document.refusal
+                for document in self.documents.values()
+                if document.refusal is not None
+            },
+            "completions": self._completions.status(),
+        }
+
+    def held_documents(self) -> list[dict[str, Any]]:
+        """Return what is held of each document, so that a client can compare."""
+        return [
+            {
+                "uri": document.uri,
+                "version": document.version,
+                "num_chars": len(document.text),
+                "sha256": hashlib.sha256(
+                    document.text.encode("utf-8", "surrogatepass")
+                ).hexdigest(),
+            }
+            for document in self.documents.values()
+        ]
+
+    async def _ask(
+        self, document: Document, offset: int, params: CompletionParams, invoked: bool
+    ) -> Completion:
+        return await self.engine.complete(
+            document.uri, document.version, offset, params, invoked=invoked
+        )
+
+    # What the server says by itself.
+
+    def _on_engine_change(self, state: str, what: str, percent: int) -> None:
+        if state == "loading":
+            self._progress.report(what, percent)
+            return
+        self._progress.end(what)
+        self._notify_status()
+
+    def _on_malformed(self, malformed: Malformed) -> None:
+        """Set a document aside when one of its changes could not be read: its text is lost."""
+        params = malformed.params
+        identifier = params.get("textDocument") if isinstance(params, dict) else None
+        uri = identifier.get("uri") if isinstance(identifier, dict) else None
+        document = self.documents.get(uri) if isinstance(uri, str) else None
+        if malformed.method == types.TEXT_DOCUMENT_DID_CHANGE and document is not None:
+            document.lose(f"a change could not be read ({malformed.message})")
+            self._completions.edited(document.uri, None)
+            self._submit_text(document)
+
+    def _warn(self, messages: list[str]) -> None:
+        for message in messages:
+            log.warning("%s", message)
+            self.window_log_message(
+                types.LogMessageParams(type=types.MessageType.Warning, message=message)
+            )
+
+    def _notify_status(self) -> None:
+        self.protocol.notify(STATUS, self.status())
+
+
+def _register(server: KeyturnServer) -> None:
+    """Connect each message with its one call."""
+
+    def on(method: str, handler: Callable[..., Any], otherwise: object = None) -> None:
+        server.feature(method)(_guarded(handler, otherwise))
+
+    on(types.INITIALIZE, server.start)
+    on(types.INITIALIZED, lambda _: server.connect())
+    on(types.WORKSPACE_DID_CHANGE_CONFIGURATION, server.reconfigure)
+    on(types.TEXT_DOCUMENT_DID_OPEN, server.open)
+    on(types.TEXT_DOCUMENT_DID_CHANGE, server.change)
+    on(types.TEXT_DOCUMENT_DID_SAVE, lambda _: None)
+    on(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
+    on(DID_FOCUS, server.focus)
+    on(STATUS, lambda _: server.status(), {})
+    on(DOCUMENTS, lambda _: server.held_documents(), [])
+    on(types.EXIT, lambda _: server.protocol.leave())
+    # Without options pygls does not advertise it.
+    options = types.InlineCompletionOptions()
+    server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, options)(_guarded(server.inline, []))
+
+
+def _guarded(handler: Callable[..., Any], otherwise: object) -> Callable[..., Any]:
+    """Turn a handler's exception into a log line and `otherwise`; cancellation passes."""
+    if asyncio.iscoroutinefunction(handler):
+
+        @functools.wraps(handler)
+        async def run(params: Any) -> object:  # noqa: ANN401
+            try:
+                return await handler(params)
+            except Exception:
+                log.exception("%s failed", getattr(handler, "__name__", handler))
+                return otherwise
+
+        return run
+
+    # Not annotated `object`: pygls passes the server to a handler whose first argument may be one.
+    def call(params: Any) -> object:  # noqa: ANN401
+        try:
+            return handler(params)
+        except Exception:
+            log.exception("%s failed", getattr(handler, "__name__", handler))
+            return otherwise
+
+    return call
+
+
+def _plain(encoding: object) -> str:
+    return str(getattr(encoding, "value", encoding))
+
+
+def _position(position: types.Position) -> Position:
+    return Position(position.line, position.character)
+
+
+def _change(item: types.TextDocumentContentChangeEvent) -> Change:
+    if isinstance(item, types.TextDocumentContentChangeWholeDocument):
+        return Change(item.text)
+    return Change(item.text, _position(item.range.start), _position(item.range.end))
+
+
+def _selected(document: Document, info: types.SelectedCompletionInfo) -> Selected:
+    start = document.offset(_position(info.range.start))
+    return Selected(start, document.offset(_position(info.range.end)), info.text)

@@ -1,0 +1,57 @@
+"""Answers as LSP items: inline completions, and one entry for editors that only have menus."""
+
+from __future__ import annotations
+
+import re
+
+from lsprotocol import types
+
+from .completions import Answer
+from .documents import Document
+
+_WORD_BEFORE = re.compile(r"\w*\Z")
+_MAX_LABEL_CHARS = 80
+
+
+def inline_items(answer: Answer, document: Document) -> list[types.InlineCompletionItem]:
+    """Return the answer as inline completion items; always with a range, or VS Code guesses one."""
+    if not answer.text:
+        return []
+    return [
+        types.InlineCompletionItem(
+            insert_text=answer.text, range=_range(document, answer.start, answer.end)
+        )
+    ]
+
+
+def completion_list(answer: Answer, document: Document) -> types.CompletionList:
+    """Return the answer as a menu entry that stays visible while its first word is typed on.
+
+    Menus filter by the word before the cursor, so the entry replaces that word by itself and what
+    follows. The list is incomplete: the next character asks again.
+    """
+    items = []
+    if answer.text:
+        before = document.text[max(0, answer.start - _MAX_LABEL_CHARS) : answer.start]
+        match = _WORD_BEFORE.search(before)
+        word = match.group() if match else ""
+        text = word + answer.text
+        label = " ".join(text.split())
+        items.append(
+            types.CompletionItem(
+                label=label[:_MAX_LABEL_CHARS] + ("…" if len(label) > _MAX_LABEL_CHARS else ""),
+                kind=types.CompletionItemKind.Text,
+                detail="keyturn",
+                filter_text=text,
+                insert_text_format=types.InsertTextFormat.PlainText,
+                text_edit=types.TextEdit(
+                    range=_range(document, answer.start - len(word), answer.end), new_text=text
+                ),
+            )
+        )
+    return types.CompletionList(is_incomplete=True, items=items)
+
+
+def _range(document: Document, start: int, end: int) -> types.Range:
+    first, last = document.position(start), document.position(end)
+    return types.Range(types.Position(*first), types.Position(*last))

@@ -1,0 +1,152 @@
+"""JSON-RPC on pygls, made tolerant: whatever a client sends, a request gets a reply.
+
+Stock pygls drops a message it cannot structure (the client waits for ever), pops up a window for
+errors, keeps a second copy of every document, and loses the exit code.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cattrs
+from lsprotocol import types
+from pygls.exceptions import JsonRpcException
+from pygls.protocol import JsonRPCNotification, JsonRPCRequestMessage, LanguageServerProtocol
+from pygls.protocol import default_converter as pygls_converter
+
+log = logging.getLogger(__name__)
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+INVALID_PARAMS = -32602
+NOT_INITIALIZED = -32002
+
+
+def tolerant_converter() -> cattrs.Converter:
+    """Return pygls' converter, where a value that an enumeration lacks stays as it came."""
+    converter = pygls_converter()
+
+    def structure(value: object, kind: type[enum.Enum]) -> object:
+        try:
+            return kind(value)
+        except ValueError:
+            return value
+
+    for kind in vars(types).values():
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            converter.register_structure_hook(kind, structure)
+    return converter
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A message that cannot be handled; `id` is set when the client waits for a reply."""
+
+    id: int | str | None
+    method: str
+    params: object
+    code: int
+    message: str
+
+
+class Protocol(LanguageServerProtocol):
+    """pygls' language-server protocol without its traps.
+
+    Attributes:
+        exit_code: set when the client said `exit`: 0 after `shutdown`, else 1.
+        on_malformed: called with a notification that could not be read.
+    """
+
+    exit_code: int | None = None
+    on_malformed: Callable[[Malformed], None] | None = None
+    _initialized = False
+
+    def handle(self, body: bytes) -> None:
+        """Handle one message; never raises."""
+        try:
+            message = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            self._refuse(Malformed(None, "", None, PARSE_ERROR, f"not JSON: {error}"))
+            return
+        for one in message if isinstance(message, list) else [message]:
+            try:
+                self.handle_message(self.structure_message(one))
+            except Exception:
+                log.exception("a message was not handled")
+
+    def structure_message(self, data: Any) -> Any:  # noqa: ANN401 - pygls' signature
+        """Turn decoded JSON into a message; what cannot be becomes `Malformed`."""
+        if not isinstance(data, dict) or data.get("jsonrpc") != self.VERSION:
+            request_id = _request_id(data.get("id")) if isinstance(data, dict) else None
+            return Malformed(request_id, "", None, INVALID_REQUEST, "not a JSON-RPC 2.0 message")
+        method, params = data.get("method"), data.get("params")
+        if method is None:
+            return super().structure_message(data)
+        request_id = _request_id(data.get("id"))
+        if not isinstance(method, str) or ("id" in data and request_id is None):
+            return Malformed(request_id, str(method), params, INVALID_REQUEST, "bad method or id")
+        if self.get_message_type(method) is None:
+            if request_id is None:
+                return JsonRPCNotification(method, self.VERSION, params)
+            return JsonRPCRequestMessage(request_id, method, self.VERSION, params)
+        try:
+            return super().structure_message(data)
+        except JsonRpcException as error:
+            return Malformed(
+                request_id, method, params, INVALID_PARAMS, f"{method}: {_cause(error)}"
+            )
+
+    def handle_message(self, message: Any) -> None:  # noqa: ANN401 - pygls' signature
+        """Dispatch a message, or refuse it with an error reply if it waits for one."""
+        method = getattr(message, "method", "")
+        request_id = getattr(message, "id", None) if method else None
+        if isinstance(message, Malformed):
+            self._refuse(message)
+        elif self._shutdown and method and method != types.EXIT:
+            reason = "the server is shutting down"
+            self._refuse(Malformed(request_id, method, None, INVALID_REQUEST, reason))
+        elif not self._initialized and method not in ("", types.INITIALIZE, types.EXIT):
+            reason = f"{method} before initialize"
+            self._refuse(Malformed(request_id, method, None, NOT_INITIALIZED, reason))
+        elif self._initialized and method == types.INITIALIZE:
+            reason = "initialize was sent twice"
+            self._refuse(Malformed(request_id, method, None, INVALID_REQUEST, reason))
+        else:
+            self._initialized = self._initialized or method == types.INITIALIZE
+            super().handle_message(message)
+
+    def leave(self) -> None:
+        """Note that the client said `exit`."""
+        self.exit_code = 0 if self._shutdown else 1
+
+    def _refuse(self, malformed: Malformed) -> None:
+        log.warning("refused: %s", malformed.message)
+        if malformed.id is not None or malformed.code == PARSE_ERROR:
+            error = types.ResponseError(code=malformed.code, message=malformed.message)
+            self._send_data(types.ResponseErrorMessage(id=malformed.id, error=error))
+        elif self.on_malformed is not None:
+            self.on_malformed(malformed)
+
+    # The handlers in app.py replace these: the server keeps the only copy of the text.
+    lsp_text_document__did_open = None  # type: ignore[assignment]
+    lsp_text_document__did_change = None  # type: ignore[assignment]
+    lsp_text_document__did_close = None  # type: ignore[assignment]
+    lsp_exit = None  # type: ignore[assignment]
+
+
+def _request_id(value: object) -> int | str | None:
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause, which names the field; the outer ones name classes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__

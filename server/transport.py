@@ -1,0 +1,165 @@
+"""Framed messages over stdio or a loopback socket, read in a thread and handled on the loop.
+
+Reading ahead lets a cancellation be seen while a handler waits; each message's handler starts
+before the next message is handled, so that a request sees the text it was sent for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 1 << 29
+_CONTENT_LENGTH = re.compile(rb"(?i)^content-length:[ \t]*(\d{1,12})[ \t]*$", re.MULTILINE)
+_MAX_HEADER_BYTES = 16_384
+_MAX_TOKEN_BYTES = 1024
+_TOKEN_SECONDS = 10
+
+Read = Callable[[int], bytes]
+
+
+class Session(Protocol):
+    """What is served: one client's language server."""
+
+    exit_code: int | None
+
+    def handle(self, body: bytes) -> None:
+        """Handle one message; must not raise."""
+
+    async def close(self) -> None:
+        """Let go of everything; the client is gone."""
+
+
+class Framed:
+    """Messages framed by a Content-Length header, as LSP has them."""
+
+    def __init__(self, read: Read) -> None:
+        """Read through `read(n)`, which returns at most n bytes and none at the end."""
+        self._read = read
+        self._buffer = bytearray()
+
+    def next(self) -> bytes | None:
+        """Return the next message's body; None at the end or when the stream makes no sense."""
+        header = self._until(b"\r\n\r\n", _MAX_HEADER_BYTES)
+        if header is None:
+            return None
+        match = _CONTENT_LENGTH.search(header.replace(b"\r\n", b"\n"))
+        if match is None or int(match[1]) > MAX_MESSAGE_BYTES:
+            log.error("the client's header makes no sense: %r", bytes(header[:200]))
+            return None
+        return self._exactly(int(match[1]))
+
+    def line(self, max_bytes: int) -> bytes | None:
+        """Return one line without its end; None if it is longer or the stream ends."""
+        line = self._until(b"\n", max_bytes)
+        return None if line is None else line.rstrip(b"\r\n")
+
+    def _until(self, mark: bytes, max_bytes: int) -> bytes | None:
+        while (end := self._buffer.find(mark)) < 0:
+            if len(self._buffer) > max_bytes or not self._fill(65_536):
+                return None
+        return self._take(end + len(mark))
+
+    def _exactly(self, num_bytes: int) -> bytes | None:
+        while len(self._buffer) < num_bytes:
+            if not self._fill(max(65_536, min(1 << 22, num_bytes - len(self._buffer)))):
+                return None
+        return self._take(num_bytes)
+
+    def _fill(self, num_bytes: int) -> bool:
+        try:
+            data = self._read(num_bytes)
+        except OSError as error:
+            log.info("the client's stream ended: %s", error)
+            data = b""
+        self._buffer += data
+        return bool(data)
+
+    def _take(self, num_bytes: int) -> bytes:
+        taken = bytes(self._buffer[:num_bytes])
+        del self._buffer[:num_bytes]
+        return taken
+
+
+class Writer:
+    """pygls' writer; a client that has gone is noted, not raised."""
+
+    def __init__(self, write: Callable[[memoryview], int]) -> None:
+        """Write through `write(data)`, which returns how many bytes it took."""
+        self._write = write
+        self._gone = False
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`."""
+        rest = memoryview(data)
+        while rest and not self._gone:
+            try:
+                rest = rest[self._write(rest) :]
+            except OSError as error:
+                self._gone = True
+                log.info("the client is gone: %s", error)
+
+    def close(self) -> None:
+        """Write nothing from now on."""
+        self._gone = True
+
+
+async def serve(session: Session, frames: Framed) -> int:
+    """Serve messages until the client says `exit` or goes; return the exit code."""
+    loop = asyncio.get_running_loop()
+    bodies: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def pump() -> None:
+        try:
+            while (body := frames.next()) is not None:
+                loop.call_soon_threadsafe(bodies.put_nowait, body)
+            loop.call_soon_threadsafe(bodies.put_nowait, None)
+        except RuntimeError:  # the loop was closed: nobody listens any more
+            return
+
+    threading.Thread(target=pump, name="reader", daemon=True).start()
+    while session.exit_code is None and (body := await bodies.get()) is not None:
+        session.handle(body)
+        await asyncio.sleep(0)
+    await session.close()
+    return 1 if session.exit_code is None else session.exit_code
+
+
+def stdio() -> tuple[Framed, Writer]:
+    """Take standard input and output for LSP; from now on prints go to standard error."""
+    source, target = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return Framed(lambda n: os.read(source, n)), Writer(lambda data: os.write(target, data))
+
+
+def accept(host: str, port: int, token: str) -> tuple[Framed, Writer]:
+    """Wait on a loopback port for one client whose first line is the token.
+
+    Raises:
+        OSError: the port cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listener:
+        name = listener.getsockname()
+        log.warning("listening on %s:%d", name[0], name[1])
+        while True:
+            connection, _ = listener.accept()
+            connection.settimeout(_TOKEN_SECONDS)
+            frames = Framed(connection.recv)
+            line = frames.line(_MAX_TOKEN_BYTES) or b""
+            if hmac.compare_digest(line, token.encode()):
+                connection.settimeout(None)
+                return frames, Writer(connection.send)
+            log.warning("a client without the token was turned away")
+            connection.close()
