@@ -22,6 +22,8 @@ KEPT, TURNED, REPAIRED, RECOMPUTED = range(4)
 # Added to the positions of rows that a pass must not see: causality hides them.
 _OUT_OF_SIGHT = 1 << 40
 
+_NO_ROWS: Slots = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -110,8 +112,11 @@ class PromptCache:
         missing = self._place()
         for start in range(0, len(missing), self._chunk_tokens):
             at = missing[start : start + self._chunk_tokens]
-            logits = self._extend(self._token_ids[at], at, self._sides[at], check)
-            self._logits = logits if at[-1] == self.num_tokens - 1 else None
+            # The last chunk takes the cursor's row along: a completion then finds its logits.
+            is_final = start + self._chunk_tokens >= len(missing)
+            again = self._last_row() if is_final and at[-1] != self.num_tokens - 1 else _NO_ROWS
+            logits = self._extend(self._token_ids[at], at, self._sides[at], check, again)
+            self._logits = logits if is_final else None
 
     def _place(self) -> Ints:
         """Keep, turn and drop rows; return the positions whose rows are missing."""
@@ -160,7 +165,7 @@ class PromptCache:
     def logits(self, check: Check) -> Tensor:
         """Return the (vocab_size,) float32 logits after the prompt."""
         if self._logits is None:
-            last = np.flatnonzero(self._rows().positions == self.num_tokens - 1)
+            last = self._last_row()
             self._logits = self._compute(last, check)
             self._count_forwarded(last)
         return self._logits
@@ -219,21 +224,29 @@ class PromptCache:
             self._cache.add_record("provenance", np.int8, RECOMPUTED)
         return self._cache
 
-    def _extend(self, token_ids: Ints, positions: Ints, sides: Ints, check: Check) -> Tensor:
-        """Append rows and compute them; on any error they are taken back.
+    def _last_row(self) -> Slots:
+        return np.flatnonzero(self._rows().positions == self.num_tokens - 1)
+
+    def _extend(
+        self, token_ids: Ints, positions: Ints, sides: Ints, check: Check, again: Slots = _NO_ROWS
+    ) -> Tensor:
+        """Append rows and compute them, and in the same pass rows that are there already.
+
+        On any error the appended rows are taken back.
 
         Returns:
-            (vocab_size,) logits after the last of them.
+            (vocab_size,) logits after the last of all these rows.
         """
         cache = self._rows()
         slots = cache.append(token_ids, positions)
         cache.record("sides")[slots] = sides
+        computed = np.concatenate([slots, again])
         try:
-            logits = self._compute(slots, check)
+            logits = self._compute(computed, check)
         except BaseException:
             cache.remove(slots)
             raise
-        self._count_forwarded(slots)
+        self._count_forwarded(computed)
         return logits
 
     def _compute(self, slots: Slots, check: Check) -> Tensor:

@@ -1,0 +1,301 @@
+"""The product's one claim: a patched cache against a full prefill, under random edits."""
+
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from keyturn.engine.config import CompletionParams, EngineConfig
+from keyturn.engine.engine import Engine
+from keyturn.engine.errors import BadPosition, BadRequest, Interrupted
+
+from ..tolerance import ONE_ROUNDING, assert_close
+
+SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
+ODDITIES = ["é", "😀", "\r\n", "\x0c", "\u2028", "\t", "\ud800", "  ", "\n\n", "日本", "x" * 40]
+NUM_SEQUENCES = 500
+GREEDY = CompletionParams(8, 0.0, 1.0, 0, (), 0.0)
+
+
+def check():
+    pass
+
+
+def new_engine(dtype="float32", cache_bytes=1 << 30, chunk_tokens=64, window_tokens=600):
+    return Engine(EngineConfig("cpu", dtype, 1, cache_bytes, window_tokens, chunk_tokens))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return new_engine()
+
+
+@pytest.fixture
+def opened(engine, tiny_model):
+    def open_(text, policy, key=None, layout=None):
+        return engine.open(
+            key or policy, text, path="a.py", model=str(tiny_model), policy=policy, layout=layout
+        )
+
+    return open_
+
+
+def random_edits(random, text):
+    """One to four non-overlapping edits: insertions, deletions and replacements."""
+    count = min(int(random.choice([1, 1, 1, 2, 4])), len(text) // 2)
+    ends = np.sort(random.choice(len(text) + 1, 2 * max(count, 0), replace=False)).tolist()
+    edits = []
+    for start, end in zip(ends[::2], ends[1::2], strict=True):
+        kind = random.integers(3)
+        end = start if kind == 0 else min(end, start + int(random.integers(1, 30)))
+        at = int(random.integers(0, len(SOURCE) - 60))
+        inserted = SOURCE[at : at + int(random.integers(1, 60))]
+        if random.random() < 0.3:
+            inserted = str(random.choice(ODDITIES)) + inserted[:3]
+        edits.append((start, end, "" if kind == 1 else inserted))
+    return edits or [(0, 0, "import os\n")]
+
+
+def applied(text, edits):
+    for start, end, inserted in sorted(edits, reverse=True):
+        text = text[:start] + inserted + text[end:]
+    return text
+
+
+def cache_of(session):
+    return session._prompt._rows()
+
+
+def prompt_ids(session):
+    cache = cache_of(session)
+    order = cache.by_position()[: session._prompt.num_tokens]
+    return cache.token_ids[order].tolist()
+
+
+def assert_same_prompt(session, fresh):
+    assert session.text == fresh.text
+    assert prompt_ids(session) == prompt_ids(fresh)
+    positions = np.sort(cache_of(session).positions)
+    assert positions.tolist() == list(range(len(positions)))
+
+
+def assert_first_layer_is_exact(session, fresh):
+    """Layer 0 depends on tokens and positions alone, so turning must give it to one rounding."""
+    count = session._prompt.num_tokens
+    for part in (0, 1):
+        ours, theirs = (
+            one.layer(0)[part][:, torch.from_numpy(one.by_position()[:count])]
+            for one in (cache_of(session), cache_of(fresh))
+        )
+        size = theirs.norm(dim=-1, keepdim=True)
+        assert ((ours - theirs).abs() <= 40 * ONE_ROUNDING[torch.float32] * size).all()
+
+
+@pytest.mark.slow
+def test_random_edits_leave_prefix_exact_and_turn_exact_in_layer_0_and_healing_exact(opened):
+    """500 sequences: `prefix` equals a full prefill; `turn` in text, tokens and layer 0; healed
+    `turn` equals it again."""
+    random = np.random.default_rng(0)
+    for _ in range(NUM_SEQUENCES):
+        start = int(random.integers(0, len(SOURCE) - 2500))
+        text = SOURCE[start : start + int(random.integers(0, 2500))]
+        layout = str(random.choice(["spm", "psm"]))
+        sessions = [opened(text, policy, layout=layout) for policy in ("prefix", "turn")]
+        cursor = int(random.integers(0, len(text) + 1))
+        for session in sessions:
+            session.set_cursor(cursor)
+            session.sync(check)
+        for _ in range(int(random.integers(1, 5))):
+            edits = random_edits(random, text)
+            text = applied(text, edits)
+            for session in sessions:
+                session.edit(edits)
+                session.sync(check)
+        cursor = int(random.integers(0, len(text) + 1))
+        fresh = opened(text, "full", layout=layout)
+        expected = fresh.complete(cursor, GREEDY, check)
+        scored = fresh.score([5, 6, 7], check)
+        exact, turned = sessions
+        assert exact.complete(cursor, GREEDY, check).num_prompt_tokens == expected.num_prompt_tokens
+        assert exact.text == text
+        assert_same_prompt(exact, fresh)
+        assert exact.num_stale == 0
+        assert_close(exact.score([5, 6, 7], check), scored, torch.float32)
+        turned.complete(cursor, GREEDY, check)
+        assert_same_prompt(turned, fresh)
+        assert_first_layer_is_exact(turned, fresh)
+        turned.heal(10_000, check)
+        assert turned.num_stale == 0
+        assert_close(turned.score([5, 6, 7], check), scored, torch.float32)
+        assert turned.complete(cursor, GREEDY, check).token_ids == expected.token_ids
+
+
+def test_typing_at_the_cursor_computes_only_what_was_typed(opened):
+    session = opened(SOURCE[:1500], "turn")
+    session.complete(700, GREEDY, check)
+    before = session.num_rows_forwarded
+    for at, character in enumerate("name = value"):
+        session.edit([(700 + at, 700 + at, character)])
+        session.sync(check)
+    assert session.num_rows_forwarded - before <= 2 * len("name = value")
+    assert session.num_stale == 0
+
+
+def test_accepted_completion_is_not_computed_again(opened):
+    session = opened(SOURCE[:1500], "turn")
+    completion = session.complete(700, GREEDY, check)
+    before = session.num_rows_forwarded
+    session.edit([(700, 700, completion.text)])
+    session.sync(check)
+    assert session.num_rows_forwarded - before < len(completion.token_ids)
+
+
+def test_frozen_layout_keeps_typed_text_after_the_middle_mark(opened):
+    session = opened(SOURCE[:1500], "turn", layout="psm")
+    session.complete(700, GREEDY, check)
+    before = session.num_rows_forwarded
+    session.edit([(700, 700, "x = 1\n")])
+    session.complete(706, GREEDY, check)
+    assert session.num_rows_forwarded - before <= 6 + GREEDY.max_tokens
+    session.complete(300, GREEDY, check)  # elsewhere: frozen anew
+    fresh = opened(session.text, "full", layout="psm")
+    fresh.complete(300, GREEDY, check)
+    assert_same_prompt(session, fresh)
+
+
+def test_counts_add_up_and_start_anew(opened):
+    session = opened(SOURCE[:1500], "turn")
+    session.complete(1200, GREEDY, check)
+    counts = session.take_counts()
+    assert counts.num_recomputed == counts.num_wanted
+    session.edit([(1000, 1000, "y = 2\n")])
+    session.complete(1206, GREEDY, check)
+    counts = session.take_counts()
+    assert counts.num_kept > 0
+    assert counts.num_turned > 0
+    assert 0 < counts.num_recomputed < 20
+    assert counts.num_wanted == (
+        counts.num_kept + counts.num_turned + counts.num_repaired + counts.num_recomputed
+    )
+
+
+def test_whole_new_text_reuses_what_is_the_same(opened):
+    session = opened(SOURCE[:1500], "turn")
+    session.complete(1200, GREEDY, check)
+    before = session.num_rows_forwarded
+    session.set_text(SOURCE[:500] + "# one\n" + SOURCE[500:1000] + "# two\n" + SOURCE[1000:1500])
+    session.sync(check)
+    assert session.num_rows_forwarded - before < 100
+
+
+@pytest.mark.parametrize("policy", ["full", "prefix", "turn", "heal"])
+def test_interrupted_work_is_resumed_and_ends_the_same(opened, policy):
+    fresh = opened(SOURCE[:1500], "full", key="fresh")
+    expected = fresh.complete(700, GREEDY, check)
+    session = opened(SOURCE[:1500], policy)
+    random = np.random.default_rng(1)
+    num_interrupted = 0
+
+    def interrupt_sometimes():
+        if random.random() < 0.04:
+            raise Interrupted("more urgent work")
+
+    session.set_cursor(700)
+    while True:
+        try:
+            session.sync(interrupt_sometimes)
+            completion = session.complete(700, GREEDY, interrupt_sometimes)
+            break
+        except Interrupted:
+            num_interrupted += 1
+    assert num_interrupted > 3
+    assert completion.token_ids == expected.token_ids
+    assert_same_prompt(session, fresh)
+
+
+def test_interrupted_edit_heals_to_the_exact_cache(opened):
+    session = opened(SOURCE[:1500], "turn")
+    session.complete(1400, GREEDY, check)
+    session.edit([(100, 100, SOURCE[2000:2600]), (900, 1000, "")])
+
+    calls = []
+
+    def interrupt_in_the_second_chunk():
+        calls.append(1)
+        if len(calls) == 4:
+            raise Interrupted("more urgent work")
+
+    with pytest.raises(Interrupted):
+        session.sync(interrupt_in_the_second_chunk)
+    session.complete(1900, GREEDY, check)
+    session.heal(10_000, check)
+    fresh = opened(session.text, "full", key="fresh")
+    fresh.complete(1900, GREEDY, check)
+    assert_close(session.score([1, 2], check), fresh.score([1, 2], check), torch.float32)
+
+
+def test_scoring_leaves_the_session_as_it_was(opened):
+    session = opened(SOURCE[:800], "turn")
+    completion = session.complete(400, GREEDY, check)
+    rows, fresh_rows = cache_of(session).num_rows, cache_of(session).num_fresh
+    first = session.score(completion.token_ids, check)
+    assert first.argmax(-1).tolist() == list(completion.token_ids)
+    assert (cache_of(session).num_rows, cache_of(session).num_fresh) == (rows, fresh_rows)
+    assert torch.equal(session.score(completion.token_ids, check), first)
+
+
+def test_budget_drops_the_least_recently_used_cache_and_nothing_is_lost(tiny_model):
+    engine = new_engine(cache_bytes=1600 * 3 * 2 * 2 * 8 * 4)
+    sessions = [
+        engine.open(key, SOURCE, path="a.py", model=str(tiny_model), policy="turn")
+        for key in range(4)
+    ]
+    texts = [session.complete(3000, GREEDY, check).text for session in sessions]
+    assert engine.status()["cache_bytes"] <= engine.config.cache_bytes
+    assert sessions[0].num_bytes == 0 < sessions[3].num_bytes
+    assert [session.complete(3000, GREEDY, check).text for session in sessions] == texts
+
+
+def test_window_moves_in_steps_while_typing_far_beyond_it(opened):
+    session = opened("", "turn")
+    session.set_cursor(0)
+    num_moves = 0
+    text = (SOURCE * 2)[:12000]
+    for start in range(0, len(text), 40):
+        piece = text[start : start + 40]
+        before = session.num_stale
+        session.edit([(start, start, piece)])
+        session.sync(check)
+        num_moves += session.num_stale > before
+        session.heal(10_000, check)
+        assert cache_of(session).num_rows <= session.model.max_prompt_tokens
+    assert 0 < num_moves < 60
+
+
+@pytest.mark.parametrize("text", ["", "\n", "😀" * 3000, "\ud800", "\r\n" * 10, "x" * 50_000])
+@pytest.mark.parametrize("layout", ["spm", "psm"])
+def test_odd_texts_complete_at_start_middle_and_end(opened, text, layout):
+    session = opened(text, "turn", layout=layout)
+    for offset in sorted({0, len(text) // 2, len(text)}):
+        completion = session.complete(offset, GREEDY, check)
+        assert completion.num_prompt_tokens <= session.model.max_prompt_tokens
+
+
+@pytest.mark.parametrize("edits", [[(5, 3, "")], [(0, 999, "")], [(-1, 2, "")], [(0, 5, ""), (4, 6, "")]])
+def test_bad_edit_is_an_error_and_changes_nothing(opened, edits):
+    session = opened("hello world", "turn")
+    with pytest.raises(BadPosition):
+        session.edit(edits)
+    assert session.text == "hello world"
+
+
+def test_offset_outside_the_text_is_an_error(opened):
+    with pytest.raises(BadPosition, match="12"):
+        opened("hello world", "turn").complete(12, GREEDY, check)
+
+
+def test_unknown_layout_names_what_there_is(opened):
+    with pytest.raises(BadRequest, match="spm"):
+        opened("", "turn", layout="xyz")
