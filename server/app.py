@@ -57,6 +57,7 @@ class KeyturnServer(LanguageServer):
         self.documents: dict[str, Document] = {}
         self._base_settings = Settings()
         self._encoding = UTF16
+        self._focused = ""
         self._completions = Completions(self._ask, lambda: self.settings)
         self._progress = LoadingProgress(self)
         self.protocol.on_malformed = self._on_malformed
@@ -98,7 +99,7 @@ class KeyturnServer(LanguageServer):
 
     def connect(self) -> None:
         """Start or find the engine host, in the background."""
-        self.engine.start(self.settings, on_change=self._on_engine_change)
+        self.engine.start(self.settings, on_change=self._on_engine_change, text_of=self._text_of)
 
     def reconfigure(self, params: types.DidChangeConfigurationParams) -> None:
         """Take new settings; the documents are opened anew when the engine needs that."""
@@ -147,11 +148,15 @@ class KeyturnServer(LanguageServer):
         self.engine.close(uri)
 
     def focus(self, params: object) -> None:
-        """Warm the document the user looks at."""
+        """Warm the document the user looks at, and heal no longer the one before."""
         identifier = params.get("textDocument") if isinstance(params, dict) else None
         uri = identifier.get("uri") if isinstance(identifier, dict) else None
-        if isinstance(uri, str) and uri in self.documents:
-            self.engine.focus(uri)
+        if not isinstance(uri, str) or uri not in self.documents:
+            return
+        if self._focused in self.documents and self._focused != uri:
+            self.engine.focus(self._focused, visible=False)
+        self._focused = uri
+        self.engine.focus(uri, visible=True)
 
     def _submit_text(self, document: Document, was_refused: bool = False) -> None:
         if document.refusal is None:
@@ -228,6 +233,10 @@ class KeyturnServer(LanguageServer):
         return await self.engine.complete(
             document.uri, document.version, offset, params, invoked=invoked
         )
+
+    def _text_of(self, uri: str) -> str | None:
+        document = self.documents.get(uri)
+        return None if document is None or document.refusal else document.text
 
     # What the server says by itself.
 

@@ -16,8 +16,6 @@ from .documents import Document, Edit
 from .settings import Settings
 from .trim import first_line, trim
 
-# Before other text on the line a completion fills the line; else it may have several lines.
-_LINE_ENDS = ("\n", "\r")
 _NUM_RECENT = 20
 
 Ask = Callable[[Document, int, CompletionParams, bool], Awaitable[Completion]]
@@ -175,11 +173,15 @@ class Completions:
         self, document: Document, offset: int, invoked: bool, settings: Settings
     ) -> Answer:
         text = document.text
-        in_line = document.rest_of_line(offset).strip() != ""
-        params = settings.completion_params(_LINE_ENDS if in_line else ())
+        params = settings.completion_params(stop_strings(document, offset))
         raw = await self._ask(document, offset, params, invoked)
         kept = trim(raw.text, text, offset, offset, raw.stop_reason)
         return Answer(kept.text, offset, offset, kept.reason)
+
+
+def stop_strings(document: Document, offset: int) -> tuple[str, ...]:
+    """Return what ends a completion: the line's end when it fills in a line, else nothing."""
+    return ("\n", "\r") if document.rest_of_line(offset).strip() else ()
 
 
 def _reason_not_to_ask(

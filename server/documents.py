@@ -127,6 +127,11 @@ class Document:
         before = self.text[int(self._starts[line]) : offset]
         return Position(line, num_units(before, self.encoding))
 
+    def line(self, line: int) -> str:
+        """Return the text of a line (0-based, in range) without its line end."""
+        start, end = self._line_span(line)
+        return self.text[start:end]
+
     def rest_of_line(self, offset: int) -> str:
         """Return the text between code-point `offset` and the end of its line."""
         line = int(np.searchsorted(self._starts, offset, side="right")) - 1

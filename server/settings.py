@@ -85,6 +85,17 @@ class Settings:
     )
     chunk_tokens: int = _setting(256, _whole(1, 65_536), "rows computed in one forward pass")
 
+    # The engine host, which all of a user's language servers share.
+    host_idle_s: float = _setting(
+        300.0, _number(0, 86_400), "the host ends this long after its last client has gone"
+    )
+    host_start_timeout_s: float = _setting(
+        20.0, _number(0.1, 600), "longest wait for the host to answer, without its model"
+    )
+    host_retry_max_s: float = _setting(
+        30.0, _number(0.01, 3600), "longest pause between two attempts to start the host"
+    )
+
     # One completion.
     max_tokens: int = _setting(64, _whole(1, 4096), "most tokens of a completion")
     temperature: float = _setting(0.0, _number(0, 10), "0 always takes the likeliest token")
@@ -138,6 +149,9 @@ class Settings:
             time_budget_ms=float(self.time_budget_ms),
         )
 
+
+# On the command line a completion takes the time it takes: its text must not depend on the load.
+COMMAND_LINE = Settings(time_budget_ms=0.0)
 
 _FIELDS = {item.name: item for item in fields(Settings)}
 

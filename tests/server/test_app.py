@@ -25,8 +25,8 @@ class FakeEngine:
         self.num_stopped = 0
         self.on_change = None
 
-    def start(self, settings, on_change):
-        self.on_change = on_change
+    def start(self, settings, *, on_change, text_of):
+        self.on_change, self.text_of = on_change, text_of
 
     async def stop(self):
         self.calls.append(("stop",))
@@ -43,13 +43,14 @@ class FakeEngine:
         assert held == base
         for start, end, new in edits:
             text = text[:start] + new + text[end:]
+        assert text == self.text_of(uri)
         self.texts[uri] = (version, text)
 
     def close(self, uri):
         self.texts.pop(uri, None)
 
-    def focus(self, uri):
-        self.calls.append(("focus", uri))
+    def focus(self, uri, *, visible=True):
+        self.calls.append(("focus", uri, visible))
 
     async def complete(self, uri, version, offset, params, *, invoked):
         self.calls.append(("complete", version, offset, invoked))
@@ -492,3 +493,37 @@ async def test_a_client_that_refuses_progress_is_left_alone(client) -> None:
     await asyncio.sleep(0.01)
     client.server.engine.on_change("ready", "ready", 100)
     assert "$/progress" not in {m.get("method") for m in client.sent}
+
+
+@scenario()
+async def test_only_the_focused_document_stays_visible_to_the_engine(client) -> None:
+    await client.initialize()
+    client.open("a\n")
+    client.open("b\n", uri="file:///b.py")
+    for uri in (URI, "file:///b.py", "file:///unknown.py"):
+        client.notify("textDocument/didFocus", {"textDocument": {"uri": uri}})
+    assert [call[1:] for call in client.server.engine.calls if call[0] == "focus"] == [
+        (URI, True),
+        (URI, False),
+        ("file:///b.py", True),
+    ]
+
+
+@scenario()
+async def test_initialize_accepts_values_its_enumerations_lack(client) -> None:
+    capabilities = {
+        "textDocument": {
+            "completion": {
+                "completionItem": {"documentationFormat": ["html"], "tagSupport": {"valueSet": [9]}}
+            },
+            "codeAction": {"codeActionLiteralSupport": {"codeActionKind": {"valueSet": ["odd"]}}},
+            "publishDiagnostics": {"tagSupport": {"valueSet": [77]}},
+        },
+        "workspace": {
+            "symbol": {"symbolKind": {"valueSet": [999]}},
+            "workspaceEdit": {"failureHandling": "shrug", "resourceOperations": ["teleport"]},
+        },
+    }
+    params = {"processId": None, "rootUri": None, "capabilities": capabilities, "trace": "loud"}
+    reply = await client.request("initialize", params)
+    assert reply["result"]["capabilities"]["inlineCompletionProvider"] == {}

@@ -1,0 +1,176 @@
+"""The `keyturn` command: subcommands and their flags; what they do is in commands.py.
+
+Nothing heavy is imported here: `keyturn --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..engine.errors import EngineError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors are one line on standard error."""
+    arguments = _parser().parse_args(argv)
+    if arguments.command is None:
+        _parser().print_help()
+        return EXIT_ERROR
+    try:
+        from . import commands
+
+        code = getattr(commands, arguments.command)(arguments)
+        sys.stdout.flush()
+        return code
+    except EngineError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has what it wanted; Python must not complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+    except MemoryError:
+        return _fail("out of memory: use a smaller model, --dtype bfloat16 or a shorter window")
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"keyturn: {' '.join(message.split())}\n")
+    return EXIT_ERROR
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"keyturn {version('keyturn')}\n")
+        raise SystemExit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keyturn",
+        description="Code completion whose KV cache follows every edit.",
+        epilog="A MODEL is 'embedded' (the default), a folder, a .gguf file, or a Hugging Face id "
+        "in the local cache. Errors exit with code 2.",
+    )
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_complete(commands)
+    _add_replay(commands)
+    _add_serve(commands)
+    _add_engine(commands)
+    doctor = commands.add_parser("doctor", help="say what works here, and what to do if not")
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
+    _add_model_flags(doctor)
+    models = commands.add_parser("models", help="list model families and what is on this disk")
+    models.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def _add_complete(commands: argparse._SubParsersAction) -> None:
+    complete = commands.add_parser(
+        "complete",
+        help="print one completion for a place in a file",
+        description="Print one completion. It starts at the cursor, after trimming.",
+    )
+    complete.add_argument(
+        "place", metavar="FILE:LINE:COL", help="1-based line, 0-based column in characters"
+    )
+    _add_model_flags(complete)
+    complete.add_argument("--json", action="store_true", help="the completion and its figures")
+    complete.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
+    complete.add_argument(
+        "--temperature", type=float, metavar="T", help="0 always takes the likeliest token"
+    )
+    complete.add_argument(
+        "--top-p", type=float, metavar="P", help="probability mass to sample from"
+    )
+    complete.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
+    complete.add_argument(
+        "--depth", default="full", help="layers to run: 'full', or the model's number of layers"
+    )
+    complete.add_argument(
+        "--connect", action="store_true", help="run in the engine host that is running already"
+    )
+
+
+def _add_replay(commands: argparse._SubParsersAction) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="apply a recorded trace of edits and completions, and measure",
+        description="Apply a trace's edits and completions in order, and measure each completion "
+        "against a full prefill.",
+    )
+    replay.add_argument("trace", metavar="TRACE.jsonl")
+    _add_model_flags(replay)
+    replay.add_argument(
+        "--policy", default=None, help="how an edit is served: full, prefix, turn (default), heal"
+    )
+    replay.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    replay.add_argument(
+        "--no-oracle", action="store_true", help="leave out the comparison with a full prefill"
+    )
+    replay.add_argument(
+        "--heal-tokens-per-ms",
+        type=float,
+        metavar="R",
+        help="healing speed in simulated idle time; by default the opening prefill's on this "
+        "machine",
+    )
+    replay.add_argument("--repair-tokens", type=int, metavar="N", help="with --policy repair only")
+    replay.add_argument("--budget-ms", type=float, metavar="MS", help="with --policy repair only")
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="run the language server",
+        description="Run the language server for one client; it ends when the client goes.",
+    )
+    how = serve.add_mutually_exclusive_group()
+    how.add_argument(
+        "--stdio", action="store_true", help="over standard input and output (default)"
+    )
+    how.add_argument(
+        "--tcp",
+        metavar="HOST:PORT",
+        help="wait on a loopback address; the client's first line must be the token",
+    )
+    serve.add_argument(
+        "--token-file",
+        metavar="PATH",
+        help="file with the token for --tcp; without it, the environment variable KEYTURN_TOKEN",
+    )
+    serve.add_argument("--verbose", action="store_true", help="log more, on standard error")
+
+
+def _add_engine(commands: argparse._SubParsersAction) -> None:
+    engine = commands.add_parser(
+        "engine",
+        help="run the engine host that language servers share",
+        description="Run the engine host. Language servers start it by themselves.",
+    )
+    engine.add_argument(
+        "--socket", metavar="PATH", help="where to listen; by default the shared place"
+    )
+    engine.add_argument(
+        "--idle-s", type=float, metavar="S", help="end this long after the last client has gone"
+    )
+    engine.add_argument("--log", metavar="PATH", help="log file; by default standard error")
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="MODEL", help="which model; by default the embedded one")
+    parser.add_argument("--layout", metavar="L", help="spm or psm; by default the model's own")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0 is torch's choice")
+    parser.add_argument("--device", metavar="D", help="auto, cpu, or a torch device such as cuda:0")
+    parser.add_argument("--dtype", metavar="T", help="auto, float32 or bfloat16")

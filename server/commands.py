@@ -1,0 +1,287 @@
+"""What each subcommand does. The engine, and torch with it, is imported only by those that run it.
+
+Every function takes the parsed arguments and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ..engine.config import POLICIES, Completion, CompletionParams
+from ..engine.errors import BadPosition, BadRequest, DocumentRefused
+from .documents import UTF32, Document, Limits, Position
+from .settings import COMMAND_LINE, Settings, with_values
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_REPAIR_FLAGS = ("repair_tokens", "budget_ms")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MIN_TOKEN_CHARS = 16
+
+
+class Place(NamedTuple):
+    """A cursor in a file."""
+
+    name: str
+    document: Document
+    offset: int
+
+
+def complete(arguments: argparse.Namespace) -> int:
+    """Print one completion for a place in a file."""
+    from .completions import stop_strings
+    from .trim import trim
+
+    settings = _settings(arguments)
+    _check_depth(arguments.depth, None)
+    place = open_place(arguments.place, settings)
+    document, offset = place.document, place.offset
+    params = settings.completion_params(stop_strings(document, offset))
+    run = _complete_in_host if arguments.connect else _complete_here
+    completion = run(place, params, settings, arguments.depth)
+    kept = trim(completion.text, document.text, offset, offset, completion.stop_reason)
+    if arguments.json:
+        _print(json.dumps(_figures(completion, kept.text, settings.model)) + "\n")
+    elif kept.text:
+        _print(kept.text + "\n")
+    if kept.reason:
+        sys.stderr.write(f"keyturn: no completion: {kept.reason}\n")
+    return 0
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """Replay a trace and print its measurements."""
+    policy = arguments.policy or Settings().policy
+    if policy == "repair":
+        raise BadRequest("--policy repair is not available yet; use turn or heal")
+    if policy not in POLICIES:
+        raise BadRequest(f"--policy {policy}: must be one of {', '.join(POLICIES)}")
+    for name in _REPAIR_FLAGS:
+        if getattr(arguments, name) is not None:
+            raise BadRequest(f"--{name.replace('_', '-')} needs --policy repair")
+    rate = arguments.heal_tokens_per_ms
+    if rate is not None and not 0 < rate < float("inf"):
+        raise BadRequest(f"--heal-tokens-per-ms {rate}: must be a number above 0")
+    settings = with_values(_settings(arguments), policy=policy)
+    trace = Path(arguments.trace)
+    if not trace.is_file():
+        raise BadRequest(f"no such file: {trace}; give a trace of JSON lines")
+    from ..engine.engine import Engine
+    from ..engine.replay import run, write
+
+    rows = run(
+        trace,
+        engine=Engine(settings.engine_config()),
+        model=settings.model,
+        policy=policy,
+        oracle=not arguments.no_oracle,
+        heal_tokens_per_ms=rate,
+        layout=settings.layout,
+    )
+    write(rows, as_json=arguments.json, out=sys.stdout)
+    return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Run the language server for one client."""
+    from . import transport
+    from .app import KeyturnServer
+    from .engine_client import EngineClient
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # pygls logs whole messages, and a page for each that it cannot read; rpc.py logs one line.
+    logging.getLogger("pygls").setLevel(logging.CRITICAL)
+    if arguments.tcp:
+        host, port = _address(arguments.tcp)
+        frames, writer = transport.accept(host, port, _token(arguments.token_file))
+    else:
+        frames, writer = transport.stdio()
+
+    async def run() -> int:
+        server = KeyturnServer(EngineClient())
+        server.protocol.set_writer(writer)
+        return await transport.serve(server, frames)
+
+    return asyncio.run(run())
+
+
+def engine(arguments: argparse.Namespace) -> int:
+    """Run the engine host until nobody needs it."""
+    from ..engine import host
+
+    path = Path(arguments.socket) if arguments.socket else None
+    idle_s = with_values(COMMAND_LINE, host_idle_s=arguments.idle_s).host_idle_s
+    return host.main(socket=path, idle_s=idle_s, log=arguments.log and Path(arguments.log))
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Print what works here; exit code 1 if completion cannot work."""
+    from .doctor import examine, report
+
+    findings = examine(_settings(arguments))
+    _print(json.dumps(findings, indent=2) + "\n" if arguments.json else report(findings))
+    return 0 if findings["ok"] else 1
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """Print known model families and what is on this disk."""
+    from .doctor import list_models, models_report
+
+    found = list_models()
+    _print(json.dumps(found, indent=2) + "\n" if arguments.json else models_report(found))
+    return 0
+
+
+def open_place(place: str, settings: Settings) -> Place:
+    """Read the file of FILE:LINE:COL and find the place in it.
+
+    Raises:
+        BadRequest: `place` has another form, or the file cannot be read.
+        DocumentRefused: the file is binary, not UTF-8, or too large.
+        BadPosition: the line or column lies outside the text.
+    """
+    parts = place.rsplit(":", 2)
+    if len(parts) != 3 or not parts[0] or not all(part.isdecimal() for part in parts[1:]):
+        raise BadRequest(f"'{place}': must be FILE:LINE:COL, for instance app.py:10:4")
+    name, line, column = parts[0], int(parts[1]), int(parts[2])
+    document = Document(Path(name).resolve().as_uri(), 0, _read(name), UTF32, _limits(settings))
+    if document.refusal:
+        raise DocumentRefused(f"{name}: {document.refusal}")
+    if not 1 <= line <= document.num_lines:
+        raise BadPosition(f"{name}: line {line} is not one of its {document.num_lines} lines")
+    length = len(document.line(line - 1))
+    if column > length:
+        raise BadPosition(
+            f"{name}: column {column} is beyond the end of line {line}, which has {length} "
+            "characters; columns count from 0"
+        )
+    return Place(name, document, document.offset(Position(line - 1, column)))
+
+
+def _read(name: str) -> str:
+    try:
+        data = Path(name).read_bytes()
+    except FileNotFoundError:
+        raise BadRequest(f"no such file: {name}") from None
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"cannot read {name}: {getattr(error, 'strerror', error)}") from None
+    try:
+        return data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentRefused(
+            f"{name} is not UTF-8 (byte {error.start}), so it is taken for a binary file; "
+            "save it as UTF-8"
+        ) from None
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_document_bytes, settings.max_line_chars)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = {
+        name: getattr(arguments, name, None)
+        for name in ("model", "layout", "device", "dtype", "max_tokens", "temperature", "top_p")
+    }
+    threads, seed = getattr(arguments, "threads", None), getattr(arguments, "seed", None)
+    return with_values(COMMAND_LINE, **given, num_threads=threads, seed=seed)
+
+
+def _check_depth(depth: str, num_layers: int | None) -> None:
+    """Accept "full", or the model's own number of layers once that is known."""
+    if depth == "full":
+        return
+    if not depth.isdecimal() or (num_layers is not None and int(depth) != num_layers):
+        known = "" if num_layers is None else f" or {num_layers}"
+        raise BadRequest(f"--depth {depth}: only full{known} is available yet")
+
+
+def _complete_here(
+    place: Place, params: CompletionParams, settings: Settings, depth: str
+) -> Completion:
+    """Complete with an engine in this process."""
+    from ..engine.engine import Engine
+
+    engine = Engine(settings.engine_config())
+    _check_depth(depth, engine.load(settings.model).decoder.config.num_layers)
+    session = engine.open(
+        place.name,
+        place.document.text,
+        path=place.name,
+        model=settings.model,
+        policy=settings.policy,
+        layout=settings.layout,
+    )
+    return session.complete(place.offset, params, lambda: None)
+
+
+def _complete_in_host(
+    place: Place, params: CompletionParams, settings: Settings, depth: str
+) -> Completion:
+    """Complete in the engine host that is running already."""
+    from .engine_client import EngineClient
+
+    async def run() -> Completion:
+        client = EngineClient()
+        document = place.document
+        client.start(settings, on_change=lambda *_: None, text_of=lambda _: document.text)
+        try:
+            client.open(document.uri, 0, document.text, place.name)
+            return await client.complete(document.uri, 0, place.offset, params, invoked=True)
+        finally:
+            await client.stop()
+
+    completion = asyncio.run(run())
+    _check_depth(depth, completion.num_layers_run)
+    return completion
+
+
+def _figures(completion: Completion, text: str, model: str) -> dict[str, object]:
+    return {
+        "text": text,
+        "model": model,
+        "num_prompt_tokens": completion.num_prompt_tokens,
+        "num_reused_tokens": completion.num_reused_tokens,
+        "ttft_ms": completion.ttft_ms,
+        "total_ms": completion.total_ms,
+        "num_layers_run": completion.num_layers_run,
+        "stop_reason": completion.stop_reason,
+    }
+
+
+def _print(text: str) -> None:
+    """Write text as it is: no newline translation, UTF-8 whatever the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()
+
+
+def _address(value: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if host not in _LOOPBACK or not port.isdecimal() or int(port) > 65_535:
+        raise BadRequest(
+            f"--tcp {value}: must be HOST:PORT with one of {', '.join(_LOOPBACK)}, "
+            "for instance 127.0.0.1:7000"
+        )
+    return host, int(port)
+
+
+def _token(path: str | None) -> str:
+    token = _read(path).strip() if path else os.environ.get("KEYTURN_TOKEN", "")
+    if len(token) < _MIN_TOKEN_CHARS:
+        raise BadRequest(
+            f"--tcp needs a token of {_MIN_TOKEN_CHARS} characters or more: put one into a file "
+            "named by --token-file, or into KEYTURN_TOKEN"
+        )
+    return token
