@@ -281,7 +281,8 @@ def test_sums_add_up_and_exact_policies_agree(engine, tiny_model, tmp_path, poli
 
 
 def test_psm_tail_is_compared_with_both_layouts(engine, tiny_model, tmp_path) -> None:
-    path = write_trace(tmp_path, *STORY[:2], *STORY[7:9])
+    typed = {"edit": {"start": 900, "end": 900, "text": "typed = 1"}}
+    path = write_trace(tmp_path, *STORY[:2], typed, {"complete": {"offset": 909}})
     *_, row, _ = tiny_run(engine, tiny_model, path, "prefix", "psm")
     assert row["same_layout_kl_mean"] < 1e-6 < row["kl_mean"]
 
