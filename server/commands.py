@@ -91,8 +91,6 @@ def replay(arguments: argparse.Namespace) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     """Run the language server for one client."""
     from . import transport
-    from .app import KeyturnServer
-    from .engine_client import EngineClient
 
     logging.basicConfig(
         stream=sys.stderr,
@@ -106,6 +104,9 @@ def serve(arguments: argparse.Namespace) -> int:
         frames, writer = transport.accept(host, port, _token(arguments.token_file))
     else:
         frames, writer = transport.stdio()
+
+    from .app import KeyturnServer
+    from .engine_client import EngineClient
 
     async def run() -> int:
         server = KeyturnServer(EngineClient())

@@ -153,6 +153,8 @@ class Settings:
 # On the command line a completion takes the time it takes: its text must not depend on the load.
 COMMAND_LINE = Settings(time_budget_ms=0.0)
 
+# Flags of the command line that are not called as their setting.
+_FLAGS = {"num_threads": "--threads", "host_idle_s": "--idle-s"}
 _FIELDS = {item.name: item for item in fields(Settings)}
 
 
@@ -190,7 +192,7 @@ def from_options(options: object, base: Settings | None = None) -> tuple[Setting
 
 
 def with_values(base: Settings, **values: object) -> Settings:
-    """Return `base` with the given settings; None leaves one as it is.
+    """Return `base` with settings from the command line; None leaves one as it is.
 
     Raises:
         BadRequest: a value is not accepted; the message names it and what is.
@@ -199,7 +201,8 @@ def with_values(base: Settings, **values: object) -> Settings:
     for name, value in given.items():
         check: Check = _FIELDS[name].metadata["check"]
         if not check.test(value):
-            raise BadRequest(f"--{name.replace('_', '-')} {_shown(value)}: must be {check.accepts}")
+            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+            raise BadRequest(f"{flag} {value}: must be {check.accepts}")
     return replace(base, **given)
 
 

@@ -1,0 +1,173 @@
+"""The command line without an engine: flags, places, errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from keyturn.engine.errors import BadPosition, BadRequest, DocumentRefused
+from keyturn.server import commands
+from keyturn.server.cli import main
+from keyturn.server.commands import open_place
+from keyturn.server.settings import COMMAND_LINE, with_values
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    code = "import sys; from keyturn.server.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def error_of(capfd, *arguments: str) -> str:
+    """Run a command that must fail with one line, and return it."""
+    assert main(list(arguments)) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("keyturn: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def code_file(tmp_path):
+    path = tmp_path / "a:b.py"
+    path.write_bytes("é = 1\r\n\fx\u2028y = 😀2\rz".encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "offset"), [(1, 0, 0), (1, 5, 5), (2, 8, 15), (2, 9, 16), (3, 1, 18)]
+)
+def test_place_counts_lines_from_1_and_columns_in_code_points(
+    code_file, line, column, offset
+) -> None:
+    place = open_place(f"{code_file}:{line}:{column}", COMMAND_LINE)
+    assert place.offset == offset
+    assert place.document.text == "é = 1\r\n\fx\u2028y = 😀2\rz"
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "message"),
+    [
+        (0, 0, "line 0 is not one of its 3 lines"),
+        (4, 0, "line 4 is not one of its 3 lines"),
+        (1, 6, "column 6 is beyond the end of line 1, which has 5 characters"),
+        (3, 2, "column 2 is beyond the end of line 3"),
+    ],
+)
+def test_place_outside_the_text_is_an_error(code_file, line, column, message) -> None:
+    with pytest.raises(BadPosition, match=message):
+        open_place(f"{code_file}:{line}:{column}", COMMAND_LINE)
+
+
+@pytest.mark.parametrize("place", ["a.py", "a.py:3", ":1:2", "a.py:x:1", "a.py:1:-1", "a.py:1:"])
+def test_place_of_another_form_is_an_error(place) -> None:
+    with pytest.raises(BadRequest, match="FILE:LINE:COL"):
+        open_place(place, COMMAND_LINE)
+
+
+def test_byte_order_mark_is_no_column(tmp_path) -> None:
+    path = tmp_path / "bom.py"
+    path.write_bytes(b"\xef\xbb\xbfab")
+    assert open_place(f"{path}:1:1", COMMAND_LINE).document.text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a\xff", "not UTF-8 .byte 1."),
+        ("abc".encode("utf-16"), "not UTF-8"),
+        (b"a\0b", "binary"),
+        (b"x" * 60, "max_line_chars = 50"),
+        (b"x\n" * 60, "max_document_bytes = 100"),
+    ],
+)
+def test_file_that_no_one_completes_in_is_refused(tmp_path, data, message) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    settings = with_values(COMMAND_LINE, max_document_bytes=100, max_line_chars=50)
+    with pytest.raises(DocumentRefused, match=message):
+        open_place(f"{path}:1:0", settings)
+
+
+def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
+    place = f"{tmp_path}/none.py:1:0"
+    assert "no such file" in error_of(capfd, "complete", place)
+    assert "cannot read" in error_of(capfd, "complete", f"{tmp_path}:1:0")
+    assert "--top-p 3.0: must be a number above 0" in error_of(
+        capfd, "complete", place, "--top-p", "3"
+    )
+    assert "--max-tokens 0" in error_of(capfd, "complete", place, "--max-tokens", "0")
+    assert "--threads -1: must be" in error_of(capfd, "complete", place, "--threads", "-1")
+    assert "--depth half" in error_of(capfd, "complete", place, "--depth", "half")
+    assert "--layout sideways" in error_of(capfd, "complete", place, "--layout", "sideways")
+    trace = f"{tmp_path}/none.jsonl"
+    assert "no such file" in error_of(capfd, "replay", trace)
+    assert "not available yet" in error_of(capfd, "replay", trace, "--policy", "repair")
+    assert "full, prefix, turn, heal" in error_of(capfd, "replay", trace, "--policy", "fast")
+    for flag in ("--repair-tokens", "--budget-ms"):
+        assert f"{flag} needs --policy repair" in error_of(capfd, "replay", trace, flag, "3")
+    assert "above 0" in error_of(capfd, "replay", trace, "--heal-tokens-per-ms", "0")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7000", "example.org:7000", "7000", "127.0.0.1:x"])
+def test_tcp_is_loopback_only(capfd, monkeypatch, address) -> None:
+    monkeypatch.setenv("KEYTURN_TOKEN", "t" * 20)
+    assert "must be HOST:PORT" in error_of(capfd, "serve", "--tcp", address)
+
+
+def test_tcp_needs_a_token(capfd, monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("KEYTURN_TOKEN", raising=False)
+    assert "needs a token" in error_of(capfd, "serve", "--tcp", "127.0.0.1:0")
+    missing = str(tmp_path / "token")
+    message = error_of(capfd, "serve", "--tcp", "127.0.0.1:0", "--token-file", missing)
+    assert "no such file" in message
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from keyturn.server.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pygls', 'asyncio', 'msgpack', 'keyturn.server.settings'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_version_and_usage_errors() -> None:
+    assert run("--version").stdout.startswith("keyturn ")
+    for arguments in ([], ["fly"], ["complete"], ["serve", "--stdio", "--tcp", "x:1"]):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141), (MemoryError, 2)]
+)
+def test_interruption_leaves_no_traceback(monkeypatch, capfd, error, code) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(commands, "models", fail)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main(["models"]) == code
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_closed_output_leaves_no_traceback() -> None:
+    code = (
+        "import sys; from keyturn.server import cli, commands\n"
+        "def many(_):\n"
+        "    for _ in range(100_000): commands._print('x' * 100)\n"
+        "commands.models = many\n"
+        "sys.exit(cli.main(['models']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(10) == 141

@@ -1,0 +1,132 @@
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from keyturn.server import transport
+from keyturn.server.transport import Framed, Writer, serve
+
+
+def frames_of(data: bytes, piece: int = 7) -> Framed:
+    rest = bytearray(data)
+
+    def read(n: int) -> bytes:
+        taken = bytes(rest[: min(n, piece)])
+        del rest[: len(taken)]
+        return taken
+
+    return Framed(read)
+
+
+def test_messages_are_read_however_they_are_split() -> None:
+    data = b"Content-Length: 2\r\n\r\n{}content-length:3\r\nContent-Type: x\r\n\r\nabc"
+    for piece in (1, 2, 5, 1000):
+        frames = frames_of(data, piece)
+        assert [frames.next(), frames.next(), frames.next()] == [b"{}", b"abc", None]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"Content-Length: 5\r\n\r\nab",
+        b"Content-Type: x\r\n\r\nabc",
+        b"Content-Length: -1\r\n\r\nabc",
+        b"Content-Length: 999999999999\r\n\r\nabc",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"x" * 100_000,
+    ],
+)
+def test_a_stream_that_ends_or_makes_no_sense_is_the_end(data) -> None:
+    assert frames_of(data, 10_000).next() is None
+
+
+def test_a_client_that_has_gone_is_not_an_error_for_the_writer() -> None:
+    written = []
+
+    def write(data: memoryview) -> int:
+        if len(written) == 2:
+            raise BrokenPipeError
+        written.append(bytes(data[:3]))
+        return min(3, len(data))
+
+    writer = Writer(write)
+    writer.write(b"abcdefghi")
+    writer.write(b"more")
+    assert written == [b"abc", b"def"]
+
+
+class Session:
+    def __init__(self):
+        self.exit_code = None
+        self.events = []
+
+    def handle(self, body: bytes) -> None:
+        self.events.append(body)
+        if body == b"exit":
+            self.exit_code = 0
+        asyncio.ensure_future(self.start(body))
+
+    async def start(self, body: bytes) -> None:
+        self.events.append(b"started " + body)
+
+    async def close(self) -> None:
+        self.events.append(b"closed")
+
+
+def framed(*bodies: bytes) -> bytes:
+    return b"".join(b"Content-Length: %d\r\n\r\n%s" % (len(body), body) for body in bodies)
+
+
+def test_a_handler_starts_before_the_next_message_is_handled() -> None:
+    session = Session()
+    assert asyncio.run(serve(session, frames_of(framed(b"a", b"b"), 1000))) == 1
+    assert session.events == [b"a", b"started a", b"b", b"started b", b"closed"]
+
+
+def test_nothing_is_handled_after_exit() -> None:
+    session = Session()
+    assert asyncio.run(serve(session, frames_of(framed(b"exit", b"b"), 1000))) == 0
+    assert b"b" not in session.events
+
+
+def test_tcp_turns_away_a_client_without_the_token() -> None:
+    ports = []
+    result = []
+    original = socket.create_server
+
+    def create_server(address, **options):
+        server = original(address, **options)
+        ports.append(server.getsockname()[1])
+        ready.set()
+        return server
+
+    ready = threading.Event()
+    transport.socket.create_server = create_server
+    try:
+        thread = threading.Thread(
+            target=lambda: result.append(transport.accept("127.0.0.1", 0, "secret" * 4)),
+            daemon=True,
+        )
+        thread.start()
+        assert ready.wait(5)
+    finally:
+        transport.socket.create_server = original
+    for line in (b"wrong\n", b"x" * 5000, b"\n", b"Content-Length: 2\r\n\r\n{}"):
+        with socket.create_connection(("127.0.0.1", ports[0])) as stranger:
+            stranger.sendall(line)
+            stranger.shutdown(socket.SHUT_WR)
+            stranger.settimeout(5)
+            try:
+                assert stranger.recv(1) == b""
+            except ConnectionResetError:
+                pass
+    friend = socket.create_connection(("127.0.0.1", ports[0]))
+    friend.sendall(b"secret" * 4 + b"\r\n" + framed(b"{}"))
+    thread.join(5)
+    frames, writer = result[0]
+    assert frames.next() == b"{}"
+    writer.write(b"hello")
+    assert friend.recv(5) == b"hello"
+    friend.close()
