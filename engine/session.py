@@ -17,7 +17,7 @@ from .generate import generate
 from .layout import Segment, lay_out
 from .model import Check, Decoder
 from .prompt_cache import Counts, PromptCache
-from .tokenizer import Stretch, Tokenizer
+from .tokenizer import Stretch, Tokenizer, common_prefix
 
 Edit = tuple[int, int, str]
 
@@ -124,8 +124,8 @@ class Session:
         """Replace the whole text; what is still the same is found by comparing."""
         if text == self.text:
             return
-        start = _common_prefix(self.text, text)
-        tail = _common_prefix(self.text[start:][::-1], text[start:][::-1])
+        start = common_prefix(self.text, text)
+        tail = common_prefix(self.text[start:][::-1], text[start:][::-1])
         self.edit([(start, len(self.text) - tail, text[start : len(text) - tail])])
 
     def set_cursor(self, offset: int) -> None:
@@ -305,14 +305,3 @@ def _shifted(offset: int, edits: Sequence[Edit], *, after_insertion: bool) -> in
             moved += start - offset + (len(text) if after_insertion else 0)
     return moved
 
-
-def _common_prefix(first: str, second: str) -> int:
-    """Return how many leading characters agree, by bisection over slices compared in C."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -283,7 +283,9 @@ def test_odd_texts_complete_at_start_middle_and_end(opened, text, layout):
         assert completion.num_prompt_tokens <= session.model.max_prompt_tokens
 
 
-@pytest.mark.parametrize("edits", [[(5, 3, "")], [(0, 999, "")], [(-1, 2, "")], [(0, 5, ""), (4, 6, "")]])
+@pytest.mark.parametrize(
+    "edits", [[(5, 3, "")], [(0, 999, "")], [(-1, 2, "")], [(0, 5, ""), (4, 6, "")]]
+)
 def test_bad_edit_is_an_error_and_changes_nothing(opened, edits):
     session = opened("hello world", "turn")
     with pytest.raises(BadPosition):

@@ -1,0 +1,296 @@
+"""Text to tokens: encoding, and re-encoding only around an edit."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# Characters beyond a boundary that the match before it may have looked at: a contraction ('ll)
+# that failed has looked two further than the apostrophe it leaves alone.
+_LOOK_AHEAD = 3
+# Re-encoded beyond an edit before looking for a common boundary; doubled until there is one.
+_FIRST_REACH = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokens of a stretch of text.
+
+    Attributes:
+        token_ids: (n,) int64.
+        starts: (n,) int64, the code point at which each begins; tokens that share a character
+            share its offset.
+        is_word_start: (n,) bool, whether a pre-token begins there: merges never cross it.
+    """
+
+    token_ids: Ints
+    starts: Ints
+    is_word_start: NDArray[np.bool_]
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` for documents.
+
+    The name of a special token in a document is plain text. A lone surrogate becomes U+FFFD, one
+    for one, so offsets stay those of the document.
+
+    Attributes:
+        vocab_size: number of tokens.
+        bos_id: token that starts every sequence, or None.
+        eos_id: token that ends a text, or None.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        bos_id: int | None = None,
+        eos_id: int | None = None,
+    ) -> None:
+        """Wrap a tokenizer; its truncation, padding and post-processing are left out."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = {at for at, token in added.items() if token.special}
+        plain = [len(token.content) for token in added.values() if not token.special]
+        self._margin = max([_LOOK_AHEAD, *plain])
+        self._locality = _locality(json.loads(tokenizer.to_str()))
+        self._token_bytes: list[bytes] | None = None
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return frozenset() if self.eos_id is None else frozenset({self.eos_id})
+
+    @property
+    def start_id(self) -> int | None:
+        """Token before a text that is continued: beginning of text, else the end of another."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    def encode(self, text: str) -> Encoded:
+        """Encode a stretch of text on its own."""
+        encoding = self._tokenizer.encode(_SURROGATES.sub("\ufffd", text), add_special_tokens=False)
+        words = np.array([-1 if at is None else at for at in encoding.word_ids], dtype=np.int64)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        starts_word = np.empty(len(words), dtype=bool)
+        starts_word[:1] = True
+        # Word numbers start anew after an added token, so a change either way is a boundary.
+        starts_word[1:] = (words[1:] != words[:-1]) | (words[1:] < 0)
+        return Encoded(np.array(encoding.ids, dtype=np.int64), offsets[:, 0].copy(), starts_word)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens; special ones show their names."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_bytes(self) -> list[bytes]:
+        """Return the bytes of each token, b"" for special ones."""
+        if self._token_bytes is None:
+            names = [self._tokenizer.id_to_token(at) or "" for at in range(self.vocab_size)]
+            is_byte_level = "ByteLevel" in json.dumps(
+                json.loads(self._tokenizer.to_str())["decoder"]
+            )
+            to_bytes = _byte_level_bytes if is_byte_level else _sentence_piece_bytes
+            self._token_bytes = [
+                b"" if at in self._special_ids else to_bytes(name) for at, name in enumerate(names)
+            ]
+        return self._token_bytes
+
+    def re_encodes_locally(self, text: str) -> bool:
+        """Whether an edit's effect on the tokens of such a text ends at a pre-token boundary."""
+        return self._locality == "always" or (self._locality == "ascii" and text.isascii())
+
+    def is_settled(self, text: str, at: int, end: int) -> bool:
+        """Whether a pre-token boundary at `at` depends on nothing from `end` on.
+
+        No known pre-tokenizer looks behind; a match that ends before something other than white
+        space has looked at most a fixed number of characters further.
+        """
+        return at + self._margin <= end and not text[at].isspace()
+
+
+class Stretch:
+    """A stretch of text that is kept encoded while it changes.
+
+    Attributes:
+        text: what is encoded.
+        token_ids: (n,) int64, always equal to `tokenizer.encode(text).token_ids`.
+        starts: (n,) int64, code point of each token in `text`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text: str = "") -> None:
+        """Encode a first text."""
+        self._tokenizer = tokenizer
+        self.text = text
+        self._set(tokenizer.encode(text))
+
+    def _set(self, encoded: Encoded) -> None:
+        self.token_ids = encoded.token_ids
+        self.starts = encoded.starts
+        self._is_word_start = encoded.is_word_start
+
+    def update(self, text: str) -> None:
+        """Take a new text; only what lies around the difference is encoded again.
+
+        Cost: comparing and splicing are linear in the stretch (memory copies), encoding in the
+        distance between the first and the last difference.
+        """
+        old = self.text
+        start = common_prefix(old, text)
+        if start == len(old) == len(text):
+            return
+        tail = common_prefix(old[start:][::-1], text[start:][::-1])
+        self.text = text
+        local = self._tokenizer.re_encodes_locally(old) and self._tokenizer.re_encodes_locally(text)
+        if local:
+            self._splice(start, len(old) - tail, len(text) - tail)
+        else:
+            self._set(self._tokenizer.encode(text))
+
+    def _splice(self, start: int, old_end: int, new_end: int) -> None:
+        """Encode from the last boundary before the edit to the first common one after it."""
+        text, tokenizer = self.text, self._tokenizer
+        first = int(np.searchsorted(self.starts, start))
+        while first and not self._restarts(first, start):
+            first -= 1
+        begin = int(self.starts[first]) if first else 0
+        reach = _FIRST_REACH
+        while True:
+            end = min(new_end + reach, len(text))
+            piece = tokenizer.encode(text[begin:end])
+            if end == len(text):
+                last, cut = len(self.token_ids), len(piece.token_ids)
+                break
+            found = self._common_boundary(old_end, new_end, begin, end, piece)
+            if found is not None:
+                last, cut = found
+                break
+            reach *= 2
+        moved = new_end - old_end
+        self._set(
+            Encoded(
+                np.concatenate(
+                    [self.token_ids[:first], piece.token_ids[:cut], self.token_ids[last:]]
+                ),
+                np.concatenate(
+                    [
+                        self.starts[:first],
+                        piece.starts[:cut] + begin,
+                        self.starts[last:] + moved,
+                    ]
+                ),
+                np.concatenate(
+                    [
+                        self._is_word_start[:first],
+                        piece.is_word_start[:cut],
+                        self._is_word_start[last:],
+                    ]
+                ),
+            )
+        )
+
+    def _restarts(self, index: int, edit_start: int) -> bool:
+        """Whether encoding can start anew at a token: a boundary the edit has no say in."""
+        at = int(self.starts[index]) if index < len(self.starts) else len(self.text)
+        return (
+            index < len(self.starts)
+            and bool(self._is_word_start[index])
+            and self._tokenizer.is_settled(self.text, at, edit_start)
+        )
+
+    def _common_boundary(
+        self, old_end: int, new_end: int, begin: int, end: int, piece: Encoded
+    ) -> tuple[int, int] | None:
+        """Find a boundary after the edit that old and new tokens share.
+
+        From there on both texts are the same and so are their tokens.
+
+        Returns:
+            Index of the old token and of the piece's token that begin there, or None.
+        """
+        moved = new_end - old_end
+        for cut in range(int(np.searchsorted(piece.starts, new_end - begin)), len(piece.starts)):
+            at = int(piece.starts[cut]) + begin
+            if not piece.is_word_start[cut] or not self._tokenizer.is_settled(self.text, at, end):
+                continue
+            last = int(np.searchsorted(self.starts, at - moved))
+            if (
+                last < len(self.starts)
+                and self.starts[last] == at - moved
+                and self._is_word_start[last]
+            ):
+                return last, cut
+        return None
+
+
+def common_prefix(first: str, second: str) -> int:
+    """Return how many leading characters agree, by bisection over slices compared in C."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _locality(description: dict) -> str:
+    """Return for which texts edits stay local: "always", "ascii" or "never"."""
+    if description["model"]["type"] != "BPE" or description["model"].get("dropout"):
+        return "never"
+    pre_tokenizer = description["pre_tokenizer"] or {"type": "none"}
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    for part in parts:
+        if part["type"] == "ByteLevel":
+            if part["add_prefix_space"]:
+                return "never"
+        elif part["type"] == "Split":
+            regex = part["pattern"].get("Regex")
+            if regex is None or "(?<" in regex or "^" in regex.replace("[^", ""):
+                return "never"
+        elif part["type"] not in ("Digits", "Punctuation"):
+            return "never"
+    splits = any(part["type"] == "Split" or part.get("use_regex") for part in parts)
+    if not splits:
+        return "never"
+    normalizer = description["normalizer"]
+    if normalizer is None:
+        return "always"
+    return "ascii" if normalizer["type"] == "NFC" else "never"
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    characters = [*map(chr, visible), *(chr(256 + at) for at in range(len(hidden)))]
+    return dict(zip(characters, visible + hidden, strict=True))
+
+
+_ALPHABET = _byte_level_alphabet()
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _byte_level_bytes(name: str) -> bytes:
+    if all(character in _ALPHABET for character in name):
+        return bytes(_ALPHABET[character] for character in name)
+    return name.encode("utf-8", "replace")  # an added token is spelt as it is
+
+
+def _sentence_piece_bytes(name: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("\u2581", " ").encode()
