@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -15,11 +13,12 @@ from pygls.lsp.server import LanguageServer
 from pygls.uris import to_fs_path
 
 from ..engine.config import Completion, CompletionParams
-from .completions import Answer, Completions, Selected
-from .documents import ENCODINGS, UTF16, Change, Document, Limits, Position
-from .editor_items import completion_list, inline_items
+from ..engine.errors import EngineError
+from .completions import Answer, Completions
+from .documents import UTF16, Document, Limits
+from .lsp_items import as_change, as_position, as_selected, completion_list, inline_items
 from .progress import LoadingProgress
-from .rpc import Malformed, Protocol, tolerant_converter
+from .rpc import Malformed, Protocol, guarded, tolerant_converter
 from .settings import SECTION, Settings, from_options
 
 if TYPE_CHECKING:
@@ -84,9 +83,8 @@ class KeyturnServer(LanguageServer):
 
     def start(self, params: types.InitializeParams) -> None:
         """Take the client's settings and abilities; nothing here takes time."""
-        self._encoding = _plain(self.workspace.position_encoding)
-        if self._encoding not in ENCODINGS:
-            self._encoding = UTF16
+        encoding = self.workspace.position_encoding
+        self._encoding = str(getattr(encoding, "value", encoding))
         self._base_settings, warnings = from_options(params.initialization_options)
         self.settings = self._base_settings
         self._warn(warnings)
@@ -95,7 +93,7 @@ class KeyturnServer(LanguageServer):
         wanted = self.settings.completion_items
         if wanted == "always" or (wanted == "auto" and not has_inline):
             options = types.CompletionOptions(trigger_characters=_TRIGGER_CHARACTERS)
-            self.feature(types.TEXT_DOCUMENT_COMPLETION, options)(_guarded(self._menu, None))
+            self.feature(types.TEXT_DOCUMENT_COMPLETION, options)(guarded(self._menu, None))
 
     def connect(self) -> None:
         """Start or find the engine host, in the background."""
@@ -132,7 +130,7 @@ class KeyturnServer(LanguageServer):
             return
         was_refused = document.refusal is not None
         base = document.version
-        changes = [_change(item) for item in params.content_changes]
+        changes = [as_change(item) for item in params.content_changes]
         edits = document.change(changes, params.text_document.version)
         self._completions.edited(document.uri, edits)
         if edits is None or was_refused or document.refusal is not None:
@@ -184,9 +182,9 @@ class KeyturnServer(LanguageServer):
         selected = params.context.selected_completion_info
         answer = await self._completions.complete(
             document,
-            document.offset(_position(params.position)),
+            document.offset(as_position(params.position)),
             invoked=invoked,
-            selected=selected and _selected(document, selected),
+            selected=selected and as_selected(document, selected),
         )
         return inline_items(answer, document)
 
@@ -194,12 +192,22 @@ class KeyturnServer(LanguageServer):
         document = self.documents.get(params.text_document.uri)
         if document is None:
             return None
-        offset = document.offset(_position(params.position))
+        offset = document.offset(as_position(params.position))
         answer: Answer = await self._completions.complete(document, offset, invoked=False)
         return completion_list(answer, document)
 
+    async def answer_status(self, params: object) -> dict[str, Any]:
+        """Answer keyturn/status; with {"host": true} the engine host is asked as well."""
+        status = self.status()
+        if isinstance(params, dict) and params.get("host"):
+            try:
+                status["host"] = await self.engine.host_status()
+            except EngineError as error:
+                status["host"] = {"reason": str(error)}
+        return status
+
     def status(self) -> dict[str, Any]:
-        """Return what works and what does not, with reasons, as plain data."""
+        """Return what works and what does not, with reasons, as plain data; asks nobody."""
         return {
             **self.engine.status(),
             "version": self.version,
@@ -273,7 +281,7 @@ def _register(server: KeyturnServer) -> None:
     """Connect each message with its one call."""
 
     def on(method: str, handler: Callable[..., Any], otherwise: object = None) -> None:
-        server.feature(method)(_guarded(handler, otherwise))
+        server.feature(method)(guarded(handler, otherwise))
 
     on(types.INITIALIZE, server.start)
     on(types.INITIALIZED, lambda _: server.connect())
@@ -283,53 +291,9 @@ def _register(server: KeyturnServer) -> None:
     on(types.TEXT_DOCUMENT_DID_SAVE, lambda _: None)
     on(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
     on(DID_FOCUS, server.focus)
-    on(STATUS, lambda _: server.status(), {})
+    on(STATUS, server.answer_status, {})
     on(DOCUMENTS, lambda _: server.held_documents(), [])
     on(types.EXIT, lambda _: server.protocol.leave())
     # Without options pygls does not advertise it.
     options = types.InlineCompletionOptions()
-    server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, options)(_guarded(server.inline, []))
-
-
-def _guarded(handler: Callable[..., Any], otherwise: object) -> Callable[..., Any]:
-    """Turn a handler's exception into a log line and `otherwise`; cancellation passes."""
-    if asyncio.iscoroutinefunction(handler):
-
-        @functools.wraps(handler)
-        async def run(params: Any) -> object:  # noqa: ANN401
-            try:
-                return await handler(params)
-            except Exception:
-                log.exception("%s failed", getattr(handler, "__name__", handler))
-                return otherwise
-
-        return run
-
-    # Not annotated `object`: pygls passes the server to a handler whose first argument may be one.
-    def call(params: Any) -> object:  # noqa: ANN401
-        try:
-            return handler(params)
-        except Exception:
-            log.exception("%s failed", getattr(handler, "__name__", handler))
-            return otherwise
-
-    return call
-
-
-def _plain(encoding: object) -> str:
-    return str(getattr(encoding, "value", encoding))
-
-
-def _position(position: types.Position) -> Position:
-    return Position(position.line, position.character)
-
-
-def _change(item: types.TextDocumentContentChangeEvent) -> Change:
-    if isinstance(item, types.TextDocumentContentChangeWholeDocument):
-        return Change(item.text)
-    return Change(item.text, _position(item.range.start), _position(item.range.end))
-
-
-def _selected(document: Document, info: types.SelectedCompletionInfo) -> Selected:
-    start = document.offset(_position(info.range.start))
-    return Selected(start, document.offset(_position(info.range.end)), info.text)
+    server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, options)(guarded(server.inline, []))

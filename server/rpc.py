@@ -6,7 +6,9 @@ errors, keeps a second copy of every document, and loses the exit code.
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -150,3 +152,28 @@ def _cause(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__
+
+
+def guarded(handler: Callable[..., Any], otherwise: object) -> Callable[..., Any]:
+    """Turn a handler's exception into a log line and `otherwise`; cancellation passes."""
+    if asyncio.iscoroutinefunction(handler):
+
+        @functools.wraps(handler)
+        async def run(params: Any) -> object:  # noqa: ANN401
+            try:
+                return await handler(params)
+            except Exception:
+                log.exception("%s failed", getattr(handler, "__name__", handler))
+                return otherwise
+
+        return run
+
+    # Not annotated `object`: pygls passes the server to a handler whose first argument may be one.
+    def call(params: Any) -> object:  # noqa: ANN401
+        try:
+            return handler(params)
+        except Exception:
+            log.exception("%s failed", getattr(handler, "__name__", handler))
+            return otherwise
+
+    return call

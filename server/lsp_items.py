@@ -1,4 +1,4 @@
-"""Answers as LSP items: inline completions, and one entry for editors that only have menus."""
+"""LSP types to our own and back: positions, changes, inline items, menu entries."""
 
 from __future__ import annotations
 
@@ -6,11 +6,29 @@ import re
 
 from lsprotocol import types
 
-from .completions import Answer
-from .documents import Document
+from .completions import Answer, Selected
+from .documents import Change, Document, Position
 
 _WORD_BEFORE = re.compile(r"\w*\Z")
 _MAX_LABEL_CHARS = 80
+
+
+def asas_position(position: types.Position) -> Position:
+    """Return an LSP position as our own."""
+    return Position(position.line, position.character)
+
+
+def as_change(item: types.TextDocumentContentChangeEvent) -> Change:
+    """Return one content change as our own."""
+    if isinstance(item, types.TextDocumentContentChangeWholeDocument):
+        return Change(item.text)
+    return Change(item.text, as_position(item.range.start), as_position(item.range.end))
+
+
+def as_selected(document: Document, info: types.SelectedCompletionInfo) -> Selected:
+    """Return the entry selected in the editor's menu, in offsets."""
+    start = document.offset(as_position(info.range.start))
+    return Selected(start, document.offset(as_position(info.range.end)), info.text)
 
 
 def inline_items(answer: Answer, document: Document) -> list[types.InlineCompletionItem]:

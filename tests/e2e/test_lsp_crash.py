@@ -1,0 +1,51 @@
+"""The engine host is killed while a completion runs: nothing is lost but that completion."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from .test_lsp_session import wait_until_healed
+
+URI = "file:///crash.py"
+TEXT = "import os\n\n\ndef area(width, height):\n    return \n"
+
+
+@pytest.mark.slow
+def test_the_next_completion_is_an_undisturbed_servers_after_sigkill(start, options) -> None:
+    options |= {"max_tokens": 600, "host_retry_max_s": 0.5}
+    client = start()
+    client.initialize(options)
+    client.open(URI, TEXT)
+    client.change(
+        URI,
+        2,
+        {
+            "range": {
+                "start": {"line": 0, "character": 7},
+                "end": {"line": 0, "character": 9},
+            },
+            "text": "sys",
+        },
+    )
+    first_pid = client.wait_for_state("ready")["host_pid"]
+    client.complete(URI, 4, 11)
+    wait_until_healed(client, URI)
+    undisturbed = client.complete(URI, 4, 11)
+
+    request = client.ask(URI, 4, 11)
+    os.kill(first_pid, signal.SIGKILL)
+    assert client.reply(request)["result"] == []
+    status = client.result("keyturn/status")
+    assert status["completions"]["recent_reasons"], "an empty answer has a reason"
+
+    deadline = time.monotonic() + 60
+    while (status := client.result("keyturn/status"))["host_pid"] in (None, first_pid):
+        assert time.monotonic() < deadline, status
+        time.sleep(0.05)
+    client.wait_for_state("ready")
+    client.complete(URI, 4, 11)
+    wait_until_healed(client, URI)
+    assert client.complete(URI, 4, 11) == undisturbed
+    assert client.shut_down() == 0
