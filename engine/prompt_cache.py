@@ -97,6 +97,8 @@ class PromptCache:
             token_ids: (n,) the prompt's tokens.
             sides: (n,) the part of the layout each belongs to, ascending.
         """
+        if not np.array_equal(token_ids, self._token_ids):
+            self._logits = None
         self._token_ids, self._sides = token_ids, sides
         if self._policy == "full" and self._cache is not None:
             self._cache.clear()

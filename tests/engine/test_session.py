@@ -144,12 +144,22 @@ def test_typing_at_the_cursor_computes_only_what_was_typed(opened):
 
 
 def test_accepted_completion_is_not_computed_again(opened):
-    session = opened(SOURCE[:1500], "turn")
-    completion = session.complete(700, GREEDY, check)
-    before = session.num_rows_forwarded
-    session.edit([(700, 700, completion.text)])
+    before = SOURCE[: SOURCE.index("\n", 700)]
+    inserted = "\nname = value\n"
+    session = opened(before, "turn")
+    session.set_cursor(len(before))
     session.sync(check)
-    assert session.num_rows_forwarded - before < len(completion.token_ids)
+    encode = session.model.tokenizer.encode
+    for token_id in encode(before + inserted).token_ids[len(encode(before).token_ids) :]:
+        session._prompt.decode(int(token_id), check)
+    forwarded = session.num_rows_forwarded
+    session.edit([(len(before), len(before), inserted)])
+    session.sync(check)
+    assert session.num_rows_forwarded == forwarded
+    assert session.num_stale == 0
+    fresh = opened(session.text, "full")
+    completion = session.complete(len(session.text), GREEDY, check)
+    assert completion.token_ids == fresh.complete(len(session.text), GREEDY, check).token_ids
 
 
 def test_frozen_layout_keeps_typed_text_after_the_middle_mark(opened):
@@ -199,7 +209,7 @@ def test_interrupted_work_is_resumed_and_ends_the_same(opened, policy):
     num_interrupted = 0
 
     def interrupt_sometimes():
-        if random.random() < 0.04:
+        if random.random() < 0.1:
             raise Interrupted("more urgent work")
 
     session.set_cursor(700)
@@ -271,7 +281,8 @@ def test_window_moves_in_steps_while_typing_far_beyond_it(opened):
         num_moves += session.num_stale > before
         session.heal(10_000, check)
         assert cache_of(session).num_rows <= session.model.max_prompt_tokens
-    assert 0 < num_moves < 60
+    step_chars = 600 * 3 / 8
+    assert 0 < num_moves < 2 * len(text) / step_chars
 
 
 @pytest.mark.parametrize("text", ["", "\n", "😀" * 3000, "\ud800", "\r\n" * 10, "x" * 50_000])
