@@ -13,7 +13,7 @@ _WORD_BEFORE = re.compile(r"\w*\Z")
 _MAX_LABEL_CHARS = 80
 
 
-def asas_position(position: types.Position) -> Position:
+def as_position(position: types.Position) -> Position:
     """Return an LSP position as our own."""
     return Position(position.line, position.character)
 
