@@ -65,6 +65,7 @@ class PromptCache:
         self._cache: KVCache | None = None
         self._token_ids: Ints = np.empty(0, dtype=np.int64)
         self._sides: Ints = self._token_ids
+        self._last_side = 0
         self._logits: Tensor | None = None
 
     @property
@@ -90,16 +91,19 @@ class PromptCache:
 
     # Following the prompt
 
-    def want(self, token_ids: Ints, sides: Ints) -> None:
+    def want(self, parts: Sequence[Ints]) -> None:
         """Say what the prompt is now; `patch` makes the rows.
 
         Args:
-            token_ids: (n,) the prompt's tokens.
-            sides: (n,) the part of the layout each belongs to, ascending.
+            parts: tokens of each part of the layout, in order; rows are only reused within a part.
+                What is generated continues the last one.
         """
+        token_ids = np.concatenate(parts)
         if not np.array_equal(token_ids, self._token_ids):
             self._logits = None
-        self._token_ids, self._sides = token_ids, sides
+        self._token_ids = token_ids
+        self._sides = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self._last_side = len(parts) - 1
         if self._policy == "full" and self._cache is not None:
             self._cache.clear()
             self._logits = None
@@ -178,7 +182,8 @@ class PromptCache:
         The row stays until a prompt does not want it: an accepted completion is not computed again.
         """
         position = self._rows().positions.max() + 1
-        return self._extend(np.array([token_id]), np.array([position]), self._sides[-1:], check)
+        side = np.array([self._last_side])
+        return self._extend(np.array([token_id]), np.array([position]), side, check)
 
     def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
         """Return what the model predicts at each of these tokens, were they to come next.

@@ -267,16 +267,16 @@ class Session:
                 model.tokenizer.start_id,
             )
             parts = [self._encode(segment) for segment in layout.segments]
-            sizes = [len(part) for part in parts]
-            if sum(sizes) <= model.max_prompt_tokens:
+            num_tokens = sum(map(len, parts))
+            if num_tokens <= model.max_prompt_tokens:
                 break
             if chars_per_token < 0.01:
                 raise ContextTooLong(
-                    f"a prompt of {sum(sizes)} tokens does not fit {model.max_prompt_tokens}; "
+                    f"a prompt of {num_tokens} tokens does not fit {model.max_prompt_tokens}; "
                     "raise cache_bytes or use a model with a longer context"
                 )
             chars_per_token /= 2  # text as dense in tokens as emoji: see less of it
-        self._prompt.want(np.concatenate(parts), np.repeat(np.arange(len(parts)), sizes))
+        self._prompt.want(parts)
         self._forced = self.text[layout.healed_from : self._cursor]
 
     def _encode(self, segment: Segment) -> NDArray[np.int64]:
