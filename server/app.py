@@ -41,7 +41,7 @@ class KeyturnServer(LanguageServer):
         engine: speaks to the engine host.
     """
 
-    protocol: Protocol
+    protocol: Protocol  # type: ignore[assignment] - pygls makes what it is told to
 
     def __init__(self, engine: EngineClient) -> None:
         """Register the handlers; nothing is started before `initialized`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import functools
 import json
 import logging
 from collections.abc import Callable
@@ -156,9 +155,9 @@ def _cause(error: BaseException) -> str:
 
 def guarded(handler: Callable[..., Any], otherwise: object) -> Callable[..., Any]:
     """Turn a handler's exception into a log line and `otherwise`; cancellation passes."""
+    # Not annotated `object`: pygls passes the server to a handler whose first argument may be one.
     if asyncio.iscoroutinefunction(handler):
 
-        @functools.wraps(handler)
         async def run(params: Any) -> object:  # noqa: ANN401
             try:
                 return await handler(params)
@@ -168,7 +167,6 @@ def guarded(handler: Callable[..., Any], otherwise: object) -> Callable[..., Any
 
         return run
 
-    # Not annotated `object`: pygls passes the server to a handler whose first argument may be one.
     def call(params: Any) -> object:  # noqa: ANN401
         try:
             return handler(params)

@@ -31,7 +31,9 @@ Read = Callable[[int], bytes]
 class Session(Protocol):
     """What is served: one client's language server."""
 
-    exit_code: int | None
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code once the client said `exit`."""
 
     def handle(self, body: bytes) -> None:
         """Handle one message; must not raise."""
