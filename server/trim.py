@@ -15,6 +15,7 @@ _WORD = re.compile(r"\w")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _QUOTES = "\"'`"
 _MAX_PERIOD_LINES = 4
+_MAX_CLOSERS = 20
 
 
 class Trimmed(NamedTuple):
@@ -134,13 +135,15 @@ def _drop_taken_closers(kept: str, prefix: str, suffix: str) -> str:
     opened = _scan(prefix, [])[0]
     if opened is None or (paired := _num_paired(suffix, opened)) == 0:
         return kept
-    while True:
-        after, closers = _scan(kept, opened)
+    cut = kept
+    for _ in range(_MAX_CLOSERS):
+        after, closers = _scan(cut, opened)
         if after is not None and _num_paired(suffix, after) >= paired:
-            return kept
+            return cut
         if not closers:
-            return kept
-        kept = kept[: closers[-1]]
+            break
+        cut = cut[: closers[-1]]
+    return kept
 
 
 def _scan(text: str, opened: list[str]) -> tuple[list[str] | None, list[int]]:

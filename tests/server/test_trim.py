@@ -1,6 +1,8 @@
 """Golden tests: `|` marks the cursor. Each rule has places where it must cut and must not."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keyturn.server.trim import trim
 
@@ -131,6 +133,26 @@ def test_line_ends_follow_the_document() -> None:
 def test_white_space_at_the_end_goes_when_nothing_follows_it() -> None:
     assert trimmed("x = |\n", "1  \n\n") == "1"
     assert trimmed("x = |+ 2\n", "1 ") == "1 "
+
+
+CODE = st.text("ab()[]{}\"': ,\n\r\t", max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(CODE, CODE, CODE, st.sampled_from(["end", "stop", "length", "time"]))
+def test_nothing_is_ever_added_and_only_the_end_is_cut(before, raw, after, stop_reason) -> None:
+    result = trim(raw, before + after, len(before), len(before), stop_reason)
+    assert unified(raw).startswith(unified(result.text))
+    assert (result.text == "") == (result.reason is not None)
+
+
+def unified(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_flood_of_closers_is_left_alone_in_bounded_time() -> None:
+    raw = ")" * 20_000
+    assert trimmed("(" * 3000 + "|" + ")" * 3000, raw) == raw
 
 
 def test_the_cost_does_not_grow_with_the_document() -> None:
