@@ -165,7 +165,6 @@ def _add_engine(commands: argparse._SubParsersAction) -> None:
     engine.add_argument(
         "--idle-s", type=float, metavar="S", help="end this long after the last client has gone"
     )
-    engine.add_argument("--log", metavar="PATH", help="log file; by default standard error")
 
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.config import POLICIES, Completion, CompletionParams
-from ..engine.errors import BadPosition, BadRequest, DocumentRefused
+from ..engine.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
 from .documents import UTF32, Document, Limits, Position
 from .settings import COMMAND_LINE, Settings, with_values
 
@@ -92,11 +92,7 @@ def serve(arguments: argparse.Namespace) -> int:
     """Run the language server for one client."""
     from . import transport
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if arguments.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _log_to_stderr(logging.INFO if arguments.verbose else logging.WARNING)
     # pygls logs whole messages, and a page for each that it cannot read; rpc.py logs one line.
     logging.getLogger("pygls").setLevel(logging.CRITICAL)
     if arguments.tcp:
@@ -120,9 +116,10 @@ def engine(arguments: argparse.Namespace) -> int:
     """Run the engine host until nobody needs it."""
     from ..engine import host
 
+    _log_to_stderr(logging.INFO)
     path = Path(arguments.socket) if arguments.socket else None
     idle_s = with_values(COMMAND_LINE, host_idle_s=arguments.idle_s).host_idle_s
-    return host.main(socket=path, idle_s=idle_s, log=arguments.log and Path(arguments.log))
+    return host.main(path, idle_s)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -230,7 +227,13 @@ def _complete_in_host(
     place: Place, params: CompletionParams, settings: Settings, depth: str
 ) -> Completion:
     """Complete in the engine host that is running already."""
+    from .doctor import is_host_running
     from .engine_client import EngineClient
+
+    if not is_host_running():
+        raise HostUnavailable(
+            "no engine host is running; start an editor or `keyturn engine`, or leave out --connect"
+        )
 
     async def run() -> Completion:
         client = EngineClient()
@@ -258,6 +261,11 @@ def _figures(completion: Completion, text: str, model: str) -> dict[str, object]
         "num_layers_run": completion.num_layers_run,
         "stop_reason": completion.stop_reason,
     }
+
+
+def _log_to_stderr(level: int) -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level, format=form)
 
 
 def _print(text: str) -> None:

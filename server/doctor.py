@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..engine.address import FileLock, default_address
 from ..engine.errors import EngineError
 from .settings import Settings
 
@@ -161,31 +162,38 @@ def _cpu_flags() -> list[str]:
     return [flag for flag in _CPU_FLAGS if flag in flags]
 
 
+def is_host_running() -> bool:
+    """Return whether this user's shared engine host runs; starts none."""
+    lock = FileLock(default_address().lock)
+    try:
+        is_free = lock.acquire()
+    except OSError:
+        return False
+    lock.release()
+    return not is_free
+
+
 def _examine_host() -> dict[str, Any]:
-    """Return where the shared engine host is, and what it says if it runs; starts none."""
-    from ..engine import protocol
+    """Return where the shared engine host is, and its process if it runs."""
+    address = default_address()
+    host = {"running": is_host_running(), "pid": None, "socket": str(address.socket)}
+    if host["running"]:
+        try:
+            host["pid"] = asyncio.run(_ask_host()).get("pid")
+        except (EngineError, TimeoutError) as error:
+            host["reason"] = str(error) or "no answer"
+    return host | {"log": str(address.log)}
+
+
+async def _ask_host() -> dict[str, Any]:
     from .engine_client import EngineClient
 
-    async def ask() -> dict[str, Any]:
-        client = EngineClient(spawn=False)
-        client.start(Settings(), on_change=lambda *_: None, text_of=lambda _: None)
-        try:
-            return await asyncio.wait_for(client.host_status(), _HOST_SECONDS)
-        finally:
-            await client.stop()
-
-    host: dict[str, Any] = {
-        "running": False,
-        "pid": None,
-        "socket": str(protocol.socket_path()),
-        "log": str(protocol.log_path()),
-    }
+    client = EngineClient()
+    client.start(Settings(), on_change=lambda *_: None, text_of=lambda _: None)
     try:
-        host["pid"] = asyncio.run(ask()).get("pid")
-        host["running"] = True
-    except (EngineError, TimeoutError):
-        pass
-    return host
+        return await asyncio.wait_for(client.host_status(), _HOST_SECONDS)
+    finally:
+        await client.stop()
 
 
 def list_models() -> dict[str, Any]:
