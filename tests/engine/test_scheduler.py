@@ -1,0 +1,314 @@
+"""The order of work, by a scheduler with a fake engine."""
+
+import threading
+import time
+
+import pytest
+
+from keyturn.engine import errors
+from keyturn.engine.config import EngineConfig
+from keyturn.engine.held_document import Job
+from keyturn.engine.protocol import Request
+from keyturn.engine.scheduler import Scheduler
+from tests.fakes import FakeEngine
+
+CONFIG = EngineConfig("cpu", "float32", 0, 10**9, 0, 256)
+PARAMS = {
+    "max_tokens": 8,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "seed": 0,
+    "stop": [],
+    "time_budget_ms": 0.0,
+}
+
+
+def wait_until(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+class Driver:
+    """One client of one scheduler; results by request id."""
+
+    def __init__(self, make_engine=FakeEngine):
+        self.engine = None
+        self.results, self.events, self.jobs, self.working = {}, [], {}, []
+        self.order = []
+        self.ended = threading.Event()
+
+        def make(config):
+            self.engine = make_engine(config)
+            return self.engine
+
+        self.scheduler = Scheduler(make, self.working.append, self.ended.set)
+        self.scheduler.configure(CONFIG)
+        self.next_id = 0
+
+    def put(self, method, client="c", **params):
+        self.next_id += 1
+        number = self.next_id
+
+        def on_result(result):
+            self.results[number] = result
+            self.order.append(number)
+
+        def on_event(name, **fields):
+            self.events.append((number, name, fields))
+
+        job = Job(client, Request(number, method, params), on_result, on_event)
+        self.jobs[number] = job
+        self.scheduler.submit(job)
+        return number
+
+    def open(self, doc, text, version=1, visible=False, client="c"):
+        return self.put(
+            "open", client, doc=doc, path=doc, text=text, version=version, model="m",
+            policy="turn", layout=None, cursor=0, visible=visible,
+        )  # fmt: skip
+
+    def edit(self, doc, base, *edits):
+        return self.put("edit", doc=doc, base=base, version=base + 1, edits=list(edits))
+
+    def complete(self, doc, version, offset, invoked=True, params=PARAMS):
+        return self.put(
+            "complete", doc=doc, version=version, offset=offset, params=params, invoked=invoked
+        )
+
+    def result(self, number):
+        wait_until(lambda: number in self.results)
+        return self.results[number]
+
+    def error(self, number, kind):
+        result = self.result(number)
+        assert type(result) is kind, result
+        return str(result)
+
+
+@pytest.fixture
+def driver():
+    driver = Driver()
+    wait_until(lambda: driver.engine)
+    yield driver
+    driver.scheduler.stop(5)
+    assert driver.ended.is_set()
+
+
+def test_completion_sees_all_edits_before_it_and_none_after(driver):
+    driver.open("a", "xy")
+    driver.edit("a", 1, [1, 1, "1"])
+    driver.edit("a", 2, [2, 2, "2"])
+    first = driver.complete("a", 3, 3)
+    driver.edit("a", 3, [0, 1, ""])
+    second = driver.complete("b", 1, 0)
+    assert driver.result(first)["text"] == "<x12|y>"
+    assert "open it first" in driver.error(second, errors.BadRequest)
+    last = driver.complete("a", 4, 0)
+    assert driver.result(last)["text"] == "<|12y>"
+
+
+def test_edits_of_one_message_build_on_each_other(driver):
+    driver.open("a", "abc")
+    driver.result(driver.edit("a", 1, [0, 1, "XYZ"], [3, 4, ""], [0, 0, "-"]))
+    assert driver.result(driver.complete("a", 2, 0))["text"] == "<|-XYZc>"
+
+
+def test_whole_text_is_asked_for_when_versions_differ_or_an_edit_does_not_fit(driver):
+    driver.open("a", "abc")
+    assert "version 1" in driver.error(driver.edit("a", 7, [0, 0, "x"]), errors.VersionMismatch)
+    driver.error(driver.edit("a", 1, [0, 0, "x"], [2, 99, ""]), errors.VersionMismatch)
+    driver.error(driver.edit("a", 2, [0, 0, "x"]), errors.VersionMismatch)
+    driver.error(driver.complete("a", 2, 0), errors.VersionMismatch)
+    driver.result(driver.put("replace", doc="a", version=9, text="new"))
+    assert driver.result(driver.complete("a", 9, 3))["text"] == "<new|>"
+
+
+def test_newer_completion_supersedes_older_ones_of_its_document(driver):
+    driver.open("a", "endless")
+    driver.open("b", "b")
+    running = driver.complete("a", 1, 0)
+    wait_until(lambda: driver.engine.num_checks > 0)
+    other = driver.complete("b", 1, 0)
+    queued = driver.complete("a", 1, 1)
+    driver.put("replace", doc="a", version=2, text="quick")
+    newest = driver.complete("a", 2, 0)
+    assert "newer" in driver.error(running, errors.Cancelled)
+    assert "newer" in driver.error(queued, errors.Cancelled)
+    assert driver.result(newest)["text"] == "<|quick>"
+    assert driver.result(other)["text"] == "<|b>"
+
+
+def test_invoked_completion_interrupts_an_automatic_one_which_then_ends_right(driver):
+    driver.open("a", "slow")
+    driver.open("b", "b")
+    automatic = driver.complete("a", 1, 2, invoked=False)
+    wait_until(lambda: driver.engine.num_checks > 3)
+    invoked = driver.complete("b", 1, 0)
+    assert driver.result(automatic)["text"] == "<sl|ow>"
+    assert driver.order.index(invoked) < driver.order.index(automatic)
+
+
+def test_automatic_completion_waits_for_an_invoked_one(driver):
+    driver.open("a", "slow")
+    driver.open("b", "b")
+    invoked = driver.complete("a", 1, 2)
+    wait_until(lambda: driver.engine.num_checks > 3)
+    automatic = driver.complete("b", 1, 0, invoked=False)
+    driver.result(automatic)
+    assert driver.order.index(invoked) < driver.order.index(automatic)
+
+
+def test_cancelling_stops_the_loop(driver):
+    driver.open("a", "endless")
+    number = driver.complete("a", 1, 0)
+    wait_until(lambda: driver.engine.num_checks > 0)
+    driver.scheduler.cancel(driver.jobs[number], "cancelled by the client")
+    assert "by the client" in driver.error(number, errors.Cancelled)
+    num_checks = driver.engine.num_checks
+    time.sleep(0.1)
+    assert driver.engine.num_checks == num_checks
+
+
+def test_many_edits_cost_one_sync(driver):
+    driver.result(driver.open("a", "slow-sync "))
+    driver.edit("a", 1, [0, 0, "x "])
+    wait_until(lambda: driver.engine.num_checks > 0)  # the patch is under way
+    for version in range(2, 100):
+        driver.edit("a", version, [0, 0, "x"])
+    driver.result(driver.put("replace", doc="a", version=100, text="end"))
+    session = driver.engine.sessions["c", "a"]
+    wait_until(lambda: session.synced == "end")
+    assert driver.engine.log.count(("sync", "a")) < 20
+
+
+def test_completion_comes_before_the_patch_and_warm_up_of_others(driver):
+    driver.result(driver.open("b", "b"))
+    driver.result(driver.open("a", "slow-sync", visible=True))
+    wait_until(lambda: driver.engine.num_checks > 0)
+    driver.result(driver.complete("b", 1, 1, invoked=False))
+    assert driver.engine.sessions["c", "a"].synced is None
+    wait_until(lambda: driver.engine.sessions["c", "a"].synced is not None)
+
+
+def test_only_visible_documents_are_warmed_and_healed(driver):
+    driver.open("seen", "seen", visible=True)
+    driver.open("unseen", "unseen", visible=False)
+    driver.edit("unseen", 1, [0, 0, "x"])
+    sessions = lambda: driver.engine.sessions  # noqa: E731
+    wait_until(lambda: ("c", "unseen") in sessions())
+    wait_until(lambda: sessions()["c", "unseen"].synced == "xunseen")
+    wait_until(lambda: ("heal", "seen") in driver.engine.log)
+    wait_until(lambda: sessions()["c", "seen"].num_stale == 0)
+    time.sleep(0.05)
+    assert ("heal", "unseen") not in driver.engine.log
+    driver.put("focus", doc="unseen", visible=True, cursor=2)
+    wait_until(lambda: ("heal", "unseen") in driver.engine.log)
+    assert sessions()["c", "unseen"].cursor == 2
+
+
+def test_healing_takes_at_most_half_of_the_time():
+    spans = []
+
+    class Slow(FakeEngine):
+        def open(self, key, text, **options):
+            session = super().open(key, text, **options)
+            session.num_stale = 10**6
+
+            def heal(max_rows, check):
+                started_at = time.monotonic()
+                time.sleep(0.02)
+                session.num_stale -= max_rows
+                spans.append((started_at, time.monotonic()))
+
+            session.heal = heal
+            session.sync = lambda check: None
+            return session
+
+    driver = Driver(Slow)
+    driver.open("a", "a", visible=True)
+    wait_until(lambda: len(spans) > 5)
+    driver.scheduler.stop(5)
+    worked = [end - start for start, end in spans]
+    rests = [after[0] - before[1] for before, after in zip(spans, spans[1:], strict=False)]
+    assert all(rest >= 0.99 * work for rest, work in zip(rests, worked, strict=False))
+
+
+def test_healing_gives_way_to_an_edit(driver):
+    driver.result(driver.open("a", "slow-heal", visible=True))
+    wait_until(lambda: ("heal", "a") in driver.engine.log)
+    driver.result(driver.edit("a", 1, [0, 9, "now"]))
+    assert driver.result(driver.complete("a", 2, 3))["text"] == "<now|>"
+
+
+def test_failing_job_is_answered_and_the_thread_lives_on(driver):
+    driver.open("a", "fail-on-complete")
+    assert "a fake failure" in driver.error(driver.complete("a", 1, 0), errors.EngineError)
+    driver.open("b", "fail-on-sync", visible=True)
+    driver.open("d", "fine")
+    assert driver.result(driver.complete("d", 1, 0))["text"] == "<|fine>"
+    driver.error(driver.complete("d", 1, 99), errors.BadPosition)
+    driver.error(driver.complete("d", 1, 0, params={"max_tokens": 1}), errors.BadRequest)
+
+
+def test_out_of_memory_drops_all_caches(driver):
+    driver.open("a", "fine", visible=True)
+    session = lambda: driver.engine.sessions["c", "a"]  # noqa: E731
+    wait_until(lambda: ("c", "a") in driver.engine.sessions and session().synced)
+    driver.open("b", "memory-on-complete")
+    assert "cache_bytes" in driver.error(driver.complete("b", 1, 0), errors.OutOfMemory)
+    assert session().synced is None
+
+
+def test_document_of_a_missing_model_keeps_saying_why(driver):
+    number = driver.put(
+        "open", doc="a", path="a", text="", version=1, model="missing", policy="turn",
+        layout=None, cursor=None, visible=True,
+    )  # fmt: skip
+    driver.error(number, errors.ModelNotFound)
+    driver.error(driver.complete("a", 1, 0), errors.ModelNotFound)
+    driver.error(driver.put("load", model="missing"), errors.ModelNotFound)
+    driver.result(driver.open("a", "now it is there"))
+    driver.result(driver.complete("a", 1, 0))
+
+
+def test_engine_that_cannot_be_made_answers_every_request():
+    def fail(config):
+        raise errors.BadRequest(f"device '{config.device}' cannot be used")
+
+    driver = Driver(fail)
+    driver.error(driver.put("load", model="m"), errors.BadRequest)
+    driver.error(driver.open("a", ""), errors.BadRequest)
+    assert "device" in driver.error(driver.complete("a", 1, 0), errors.BadRequest)
+    driver.scheduler.stop(5)
+
+
+def test_forgotten_client_frees_its_documents_and_no_others(driver):
+    driver.open("a", "endless", client="gone")
+    driver.result(driver.open("a", "kept", client="stays"))
+    number = driver.put(
+        "complete", "gone", doc="a", version=1, offset=0, params=PARAMS, invoked=True
+    )
+    wait_until(lambda: driver.engine.num_checks > 0)
+    driver.scheduler.cancel(driver.jobs[number], "the client is gone")
+    driver.scheduler.forget("gone")
+    wait_until(lambda: list(driver.engine.sessions) == [("stays", "a")])
+    driver.result(driver.put("close", "stays", doc="a"))
+    assert not driver.engine.sessions
+
+
+def test_progress_and_text_are_streamed_with_all_text_so_far(driver):
+    driver.result(driver.put("load", model="m"))
+    driver.open("a", "stream")
+    driver.result(driver.complete("a", 1, 0))
+    texts = [fields["text"] for _, name, fields in driver.events if name == "text"]
+    assert texts == ["a", "ab", "abc"]
+    assert [f["percent"] for _, name, f in driver.events if name == "progress"] == [0, 50, 100]
+
+
+def test_working_document_is_named_before_the_work(driver):
+    driver.open("a", "fine")
+    driver.result(driver.complete("a", 1, 0))
+    wait_until(lambda: driver.working and driver.working[-1] is None)
+    assert ("c", "a") in driver.working

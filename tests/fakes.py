@@ -1,0 +1,160 @@
+"""Stand-ins that need no model: an engine with the real one's facade, and a host that runs it."""
+
+import argparse
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+from keyturn.engine.config import Completion
+from keyturn.engine.errors import BadPosition, ModelNotFound
+
+
+class FakeSession:
+    """Text as in a real session; the rows of its cache are its characters."""
+
+    def __init__(self, engine, text, path, model, policy):
+        self.engine, self.text, self.path = engine, text, path
+        self.model, self.policy = model, policy
+        self.cursor = None
+        self.synced = None
+        self.num_stale = 0
+        self.num_checks = 0
+
+    @property
+    def num_bytes(self):
+        return len(self.synced or "")
+
+    def edit(self, edits):
+        for start, end, text in sorted(edits, reverse=True):
+            if not 0 <= start <= end <= len(self.text):
+                raise BadPosition(f"edit [{start}, {end}) leaves the text")
+            self.text = self.text[:start] + text + self.text[end:]
+
+    def set_text(self, text):
+        self.text = text
+
+    def set_cursor(self, offset):
+        if not 0 <= offset <= len(self.text):
+            raise BadPosition(f"offset {offset} leaves the text")
+        self.cursor = offset
+
+    def _act(self, what):
+        """Do what the text orders: fakes are steered by their documents."""
+        for word in self.text.split():
+            if word == f"kill-on-{what}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if word == f"memory-on-{what}":
+                raise MemoryError
+            if word == f"fail-on-{what}":
+                raise RuntimeError("a fake failure")
+
+    def sync(self, check):
+        if self.synced == self.text or self.cursor is None:
+            return
+        self.engine.note("sync", self)
+        self._act("sync")
+        self._steps("slow-sync", check)
+        self.synced = self.text
+        self.num_stale = 10
+
+    def heal(self, max_rows, check):
+        self.engine.note("heal", self)
+        self._steps("slow-heal", check)
+        done = min(self.num_stale, max_rows)
+        self.num_stale -= done
+        return done
+
+    def drop_cache(self):
+        self.synced, self.num_stale = None, 0
+
+    def _steps(self, word, check):
+        for _ in range(200 if word in self.text.split() else 1):
+            self.num_checks += 1
+            self.engine.num_checks += 1
+            check()
+            time.sleep(0.01 if word in self.text.split() else 0)
+
+    def complete(self, offset, params, check, on_text=None):
+        self.engine.note("complete", self)
+        self.set_cursor(offset)
+        self.sync(check)
+        self._act("complete")
+        text = f"<{self.text[:offset]}|{self.text[offset:]}>"
+        for word in ("slow", "endless"):
+            if word in self.text.split():
+                while word == "endless" or self.num_checks < 100:
+                    self._steps("slow-sync", check)
+                    time.sleep(0.005)
+        for char in "abc" if "stream" in self.text else "":
+            check()
+            on_text(char)
+        for _ in range(20_000 if "flood" in self.text else 0):
+            check()
+            on_text("x" * 50)
+        return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end")
+
+
+class FakeEngine:
+    def __init__(self, config):
+        self.config = config
+        self.sessions = {}
+        self.loaded = []
+        self.log = []
+        self.num_checks = 0
+
+    def note(self, what, session):
+        self.log.append((what, session.path))
+
+    def load(self, model, progress=None):
+        if model == "missing":
+            raise ModelNotFound("model 'missing' is not here; try embedded")
+        if model not in self.loaded:
+            for percent in (0, 50, 100):
+                if progress:
+                    progress(f"loading {model}", percent)
+            self.loaded.append(model)
+
+    def open(self, key, text, *, path, model, policy, layout=None):
+        self.load(model)
+        self.sessions[key] = FakeSession(self, text, path, model, policy)
+        return self.sessions[key]
+
+    def close(self, key):
+        self.sessions.pop(key, None)
+
+    def status(self):
+        return {
+            "models": sorted(self.loaded),
+            "num_documents": len(self.sessions),
+            "num_checks": self.num_checks,
+            "device": self.config.device,
+            "texts": {key[1]: session.text for key, session in self.sessions.items()},
+            "log": self.log[-50:],
+        }
+
+
+def main():
+    """Run an engine host with the fake engine."""
+    from keyturn.engine.errors import EngineError
+    from keyturn.engine.host import main as serve
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=Path)
+    parser.add_argument("--idle-s", type=float)
+    parser.add_argument("--note", type=Path, default=None)
+    args = parser.parse_args()
+    if args.note:
+        with args.note.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+    logging.basicConfig(level=logging.INFO)
+    try:
+        return serve(args.socket, args.idle_s, FakeEngine)
+    except EngineError as error:
+        logging.error("%s", error)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
