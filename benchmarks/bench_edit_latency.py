@@ -18,7 +18,7 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.session import Counts, Session
 from keyturn.server.settings import Settings
 
-SOURCE = harness.ROOT / "examples" / "traces" / "attrs-validators.jsonl"
+SOURCE = harness.ROOT / "examples" / "traces" / "starlette-datastructures.jsonl"
 POLICIES = ("full", "prefix", "turn")
 LINE = "    value = convert(value)\n"
 ONE_TOKEN = Settings(max_tokens=1, time_budget_ms=0.0).completion_params()

@@ -1,8 +1,9 @@
 """Make replay traces from two released versions of a package.
 
 A trace tells one story: somebody writes a stretch of a file, line by line, while real changes
-between the two versions arrive elsewhere in it, inside the model's window. What is to be written
-is absent from the text until it is typed, and serves as the reference of each completion.
+between the two versions arrive elsewhere in it, inside the model's window; then the same at a place
+so far away that the window starts anew. What is to be written is absent from the text until it is
+typed, and serves as the reference of each completion.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 # In code points, for a window of 2,048 tokens (about 6,500 characters): an edit farther from the
@@ -25,25 +26,26 @@ REACH_BEFORE, REACH_AFTER, NEAREST = 2600, 700, 200
 STRETCH = (500, 1400)  # shortest and longest stretch that is written in one trace
 REFERENCE = 240  # about twice the 32 tokens that are scored
 LARGEST_EDIT = 1500
-FEWEST_EDITS = 4
+FEWEST_EDITS = 3
+APART = 7000  # between two stretches of one trace: neither window shows the other
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hunk:
-    """One change, in code points of the old file: [start, end) becomes `text`."""
+    """One change: [start, end) becomes `text`; in code points of the text as it is."""
 
     start: int
     end: int
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """A stretch [start, end) of the old file that both versions have, and changes around it."""
 
     start: int
     end: int
-    hunks: tuple[Hunk, ...]
+    hunks: list[Hunk]
 
 
 def main() -> None:
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/traces"))
     parser.add_argument("--count", type=int, default=1, help="traces at most, one per file")
     parser.add_argument("--file", help="only this file of the package, for instance attr/_make.py")
+    parser.add_argument("--edits", type=int, default=6, help="changes at one place, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     old, new = wheel_files(args.old), wheel_files(args.new)
@@ -65,15 +68,17 @@ def main() -> None:
     found = []
     for path in sorted(old.keys() & new.keys()):
         wanted = path == args.file if args.file else path.endswith(".py")
-        if wanted and (site := best_site(old[path], new[path])):
-            found.append((len(site.hunks), path, site))
-    for count, path, site in sorted(found, key=lambda item: (-item[0], item[1]))[: args.count]:
+        if wanted and (sites := choose_sites(old[path], new[path], args.edits)):
+            found.append((sum(len(site.hunks) for site in sites), path, sites))
+    for count, path, sites in sorted(found, key=lambda item: (-item[0], item[1]))[: args.count]:
         target = args.out / f"{name}-{Path(path).stem.strip('_')}.jsonl"
         with target.open("w", encoding="utf-8", newline="\n") as file:
-            for record in story(path, old[path], site, random.Random(args.seed)):
+            for record in story(path, old[path], sites, random.Random(args.seed)):
                 file.write(json.dumps(record) + "\n")
-        size = target.stat().st_size
-        print(f"{target}: {path}, {args.old} -> {args.new}, {count} edits, {size} bytes")
+        print(
+            f"{target}: {path}, {args.old} -> {args.new}, {count} edits at {len(sites)} places, "
+            f"{target.stat().st_size} bytes"
+        )
     if not found:
         sys.exit(f"no file of {args.old} has {FEWEST_EDITS} changes near one unchanged stretch")
 
@@ -120,23 +125,28 @@ def narrow(old: str, hunk: Hunk) -> Hunk:
     return Hunk(start, end, text)
 
 
-def best_site(old: str, new: str) -> Site | None:
-    """Return the stretch that allows most completions, None where changes are too few."""
+def choose_sites(old: str, new: str, most_edits: int) -> list[Site]:
+    """Return stretches far apart, those that allow most completions first, in order of place."""
     hunks, equal = changes(old, new)
     hunks = [h for h in hunks if max(h.end - h.start, len(h.text)) <= LARGEST_EDIT]
-    best, most = None, 0
+    candidates = []
     for low, high in equal:
         for start, end in stretches(old, low, high):
-            near = tuple(
+            near = [
                 hunk
                 for hunk in hunks
                 if (start - REACH_BEFORE <= hunk.start and hunk.end <= start - NEAREST)
                 or (end + NEAREST <= hunk.start and hunk.end <= end + REACH_AFTER)
-            )
-            count = len(line_starts(old[start:end], len(near)))
-            if len(near) >= FEWEST_EDITS and count > most:
-                best, most = Site(start, end, near), count
-    return best
+            ]
+            count = min(most_edits, len(line_starts(old[start:end], len(near))))
+            if count >= FEWEST_EDITS:
+                candidates.append((-count, start, end, near))
+    sites: list[Site] = []
+    for count, start, end, near in sorted(candidates, key=lambda item: item[:3]):
+        if all(start >= site.end + APART or end <= site.start - APART for site in sites):
+            step = len(near) / -count
+            sites.append(Site(start, end, [near[int(i * step)] for i in range(-count)]))
+    return sorted(sites, key=lambda site: site.start)
 
 
 def stretches(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
@@ -153,41 +163,40 @@ def stretches(text: str, low: int, high: int) -> Iterator[tuple[int, int]]:
         at = line_end + 1
 
 
-def story(path: str, old: str, site: Site, rng: random.Random) -> Iterator[dict]:
-    """Yield the records: open, then one change elsewhere, a completion, and typing, by turns."""
-    to_write, cursor = old[site.start : site.end], site.start
-    text = old[: site.start] + old[site.end :]
+def story(path: str, old: str, sites: list[Site], rng: random.Random) -> Iterator[dict]:
+    """Yield the records: open; then at each site a change elsewhere, a completion, and typing."""
+    stretches = [old[site.start : site.end] for site in sites]
+    text, marks = old, [mark for site in sites for mark in (site, *site.hunks)]
+    for site in reversed(sites):
+        text = text[: site.start] + text[site.end :]
+        shift(marks, site.end, site.start - site.end)
+        site.end = site.start
     yield {"open": {"path": path, "text": text}}
-    yield {"cursor": {"offset": cursor}}
-    yield {"idle": {"ms": 3000}}
-    gap = site.end - site.start
-    pending = [
-        replace(hunk, start=hunk.start - gap, end=hunk.end - gap)
-        if hunk.start >= site.end
-        else hunk
-        for hunk in site.hunks
-    ]
-    rng.shuffle(pending)
-    stops = line_starts(to_write, len(pending))
-    while pending and stops:
-        batch = [pending.pop() for _ in range(min(len(pending), 1 + (rng.random() < 0.25)))]
-        edits = [{"start": h.start, "end": h.end, "text": h.text} for h in batch]
-        yield {"edits": edits} if len(edits) > 1 else {"edit": edits[0]}
-        for hunk in sorted(batch, key=lambda hunk: -hunk.start):
-            growth = len(hunk.text) - (hunk.end - hunk.start)
-            pending = [moved(other, hunk.start, growth) for other in pending]
-            cursor += growth if hunk.start < cursor else 0
-        rest = to_write[stops[0] :]
-        end = rest.find("\n", REFERENCE)
-        yield {"complete": {"offset": cursor, "reference": rest[:end] if end > 0 else rest}}
-        if len(stops) > 1:
-            typed = to_write[stops[0] : stops[1]]
-            yield {"edit": {"start": cursor, "end": cursor, "text": typed}}
-            pending = [moved(other, cursor, len(typed)) for other in pending]
-            cursor += len(typed)
-            yield {"cursor": {"offset": cursor}}
-            yield {"idle": {"ms": 500}}
-        stops = stops[1:]
+    for site, to_write in zip(sites, stretches, strict=True):
+        yield {"cursor": {"offset": site.start}}
+        yield {"idle": {"ms": 3000}}
+        rng.shuffle(site.hunks)
+        stops = [*line_starts(to_write, len(site.hunks)), None]
+        for hunk, start, stop in zip(site.hunks, stops[:-1], stops[1:], strict=True):
+            yield {"edit": {"start": hunk.start, "end": hunk.end, "text": hunk.text}}
+            shift(marks, hunk.end, len(hunk.text) - (hunk.end - hunk.start))
+            end = to_write.find("\n", start + REFERENCE)
+            reference = to_write[start : end if end > 0 else None]
+            yield {"complete": {"offset": site.start, "reference": reference}}
+            if stop is not None:
+                typed = to_write[start:stop]
+                yield {"edit": {"start": site.start, "end": site.start, "text": typed}}
+                shift(marks, site.start, len(typed))
+                yield {"cursor": {"offset": site.start}}
+                yield {"idle": {"ms": 500}}
+
+
+def shift(marks: list[Hunk | Site], at: int, growth: int) -> None:
+    """Move the marks that lie at or behind a place where the text grew."""
+    for mark in marks:
+        if mark.start >= at:
+            mark.start += growth
+            mark.end += growth
 
 
 def line_starts(to_write: str, wanted: int) -> list[int]:
@@ -199,13 +208,6 @@ def line_starts(to_write: str, wanted: int) -> list[int]:
             places.append(at + len(line) - len(line.lstrip()))
     count = min(wanted, len(places))
     return [places[i * len(places) // count] for i in range(count)]
-
-
-def moved(hunk: Hunk, at: int, growth: int) -> Hunk:
-    """Return the change where it is after the text grew by `growth` at `at`."""
-    if hunk.start < at:
-        return hunk
-    return replace(hunk, start=hunk.start + growth, end=hunk.end + growth)
 
 
 if __name__ == "__main__":
