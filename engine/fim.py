@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from .errors import ModelLoadError
 
 SIDECAR = "fim.json"
+_MARKS = ("prefix", "suffix", "middle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class FimTemplate:
 
     Attributes:
         family: whose format it is.
-        prefix_id: token before the text before the cursor (PRE).
+        prefix_id: token before the text before the cursor (PRE); SUF's where there is none.
         suffix_id: token before the text after the cursor (SUF).
         middle_id: token that asks for the middle (MID).
         layouts: orders the model was trained on: "spm" (PRE SUF suffix MID prefix) and "psm"
@@ -59,6 +60,7 @@ class Family:
         layouts: orders it was trained on, the one to use first.
         bos_first: whether its prompts start with the beginning-of-text token.
         example: a published model, for `keyturn models`.
+        known_by: another token that tells families with the same marks apart.
     """
 
     name: str
@@ -69,12 +71,37 @@ class Family:
     layouts: tuple[str, ...]
     bos_first: bool
     example: str
+    known_by: str = ""
 
 
 # Sources: the models' cards and papers (StarCoder 2305.06161, Code Llama 2308.12950 section 2.3,
-# DeepSeek-Coder 2401.14196 section 3.1, Qwen2.5-Coder 2409.12186, CodeGemma 2406.11409).
-# DeepSeek's hole mark stands between prefix and suffix and its end mark asks for the middle.
+# DeepSeek-Coder 2401.14196 section 3.1, Qwen2.5-Coder 2409.12186, CodeGemma 2406.11409, Granite
+# 2405.04324). DeepSeek's hole mark stands between prefix and suffix and its end mark asks for the
+# middle. Codestral puts the suffix first, and the mark of the prefix is where the middle follows.
+# A family that is known by one more token comes before those that share its marks.
 FAMILIES = (
+    Family(
+        "CodeGemma",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|file_separator|>", "<eos>"),
+        ("psm", "spm"),
+        True,
+        "google/codegemma-2b",
+        known_by="<|file_separator|>",
+    ),
+    Family(
+        "Granite",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|end_of_text|>", "<|fim_pad|>", "<|filename|>", "<|reponame|>"),
+        ("psm", "spm"),
+        False,
+        "ibm-granite/granite-4.0-350m-base",
+        known_by="<|end_of_text|>",
+    ),
     Family(
         "Qwen2.5-Coder",
         "<|fim_prefix|>",
@@ -106,6 +133,26 @@ FAMILIES = (
         "bigcode/starcoder2-3b",
     ),
     Family(
+        "SantaCoder",
+        "<fim-prefix>",
+        "<fim-suffix>",
+        "<fim-middle>",
+        ("<|endoftext|>", "<fim-pad>"),
+        ("psm", "spm"),
+        False,
+        "bigcode/santacoder",
+    ),
+    Family(
+        "Codestral",
+        "[SUFFIX]",
+        "[SUFFIX]",
+        "[PREFIX]",
+        ("</s>",),
+        ("spm",),
+        True,
+        "mistralai/Codestral-22B-v0.1",
+    ),
+    Family(
         "Code Llama",
         "▁<PRE>",
         "▁<SUF>",
@@ -122,8 +169,9 @@ def find_template(
     token_id: Callable[[str], int | None],
     *,
     sidecar: Path | None = None,
-    marks: dict[str, int] | None = None,
-    eos_id: int | None = None,
+    marks: Mapping[str, int] | None = None,
+    end_ids: frozenset[int] = frozenset(),
+    vocab_size: int,
 ) -> FimTemplate | None:
     """Find a model's format.
 
@@ -131,7 +179,8 @@ def find_template(
         token_id: returns a token's id by name, None if the vocabulary lacks it.
         sidecar: a `fim.json` beside the model, which wins over everything else.
         marks: "prefix", "suffix" and "middle" ids that the model file itself names.
-        eos_id: the model's end token.
+        end_ids: tokens that end any text of the model.
+        vocab_size: rows of the model's embedding.
 
     Returns:
         The format, or None for a model that only continues text.
@@ -140,45 +189,37 @@ def find_template(
         ModelLoadError: the sidecar is not usable.
     """
     if sidecar is not None and sidecar.is_file():
-        return read_sidecar(sidecar)
+        return read_sidecar(sidecar, vocab_size)
     for family in FAMILIES:
-        prefix, suffix, middle = (
-            token_id(name) for name in (family.prefix, family.suffix, family.middle)
-        )
-        if prefix is None or suffix is None or middle is None:
+        names = (family.prefix, family.suffix, family.middle, family.known_by or family.middle)
+        found = [token_id(name) for name in names]
+        if any(at is None or at >= vocab_size for at in found):
             continue
-        ends = {token_id(name) for name in family.ends} | {eos_id}
-        return FimTemplate(
-            family=family.name,
-            prefix_id=prefix,
-            suffix_id=suffix,
-            middle_id=middle,
-            layouts=family.layouts,
-            layout=family.layouts[0],
-            end_ids=frozenset(at for at in ends if at is not None),
-            heal_white_space=False,
-            bos_first=family.bos_first,
-            window_tokens=0,
-            chars_per_token=3.0,
-        )
-    if marks and marks.keys() >= {"prefix", "suffix", "middle"}:
-        return FimTemplate(
-            family="named by the model file",
-            prefix_id=marks["prefix"],
-            suffix_id=marks["suffix"],
-            middle_id=marks["middle"],
-            layouts=("psm",),
-            layout="psm",
-            end_ids=frozenset() if eos_id is None else frozenset({eos_id}),
-            heal_white_space=False,
-            bos_first=False,
-            window_tokens=0,
-            chars_per_token=3.0,
-        )
+        ends = {token_id(name) for name in family.ends} - {None}
+        return _template(family, found[:3], end_ids | ends)  # pyright: ignore
+    if marks is not None and all(marks.get(key, -1) in range(vocab_size) for key in _MARKS):
+        family = Family("named by the model file", *_MARKS, (), ("psm",), False, "")
+        return _template(family, [marks[key] for key in _MARKS], end_ids)
     return None
 
 
-def read_sidecar(path: Path) -> FimTemplate:
+def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> FimTemplate:
+    return FimTemplate(
+        family=family.name,
+        prefix_id=marks[0],
+        suffix_id=marks[1],
+        middle_id=marks[2],
+        layouts=family.layouts,
+        layout=family.layouts[0],
+        end_ids=end_ids | frozenset(marks),  # a mark in the middle of a middle ends it, too
+        heal_white_space=False,
+        bos_first=family.bos_first,
+        window_tokens=0,
+        chars_per_token=3.0,
+    )
+
+
+def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
     """Read a `fim.json`: the fields of `FimTemplate`, ids as numbers, other keys ignored.
 
     Raises:
@@ -201,6 +242,11 @@ def read_sidecar(path: Path) -> FimTemplate:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None
+    token_ids = {template.prefix_id, template.suffix_id, template.middle_id, *template.end_ids}
+    if not all(0 <= at < vocab_size for at in token_ids):
+        raise ModelLoadError(f"{path}: a token id is not in the vocabulary of {vocab_size}")
+    if template.window_tokens < 0 or not template.chars_per_token > 0:
+        raise ModelLoadError(f"{path}: window_tokens or chars_per_token is out of range")
     if template.layout not in template.layouts or not set(template.layouts) <= {"spm", "psm"}:
         raise ModelLoadError(
             f'{path}: layout "{template.layout}" of {template.layouts} is not spm or psm'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +44,10 @@ class Tokenizer:
     for one, so offsets stay those of the document.
 
     Attributes:
-        vocab_size: number of tokens.
+        vocab_size: rows of the model's embedding.
         bos_id: token that starts every sequence, or None.
-        eos_id: token that ends a text, or None.
+        eos_id: token between texts, or None.
+        end_ids: tokens that end a text, that one among them.
     """
 
     def __init__(
@@ -55,26 +56,34 @@ class Tokenizer:
         *,
         bos_id: int | None = None,
         eos_id: int | None = None,
+        end_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
     ) -> None:
-        """Wrap a tokenizer; its truncation, padding and post-processing are left out."""
+        """Wrap a tokenizer; its truncation, padding and post-processing are left out.
+
+        Args:
+            tokenizer: as read from its file; changed to work as described.
+            bos_id: token that starts every sequence.
+            eos_id: token between texts.
+            end_ids: further tokens that end a text.
+            vocab_size: rows of the model's embedding; None takes the number of tokens.
+        """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
+        # It runs even where no special tokens are wanted, and then trims spaces off the offsets.
+        tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         self._tokenizer = tokenizer
-        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self.end_ids = frozenset(end_ids) | ({eos_id} - {None})
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = {at for at, token in added.items() if token.special}
         plain = [len(token.content) for token in added.values() if not token.special]
         self._margin = max([_LOOK_AHEAD, *plain])
         self._locality = _locality(json.loads(tokenizer.to_str()))
         self._token_bytes: list[bytes] | None = None
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end a generation."""
-        return frozenset() if self.eos_id is None else frozenset({self.eos_id})
 
     @property
     def start_id(self) -> int | None:

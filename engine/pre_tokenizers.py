@@ -1,0 +1,60 @@
+"""How text is cut before byte-pair merging, by the names that GGUF files use.
+
+A GGUF file names its pre-tokenizer instead of describing it. The patterns are those of the models'
+own `tokenizer.json` files.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_DEEPSEEK_CODER = (
+    "[\r\n]",
+    r"\s?\p{L}+",
+    r"\s?\p{P}+",
+    "[一-龥ࠀ-一가-퟿]+",
+)
+
+# Patterns without lookbehind whose matches look no further than the white space behind them and two
+# more characters: what an incremental encoder may rely on.
+LOCAL_PATTERNS = frozenset((_LLAMA3, _QWEN2, *_DEEPSEEK_CODER))
+
+_KINDS = {
+    "gpt2": ("gpt-2", "gpt2", "mpt", "olmo", "phi-2"),
+    "digits": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
+    "llama3": ("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"),
+    "qwen2": ("qwen2", "stablelm2", "deepseek-r1-qwen"),
+    "deepseek-coder": ("deepseek-coder",),
+}
+_NAMES = {name: kind for kind, names in _KINDS.items() for name in names}
+
+KNOWN = tuple(sorted(_NAMES))
+# llama.cpp's own word for "not said"; such files come from converters that predate the field.
+NFC_NAMES = frozenset(("qwen2", "deepseek-r1-qwen"))
+# Words that are in the vocabulary are taken whole, whatever the merges say.
+WHOLE_WORD_NAMES = frozenset(("llama3", "llama-v3", "llama-bpe"))
+
+
+def named(name: str) -> PreTokenizer | None:
+    """Return the pre-tokenizer that a GGUF file names, None if it is not known."""
+    kind = _NAMES.get(name)
+    if kind is None:
+        return None
+    if kind == "gpt2":
+        return ByteLevel(add_prefix_space=False, use_regex=True)
+    if kind == "digits":
+        return pre_tokenizers.Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    if kind == "deepseek-coder":
+        splits = [Split(Regex(pattern), "isolated") for pattern in _DEEPSEEK_CODER]
+        parts = [*splits, Digits(individual_digits=True)]
+    else:
+        parts = [Split(Regex(_LLAMA3 if kind == "llama3" else _QWEN2), "isolated")]
+    return pre_tokenizers.Sequence([*parts, ByteLevel(add_prefix_space=False, use_regex=False)])

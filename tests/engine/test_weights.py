@@ -1,0 +1,475 @@
+"""Model files: the embedded model, GGUF and safetensors variants, and every way to be damaged."""
+
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import ByteLevel
+
+from keyturn.engine import weights
+from keyturn.engine.errors import ModelLoadError
+from keyturn.engine.gguf_config import row_order
+from keyturn.engine.weights import load_model
+
+EMBEDDED = Path(weights.__file__).parent / "embedded" / "keyturn-135m-q4_1.gguf"
+HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 300
+
+
+def words():
+    singles = sorted(ByteLevel.alphabet())
+    return ["<|endoftext|>", *singles, "in", "Ġ(", "re", *(f"<u{i}>" for i in range(VOCAB - 260))]
+
+
+def matrices(bias=False):
+    random = np.random.default_rng(3)
+    head = HIDDEN // HEADS
+    shapes = {
+        "attn_q": (HIDDEN, HIDDEN),
+        "attn_k": (KV_HEADS * head, HIDDEN),
+        "attn_v": (KV_HEADS * head, HIDDEN),
+        "attn_output": (HIDDEN, HIDDEN),
+        "ffn_gate": (INNER, HIDDEN),
+        "ffn_up": (INNER, HIDDEN),
+        "ffn_down": (HIDDEN, INNER),
+    }
+    tensors = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    for layer in range(LAYERS):
+        at = f"blk.{layer}."
+        tensors |= {at + "attn_norm.weight": (HIDDEN,), at + "ffn_norm.weight": (HIDDEN,)}
+        tensors |= {f"{at}{name}.weight": shape for name, shape in shapes.items()}
+        if bias:
+            for name in ("attn_q", "attn_k", "attn_v"):
+                tensors[f"{at}{name}.bias"] = shapes[name][:1]
+    return {
+        name: random.standard_normal(shape).astype(np.float32) for name, shape in tensors.items()
+    }
+
+
+def write_gguf(path, kind="F32", arch="llama", metadata=None, tensors=None, drop=(), pre="smollm"):
+    writer = GGUFWriter(path, arch)
+    sizes = {
+        "block_count": LAYERS,
+        "context_length": 512,
+        "embedding_length": HIDDEN,
+        "feed_forward_length": INNER,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "rope.dimension_count": HIDDEN // HEADS,
+    }
+    for key, value in sizes.items():
+        if key not in drop:
+            writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32(f"{arch}.rope.freq_base", 5000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    vocabulary = words()
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3] + [1] * (len(vocabulary) - 1))
+    writer.add_token_merges(["i n", "Ġ (", "r e"])
+    for key, value in (metadata or {}).items():
+        kind_of = {str: "STRING", bool: "BOOL", int: "UINT32", float: "FLOAT32"}[type(value)]
+        writer.add_key_value(key, value, GGUFValueType[kind_of])
+    tensors = matrices() if tensors is None else tensors
+    for name, values in tensors.items():
+        if name in drop:
+            continue
+        wanted = GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        if wanted.name in ("F32", "F16"):
+            writer.add_tensor(name, values.astype(np.dtype(wanted.name.replace("F", "float"))))
+        else:
+            writer.add_tensor(name, quants.quantize(values, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_model(EMBEDDED, torch.bfloat16)
+
+
+def test_embedded_model_is_complete(embedded):
+    config = embedded.config
+    assert (config.num_layers, config.hidden_size, config.num_kv_heads) == (30, 576, 3)
+    assert config.tied_embeddings and config.rope_theta == 100000.0
+    assert embedded.tensors.keys() == weights.expected_shapes(config).keys()
+    assert {tensor.dtype for tensor in embedded.tensors.values()} == {torch.bfloat16}
+    assert embedded.fim.layouts == ("spm", "psm") and embedded.fim.layout == "spm"
+    assert embedded.tokenizer.vocab_size == 49152 == len(embedded.tokenizer.token_bytes())
+    assert embedded.tokenizer.bos_id is None and embedded.tokenizer.eos_id == 0
+    assert embedded.tokenizer.re_encodes_locally("é")
+
+
+def test_embedded_files_are_those_that_were_measured():
+    assert EMBEDDED.stat().st_size < 95_000_000
+    digest, name = (EMBEDDED.parent / "SHA256SUMS").read_text().split()
+    assert name == EMBEDDED.name
+    assert hashlib.sha256(EMBEDDED.read_bytes()).hexdigest() == digest
+    assert digest in (EMBEDDED.parent / "MODEL_CARD.md").read_text()
+
+
+def test_embedded_tokenizer_file_is_the_metadata_one(embedded, tmp_path):
+    (tmp_path / "alone.gguf").symlink_to(EMBEDDED)
+    from keyturn.engine.gguf_config import build_tokenizer
+    from keyturn.engine.gguf_file import GGUFFile
+
+    file = GGUFFile(tmp_path / "alone.gguf")
+    built = build_tokenizer(file)
+    built.encode_special_tokens = True
+    shipped = embedded.tokenizer._tokenizer
+    assert shipped.get_vocab_size() == built.get_vocab_size() == 49152
+    assert shipped.get_vocab() == built.get_vocab()
+    text = Path(__file__).read_text() + "é🎉 '\u2028\f 12345 \t\r\n they'll"
+    assert built.encode(text).ids == shipped.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gguf_formats_load_as_the_library_dequantises(tmp_path, kind, dtype):
+    tensors = matrices()
+    model = load_model(write_gguf(tmp_path / "m.gguf", kind, tensors=tensors), dtype)
+    wanted = GGMLQuantizationType[kind]
+    for name, stored in (
+        ("model.layers.1.mlp.down_proj.weight", "blk.1.ffn_down.weight"),
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.layers.0.self_attn.v_proj.weight", "blk.0.attn_v.weight"),
+    ):
+        rounded = quants.dequantize(quants.quantize(tensors[stored], wanted), wanted)
+        assert torch.equal(model.tensors[name], torch.from_numpy(rounded.copy()).to(dtype)), name
+    assert torch.equal(
+        model.tensors["model.norm.weight"],
+        torch.from_numpy(tensors["output_norm.weight"]).to(dtype),
+    )
+
+
+def interleaved(rows, heads):
+    """Reorder query or key rows as llama.cpp's converter does."""
+    half = len(rows) // heads // 2
+    return rows.reshape(heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_1"])
+def test_query_and_key_rows_come_back_in_halves(tmp_path, kind):
+    tensors = matrices()
+    plain = {name: tensors[name].copy() for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight")}
+    tensors["blk.0.attn_q.weight"] = interleaved(plain["blk.0.attn_q.weight"], HEADS)
+    tensors["blk.0.attn_k.weight"] = interleaved(plain["blk.0.attn_k.weight"], KV_HEADS)
+    model = load_model(write_gguf(tmp_path / "m.gguf", kind, tensors=tensors), torch.float32)
+    for part in "qk":
+        wanted = GGMLQuantizationType[kind]
+        rounded = quants.dequantize(
+            quants.quantize(plain[f"blk.0.attn_{part}.weight"], wanted), wanted
+        )
+        found = model.tensors[f"model.layers.0.self_attn.{part}_proj.weight"]
+        assert torch.equal(found, torch.from_numpy(rounded.copy())), part
+
+
+def test_qwen2_rows_stay_and_biases_are_read(tmp_path):
+    tensors = matrices(bias=True)
+    path = write_gguf(tmp_path / "m.gguf", arch="qwen2", tensors=tensors, pre="qwen2")
+    model = load_model(path, torch.float32)
+    assert model.config.attention_bias and not model.config.output_bias
+    for part in ("weight", "bias"):
+        found = model.tensors[f"model.layers.1.self_attn.q_proj.{part}"]
+        assert torch.equal(found, torch.from_numpy(tensors[f"blk.1.attn_q.{part}"]))
+
+
+def test_llama_biases_are_reordered_with_their_rows(tmp_path):
+    tensors = matrices(bias=True)
+    bias = tensors["blk.0.attn_q.bias"].copy()
+    tensors["blk.0.attn_q.bias"] = interleaved(bias, HEADS)
+    model = load_model(write_gguf(tmp_path / "m.gguf", tensors=tensors), torch.float32)
+    found = model.tensors["model.layers.0.self_attn.q_proj.bias"]
+    assert torch.equal(found, torch.from_numpy(bias))
+    assert row_order(model.config, "model.layers.0.self_attn.v_proj.weight") is None
+
+
+def test_untied_head_is_read(tmp_path):
+    tensors = matrices()
+    tensors["output.weight"] = tensors["token_embd.weight"] * 2
+    model = load_model(write_gguf(tmp_path / "m.gguf", tensors=tensors), torch.float32)
+    assert not model.config.tied_embeddings
+    assert torch.equal(model.tensors["lm_head.weight"], torch.from_numpy(tensors["output.weight"]))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, None),
+        ({"llama.rope.scaling.type": "none"}, None),
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+        ({"llama.rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 8.0,
+                "llama.rope.scaling.original_context_length": 64,
+            },
+            {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+        ),
+    ],
+)
+def test_rotary_scaling_is_spelled_as_hugging_face_does(tmp_path, metadata, expected):
+    model = load_model(write_gguf(tmp_path / "m.gguf", metadata=metadata), torch.float32)
+    assert model.config.rope_scaling == expected
+    assert model.config.rope_theta == 5000.0
+
+
+def test_rope_freqs_tensor_becomes_factors(tmp_path):
+    tensors = matrices()
+    factors = np.linspace(1, 8, HIDDEN // HEADS // 2).astype(np.float32)
+    tensors["rope_freqs.weight"] = factors
+    model = load_model(write_gguf(tmp_path / "m.gguf", tensors=tensors), torch.float32)
+    assert model.config.rope_scaling == {"rope_type": "gguf_factors", "factors": factors.tolist()}
+
+
+def test_fim_ids_of_the_metadata_make_a_template(tmp_path):
+    ids = {f"tokenizer.ggml.fim_{k}_token_id": n for n, k in enumerate(("pre", "suf", "mid"), 260)}
+    model = load_model(write_gguf(tmp_path / "m.gguf", metadata=ids), torch.float32)
+    fim = model.fim
+    assert (fim.prefix_id, fim.suffix_id, fim.middle_id) == (260, 261, 262)
+    assert fim.layouts == ("psm",) and 0 in fim.end_ids
+    assert load_model(write_gguf(tmp_path / "n.gguf"), torch.float32).fim is None
+
+
+def test_progress_reaches_hundred(tmp_path):
+    seen = []
+    load_model(
+        write_gguf(tmp_path / "m.gguf"), torch.float32, lambda what, percent: seen.append(percent)
+    )
+    assert seen[0] == 0 and seen[-1] == 100 and seen == sorted(seen)
+
+
+def test_foreign_tokenizer_json_beside_is_left_alone(tmp_path, tiny_model):
+    path = write_gguf(tmp_path / "m.gguf")
+    shutil.copy(tiny_model / "tokenizer.json", tmp_path)
+    model = load_model(path, torch.float32)
+    assert model.tokenizer.encode("in").token_ids.tolist() == [words().index("in")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"arch": "gptneox"}, "architecture 'gptneox'"),
+        ({"metadata": {"llama.expert_count": 8}}, "experts"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "longrope"),
+        ({"pre": "unheard-of"}, "unheard-of.*tokenizer.json"),
+        ({"drop": ("blk.1.ffn_up.weight",)}, "blk.1.ffn_up.weight"),
+        ({"drop": ("embedding_length",)}, "llama.embedding_length"),
+        ({"metadata": {"llama.attention.key_length": 8}}, "partial rotation|shape|rotated"),
+    ],
+)
+def test_unsupported_gguf_is_one_line_with_the_file(tmp_path, change, reason):
+    path = write_gguf(tmp_path / "m.gguf", **change)
+    with pytest.raises(ModelLoadError, match=reason) as error:
+        load_model(path, torch.float32)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_wrong_shape_names_the_tensor(tmp_path):
+    tensors = matrices()
+    tensors["blk.0.ffn_up.weight"] = tensors["blk.0.ffn_up.weight"][:-1]
+    with pytest.raises(ModelLoadError, match="blk.0.ffn_up.weight.*shape"):
+        load_model(write_gguf(tmp_path / "m.gguf", tensors=tensors), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"GG", b"PK\x03\x04" + b"\0" * 60, b"GGUF\x03\0\0\0" + b"\xff" * 40]
+)
+def test_no_gguf_file_is_one_line(tmp_path, content):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match="m.gguf") as error:
+        load_model(path, torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_a_load_error(tmp_path):
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        load_model(tmp_path / "none.gguf", torch.float32)
+
+
+def header_size(path):
+    from keyturn.engine.gguf_file import GGUFFile
+
+    return min(info.start for info in GGUFFile(path).tensors.values())
+
+
+def test_truncation_anywhere_is_a_load_error(tmp_path):
+    whole = write_gguf(tmp_path / "m.gguf")
+    content, header = whole.read_bytes(), header_size(whole)
+    cut = tmp_path / "cut.gguf"
+    for size in [*range(0, header, header // 150), header, len(content) // 2, len(content) - 33]:
+        cut.write_bytes(content[:size])
+        with pytest.raises(ModelLoadError):
+            load_model(cut, torch.float32)
+
+
+def test_flipped_header_bytes_load_or_are_a_load_error(tmp_path):
+    whole = write_gguf(tmp_path / "m.gguf", metadata={"llama.rope.scaling.type": "none"})
+    content, header = whole.read_bytes(), header_size(whole)
+    random = np.random.default_rng(5)
+    broken, num_refused = tmp_path / "flipped.gguf", 0
+    places = [*range(24), *random.integers(24, header, 250)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(random.integers(8))
+        broken.write_bytes(damaged)
+        try:
+            load_model(broken, torch.float32)
+        except ModelLoadError as error:
+            num_refused += 1
+            assert "\n" not in str(error)
+    assert num_refused > 20
+
+
+def test_huge_lengths_are_refused_before_memory_is_taken(tmp_path):
+    huge = struct.pack("<4sIQQ", b"GGUF", 3, 1 << 60, 1 << 60)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(huge + b"\0" * 100)
+    with pytest.raises(ModelLoadError, match="length"):
+        load_model(path, torch.float32)
+
+
+# Safetensors
+
+
+def edited(tiny_model, folder, remove=(), **changes):
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    config = {key: value for key, value in config.items() if key not in remove}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_folder_loads_in_the_asked_dtype(tiny_model):
+    model = load_model(tiny_model, torch.bfloat16)
+    stored = load_file(tiny_model / "model.safetensors")
+    assert model.tensors.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert torch.equal(model.tensors[name], tensor.bfloat16())
+    assert model.fim.family == "StarCoder" and model.tokenizer.end_ids == {0}
+
+
+def test_sharded_folder_is_the_same_model(tiny_model, tmp_path):
+    folder = edited(tiny_model, tmp_path / "sharded")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({name: tensors[name] for name in part}, folder / f"part-{number}.safetensors")
+        weight_map |= dict.fromkeys(part, f"part-{number}.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    model = load_model(folder, torch.float32)
+    assert all(torch.equal(model.tensors[name], tensors[name]) for name in names)
+    (folder / "part-1.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="part-1.safetensors"):
+        load_model(folder, torch.float32)
+    index.write_text("{}")
+    with pytest.raises(ModelLoadError, match="names no files"):
+        load_model(folder, torch.float32)
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "scaling", "theta"),
+    [
+        ({"rope_scaling": None}, None, 10000.0),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, LINEAR, 10000.0),
+        ({"rope_scaling": LINEAR, "rope_theta": 5e5}, LINEAR, 5e5),
+        ({"rope_parameters": {**LINEAR, "rope_theta": 7e4}}, LINEAR, 7e4),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3}}, None, 3.0),
+    ],
+)
+def test_rotary_spellings_of_both_transformers(tiny_model, tmp_path, changes, scaling, theta):
+    config = load_model(edited(tiny_model, tmp_path / "m", **changes), torch.float32).config
+    assert (config.rope_scaling, config.rope_theta) == (scaling, theta)
+
+
+def test_partial_rotary_factor_counts_dimensions(tiny_model, tmp_path):
+    changes = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
+    config = load_model(edited(tiny_model, tmp_path / "m", **changes), torch.float32).config
+    assert (config.rotary_dim, config.head_dim, config.rope_theta) == (4, 8, 10000.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "gpt_neox"}, "'gpt_neox'.*llama, mistral, qwen2"),
+        ({"model_type": None}, "None"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
+        ({"model_type": "mistral", "sliding_window": 128}, "sliding"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 1}, "sliding"),
+        ({"model_type": "qwen2"}, "q_proj.bias"),
+        ({"num_hidden_layers": 3}, "model.layers.2"),
+        ({"num_hidden_layers": 2_000_000_000}, "layers"),
+        ({"num_hidden_layers": "2"}, "num_layers"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
+        ({"num_key_value_heads": 3}, "share"),
+        ({"hidden_size": 48}, "shape|shares"),
+        ({"vocab_size": 399}, "399|shape"),
+        ({"tie_word_embeddings": False}, "lm_head"),
+        ({"rope_theta": "x"}, "malformed"),
+        ({"rope_scaling": "linear"}, "no object"),
+        ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
+        ({"rms_norm_eps": -1.0}, "norm_eps"),
+    ],
+)
+def test_unusable_config_is_one_line(tiny_model, tmp_path, changes, reason):
+    with pytest.raises(ModelLoadError, match=reason) as error:
+        load_model(edited(tiny_model, tmp_path / "m", **changes), torch.float32)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_missing_or_cut_file_of_a_folder_is_named(tiny_model, tmp_path, name):
+    folder = edited(tiny_model, tmp_path / "m")
+    content = (folder / name).read_bytes()
+    for size in (len(content) // 2, 10, 0):
+        (folder / name).write_bytes(content[:size])
+        with pytest.raises(ModelLoadError, match=name) as error:
+            load_model(folder, torch.float32)
+        assert "\n" not in str(error.value)
+    (folder / name).unlink()
+    with pytest.raises(ModelLoadError, match=name):
+        load_model(folder, torch.float32)
+
+
+def test_integer_weights_are_refused(tiny_model, tmp_path):
+    folder = edited(tiny_model, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match="int8"):
+        load_model(folder, torch.float32)
+
+
+def test_loading_imports_no_transformers():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch; from pathlib import Path;"
+        "from keyturn.engine.weights import load_model;"
+        f"load_model(Path({str(EMBEDDED)!r}), torch.bfloat16);"
+        "sys.exit('transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
