@@ -78,30 +78,7 @@ class Family:
 # DeepSeek-Coder 2401.14196 section 3.1, Qwen2.5-Coder 2409.12186, CodeGemma 2406.11409, Granite
 # 2405.04324). DeepSeek's hole mark stands between prefix and suffix and its end mark asks for the
 # middle. Codestral puts the suffix first, and the mark of the prefix is where the middle follows.
-# A family that is known by one more token comes before those that share its marks.
 FAMILIES = (
-    Family(
-        "CodeGemma",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|file_separator|>", "<eos>"),
-        ("psm", "spm"),
-        True,
-        "google/codegemma-2b",
-        known_by="<|file_separator|>",
-    ),
-    Family(
-        "Granite",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|end_of_text|>", "<|fim_pad|>", "<|filename|>", "<|reponame|>"),
-        ("psm", "spm"),
-        False,
-        "ibm-granite/granite-4.0-350m-base",
-        known_by="<|end_of_text|>",
-    ),
     Family(
         "Qwen2.5-Coder",
         "<|fim_prefix|>",
@@ -111,6 +88,7 @@ FAMILIES = (
         ("psm",),
         False,
         "Qwen/Qwen2.5-Coder-0.5B",
+        known_by="<|file_sep|>",
     ),
     Family(
         "DeepSeek-Coder",
@@ -127,20 +105,20 @@ FAMILIES = (
         "<fim_prefix>",
         "<fim_suffix>",
         "<fim_middle>",
-        ("<|endoftext|>", "<file_sep>", "<repo_name>"),
+        ("<|endoftext|>", "<fim_pad>", "<file_sep>", "<repo_name>", "<filename>"),
         ("psm", "spm"),
         False,
-        "bigcode/starcoder2-3b",
+        "ibm-granite/granite-3b-code-base-2k",
     ),
     Family(
-        "SantaCoder",
-        "<fim-prefix>",
-        "<fim-suffix>",
-        "<fim-middle>",
-        ("<|endoftext|>", "<fim-pad>"),
+        "Code Llama",
+        "▁<PRE>",
+        "▁<SUF>",
+        "▁<MID>",
+        ("▁<EOT>", "</s>"),
         ("psm", "spm"),
-        False,
-        "bigcode/santacoder",
+        True,
+        "codellama/CodeLlama-7b-hf",
     ),
     Family(
         "Codestral",
@@ -152,15 +130,40 @@ FAMILIES = (
         True,
         "mistralai/Codestral-22B-v0.1",
     ),
+)
+# Formats of models whose decoders are not supported, for others that took them over.
+_FOREIGN = (
     Family(
-        "Code Llama",
-        "▁<PRE>",
-        "▁<SUF>",
-        "▁<MID>",
-        ("▁<EOT>", "</s>"),
+        "CodeGemma",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|file_separator|>", "<eos>"),
         ("psm", "spm"),
         True,
-        "codellama/CodeLlama-7b-hf",
+        "",
+        known_by="<|file_separator|>",
+    ),
+    Family(
+        "Granite",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|end_of_text|>", "<|fim_pad|>", "<|filename|>", "<|reponame|>"),
+        ("psm", "spm"),
+        False,
+        "",
+        known_by="<|end_of_text|>",
+    ),
+    Family(
+        "SantaCoder",
+        "<fim-prefix>",
+        "<fim-suffix>",
+        "<fim-middle>",
+        ("<|endoftext|>", "<fim-pad>"),
+        ("psm", "spm"),
+        False,
+        "",
     ),
 )
 
@@ -190,7 +193,7 @@ def find_template(
     """
     if sidecar is not None and sidecar.is_file():
         return read_sidecar(sidecar, vocab_size)
-    for family in FAMILIES:
+    for family in (*FAMILIES, *_FOREIGN):
         names = (family.prefix, family.suffix, family.middle, family.known_by or family.middle)
         found = [token_id(name) for name in names]
         if any(at is None or at >= vocab_size for at in found):

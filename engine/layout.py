@@ -90,8 +90,9 @@ def lay_out(
             Segment("tail", anchor, cursor),
         )
     else:
+        marks = (template.prefix_id, template.suffix_id)  # one token in some families
         segments = (
-            Segment("special", token_ids=(*begins, template.prefix_id, template.suffix_id)),
+            Segment("special", token_ids=(*begins, *dict.fromkeys(marks))),
             suffix,
             middle,
             Segment("prefix", start, healed_from),
