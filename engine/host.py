@@ -15,7 +15,9 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
+# A host that ends closes its socket at once and gives its lock back when its work has stopped.
+_TAKE_OVER_S = _STOP_TIMEOUT_S + 1
 # A client that has not read this much has hung; replies are small, so it is far behind.
 _MAX_UNREAD_BYTES = 8 * 1024 * 1024
 # Partial texts are left out before: each carries all the text so far.
@@ -53,35 +57,44 @@ _REQUEST_BYTES = 1024
 MakeEngine = Callable[[EngineConfig], Any]
 
 
-def main(socket: Path | None, idle_s: float, make_engine: MakeEngine | None = None) -> int:
+def main(socket_path: Path | None, idle_s: float, make_engine: MakeEngine | None = None) -> int:
     """Serve until the last client has been gone for `idle_s` seconds, or SIGTERM.
 
     Args:
-        socket: where; None is this user's own place for this installation.
+        socket_path: where; None is this user's own place for this installation.
         idle_s: seconds.
         make_engine: makes the engine, in the worker thread; None imports the real one.
 
     Raises:
         HostUnavailable: another host serves that socket, or it cannot be created.
     """
-    if socket is None:
+    if socket_path is None:
         address = default_address()
         make_folder(address.socket.parent)
     else:
-        address = at_socket(socket)
+        address = at_socket(socket_path)
     lock = FileLock(address.lock)
+    deadline = time.monotonic() + _TAKE_OVER_S
     try:
-        is_free = lock.acquire()
+        while not lock.acquire():
+            if time.monotonic() > deadline or _answers(address):
+                raise HostUnavailable(f"another engine host serves {address.socket}; use that one")
+            time.sleep(0.05)
     except OSError as error:
         raise HostUnavailable(f"cannot use socket {address.socket}: {error}") from None
-    if not is_free:
-        raise HostUnavailable(f"another engine host serves {address.socket}; use that one")
     faulthandler.enable()
     try:
         asyncio.run(_serve(address, idle_s, make_engine or _make_real_engine))
     finally:
         lock.release()
     return 0
+
+
+def _answers(address: Address) -> bool:
+    if address.is_tcp:
+        return False  # the time will tell
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        return probe.connect_ex(os.fspath(address.socket)) == 0
 
 
 async def _serve(address: Address, idle_s: float, make_engine: MakeEngine) -> None:
@@ -138,9 +151,11 @@ class Host:
         if not self.clients:
             self._idle_timer = self.loop.call_later(self._idle_s, self.ended.set)
 
-    def take(self, config: EngineConfig) -> None:
+    def take(self, client: Client, config: EngineConfig) -> None:
         """Run the engine as the first client asks; later ones share it as it is."""
-        if self.config is None or (config != self.config and not self.clients):
+        # A client that asks again may come before the end of its last connection is seen.
+        is_alone = all(other.name == client.name for other in self.clients)
+        if self.config is None or (config != self.config and is_alone):
             self.config = config
             self.scheduler.configure(config)
 
@@ -230,7 +245,7 @@ class Client:
             if params[name] != ours:
                 raise BadRequest(f"hello.{name} is {params[name]!r:.80}, this host has {ours!r}")
         self.name = params["client"]
-        host.take(protocol.from_plain(EngineConfig, params["engine"]))
+        host.take(self, protocol.from_plain(EngineConfig, params["engine"]))
         host.clients.add(self)
         host.note_clients()
         assert host.config is not None, "taken above"

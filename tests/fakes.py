@@ -90,9 +90,9 @@ class FakeSession:
         for char in "abc" if "stream" in self.text else "":
             check()
             on_text(char)
-        for _ in range(20_000 if "flood" in self.text else 0):
+        for _ in range(2000 if "flood" in self.text else 0):
             check()
-            on_text("x" * 50)
+            on_text("x" * 500)
         return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end")
 
 

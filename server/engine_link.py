@@ -1,0 +1,233 @@
+"""One connection to the engine host, which is started when there is none.
+
+A host is spawned under a file lock and detached: it must outlive this server, and must not hold
+its stdin and stdout open (a language client would wait for their end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..engine import protocol
+from ..engine.address import Address, FileLock, identity, make_folder, open_private
+from ..engine.config import EngineConfig
+from ..engine.errors import BadRequest, EngineError, HostUnavailable
+
+# The log keeps what a crashed host said; beyond this it starts anew, with one older file kept.
+_MAX_LOG_BYTES = 1_000_000
+_POLL_S = 0.02
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+class Link:
+    """Requests and their replies over one connection.
+
+    Attributes:
+        host: the host's reply to hello.
+        closed: done when the connection has ended, whoever ended it.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Start to read."""
+        self.host: dict[str, Any] = {}
+        self._writer = writer
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._on_event: dict[int, OnEvent] = {}
+        self._last_id = 0
+        self.closed = asyncio.ensure_future(self._read(reader))
+
+    def request(
+        self, method: str, params: dict[str, Any], on_event: OnEvent | None = None
+    ) -> asyncio.Future[Any]:
+        """Send a request at once; the future ends with its result or an EngineError.
+
+        Cancelling the future cancels the request in the host.
+
+        Raises:
+            BadRequest: it is too large to be sent.
+        """
+        self._last_id += 1
+        request_id = self._last_id
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.closed.done():
+            reply.set_exception(HostUnavailable("the engine host was lost"))
+            return reply
+        self._writer.write(protocol.pack(protocol.request(request_id, method, params)))
+        self._replies[request_id] = reply
+        if on_event is not None:
+            self._on_event[request_id] = on_event
+        reply.add_done_callback(lambda reply: self._forget(request_id, reply))
+        return reply
+
+    def close(self) -> None:
+        """End the connection."""
+        self._writer.close()
+        self.closed.cancel()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        reason = "the engine host was lost"
+        try:
+            while (received := await protocol.read_message(reader)) is not None:
+                self._take(received[0])
+        except Exception as error:  # a host that talks nonsense is as good as lost
+            reason = f"the engine host was lost: {error}"
+        finally:
+            self._writer.close()
+            for reply in list(self._replies.values()):
+                if not reply.done():
+                    reply.set_exception(HostUnavailable(reason))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            params = message["params"]
+            on_event = self._on_event.get(params.pop("id"))
+            if on_event is not None:
+                on_event(message["event"], params)
+            return
+        error = protocol.error_of(message)
+        if message.get("id") is None:
+            raise error or BadRequest("a reply without an id")
+        reply = self._replies.get(message["id"])
+        if reply is None or reply.done():
+            return
+        if error is not None:
+            reply.set_exception(error)
+        else:
+            reply.set_result(message["result"])
+
+    def _forget(self, request_id: int, reply: asyncio.Future[Any]) -> None:
+        del self._replies[request_id]
+        self._on_event.pop(request_id, None)
+        if reply.cancelled() and not self.closed.done():
+            self.request("cancel", {"request": request_id}).add_done_callback(ignore)
+
+
+def ignore(reply: asyncio.Future[Any]) -> None:
+    """Take note of a reply nobody waits for."""
+    if not reply.cancelled():
+        reply.exception()
+
+
+async def connect(
+    address: Address,
+    client: str,
+    engine: EngineConfig,
+    *,
+    command: Sequence[str] | None,
+    idle_s: float,
+    timeout_s: float,
+) -> Link:
+    """Return a link to the host at an address, which is spawned if nothing answers.
+
+    Args:
+        address: where.
+        client: this server's name, for as long as it lives.
+        engine: how the engine is to run; the host's first client decides.
+        command: starts a host; None is the real one. `--socket` and `--idle-s` are appended.
+        idle_s: how long a spawned host stays without clients.
+        timeout_s: for the whole of it.
+
+    Raises:
+        HostUnavailable: no host could be started or reached; the message says why.
+    """
+    make_folder(address.socket.parent)
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer, token = await _reach(address, command, idle_s)
+            link = Link(reader, writer)
+            try:
+                hello = {
+                    **asdict(identity()),
+                    "token": token,
+                    "client": client,
+                    "engine": asdict(engine),
+                }
+                link.host = await link.request("hello", hello)
+            except BaseException:
+                link.close()
+                raise
+            return link
+    except TimeoutError:
+        raise HostUnavailable(
+            f"the engine host did not answer within {timeout_s:g} s; its log is {address.log}"
+        ) from None
+    except OSError as error:
+        raise HostUnavailable(f"the engine host cannot be started: {error}") from None
+    except EngineError as error:
+        raise HostUnavailable(f"{error}; the host's log is {address.log}") from None
+
+
+async def _reach(
+    address: Address, command: Sequence[str] | None, idle_s: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+    """Connect, or spawn and connect; of several servers one spawns and the others wait for it."""
+    lock = FileLock(address.spawn_lock)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                return await _open(address)
+            if process is None and lock.acquire():
+                with contextlib.suppress(OSError, ValueError):
+                    return await _open(address)  # another server has just spawned one
+                process = _spawn(address, command, idle_s)
+            if process is not None and process.returncode is not None:
+                raise HostUnavailable(
+                    f"the engine host ended with code {process.returncode}: {_last_line(address)}"
+                )
+            await asyncio.sleep(_POLL_S)
+    finally:
+        lock.release()
+
+
+async def _open(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+    if not address.is_tcp:
+        return (*await asyncio.open_unix_connection(address.socket), "")
+    port, token = address.port_file.read_text().split()
+    return (*await asyncio.open_connection("127.0.0.1", int(port)), token)
+
+
+def _spawn(
+    address: Address, command: Sequence[str] | None, idle_s: float
+) -> subprocess.Popen[bytes]:
+    # -P: a folder named "keyturn" where the editor was started must not shadow the package.
+    command = command or [sys.executable, "-P", "-m", "keyturn.engine.host"]
+    with contextlib.suppress(OSError):
+        if address.log.stat().st_size > _MAX_LOG_BYTES:
+            address.log.replace(address.log.with_suffix(".log.1"))
+    log = open_private(address.log, os.O_WRONLY | os.O_APPEND)
+    detached: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        detached = {
+            "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
+        }
+    try:
+        process: subprocess.Popen[bytes] = subprocess.Popen(
+            [*command, "--socket", str(address.socket), "--idle-s", str(idle_s)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            cwd=address.socket.parent,
+            **detached,
+        )
+    finally:
+        os.close(log)
+    # A host that dies before this server must not stay as a zombie.
+    threading.Thread(target=process.wait, name="host-exit", daemon=True).start()
+    return process
+
+
+def _last_line(address: Address) -> str:
+    with contextlib.suppress(OSError):
+        lines = address.log.read_bytes()[-4096:].decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no log")
+    return "no log"

@@ -1,0 +1,416 @@
+"""The host as a process, spoken to over its socket by well and badly behaved clients."""
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from keyturn.engine.address import FileLock, at_socket, identity
+from keyturn.engine.config import EngineConfig
+from keyturn.engine.protocol import MAX_MESSAGE_BYTES
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINE = asdict(EngineConfig("cpu", "float32", 0, 10**9, 0, 256))
+PARAMS = {
+    "max_tokens": 8,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "seed": 0,
+    "stop": [],
+    "time_budget_ms": 0.0,
+}
+
+
+@contextlib.contextmanager
+def killed(process):
+    """Wait for a process that a failing test may have left running."""
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.kill()
+
+
+def start_host(address, idle_s=60.0, **environ):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes", "--socket", address.socket, "--idle-s", str(idle_s)],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            Connection(address).close()
+            return process
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError(f"no host: {process.stderr.read()}")
+
+
+def wait_for_work(address, doc: bytes):
+    """Wait until the host says on disk that it works on a document, opening it left out."""
+    time.sleep(0.05)
+    deadline = time.monotonic() + 10
+    while doc not in (content := address.working.read_bytes()) or content[:4] == b"\0\0\0\0":
+        assert time.monotonic() < deadline, "it never came to the document"
+        time.sleep(0.005)
+
+
+class Refused(Exception):
+    """An error reply that belongs to no request."""
+
+
+class Connection:
+    """A blocking client that can also send nonsense."""
+
+    def __init__(self, address):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(10)
+        self.socket.connect(str(address.socket))
+        self.last_id = 0
+        self.events = []
+
+    def close(self):
+        self.socket.close()
+
+    def send(self, method, **params):
+        self.last_id += 1
+        self.raw({"id": self.last_id, "method": method, "params": params})
+        return self.last_id
+
+    def raw(self, message):
+        body = msgpack.packb(message, unicode_errors="surrogatepass")
+        self.socket.sendall(struct.pack(">I", len(body)) + body)
+
+    def _exactly(self, num_bytes):
+        data = b""
+        while len(data) < num_bytes:
+            part = self.socket.recv(num_bytes - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return data
+
+    def receive(self):
+        (length,) = struct.unpack(">I", self._exactly(4))
+        return msgpack.unpackb(self._exactly(length), unicode_errors="surrogatepass")
+
+    def reply(self, request_id):
+        while True:
+            message = self.receive()
+            if "event" in message:
+                self.events.append(message)
+            elif message["id"] is None:
+                raise Refused(message)
+            elif message["id"] == request_id:
+                return message
+
+    def ask(self, method, **params):
+        return self.reply(self.send(method, **params))
+
+    def hello(self, client="me", **changes):
+        return self.ask(
+            "hello",
+            **{**asdict(identity()), "token": "", "client": client, "engine": ENGINE, **changes},
+        )
+
+    def open(self, doc, text, version=1, visible=False):
+        return self.ask(
+            "open", doc=doc, path=doc, text=text, version=version, model="m", policy="turn",
+            layout=None, cursor=None, visible=visible,
+        )  # fmt: skip
+
+    def complete(self, doc, offset, version=1):
+        return self.send(
+            "complete", doc=doc, version=version, offset=offset, params=PARAMS, invoked=True
+        )
+
+    def is_closed(self):
+        try:
+            while self.socket.recv(1 << 16):
+                pass
+        except ConnectionError:
+            pass
+        return True
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    address = at_socket(tmp_path_factory.mktemp("host") / "s.sock")
+    process = start_host(address)
+    yield address
+    process.terminate()
+    assert process.wait(10) == 0
+    assert not address.socket.exists()
+
+
+@pytest.fixture
+def good(address):
+    """A client that must be served whatever others do."""
+    connection = Connection(address)
+    assert connection.hello()["result"]["died_on"] is None
+    assert connection.open("good", "good")["result"] is None
+    yield connection
+    reply = connection.reply(connection.complete("good", 2))
+    assert reply["result"]["text"] == "<go|od>"
+    connection.close()
+
+
+def test_socket_is_the_owners_alone(address):
+    assert stat.S_IMODE(address.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(address.lock.stat().st_mode) == 0o600
+    assert stat.S_IMODE(address.working.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 100,
+        struct.pack(">I", 5) + b"\xc1\xc1\xc1\xc1\xc1",
+        struct.pack(">I", 3) + msgpack.packb([1, 2]),
+        struct.pack(">I", MAX_MESSAGE_BYTES + 1),
+        struct.pack(">I", 70_000) + b"\0" * 70_000,
+        struct.pack(">I", 0),
+    ],
+)
+@pytest.mark.parametrize("has_greeted", [False, True])
+def test_garbage_costs_an_error_and_the_connection(address, good, garbage, has_greeted):
+    bad = Connection(address)
+    if has_greeted:
+        bad.hello("bad")
+    bad.socket.sendall(garbage)
+    reply = bad.receive()
+    assert reply["id"] is None and reply["error"]["code"] == "bad-request"
+    assert bad.is_closed()
+
+
+def test_half_a_message_costs_the_connection_only(address, good):
+    for part in (b"\0", b"\0\0\0\x20abc"):
+        bad = Connection(address)
+        bad.hello("bad")
+        bad.socket.sendall(part)
+        bad.socket.shutdown(socket.SHUT_WR)
+        assert bad.is_closed()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": 2},
+        {"package": "9"},
+        {"install": "/elsewhere"},
+        {"token": "guess"},
+        {"engine": {"device": "cpu"}},
+        {"client": 3},
+    ],
+)
+def test_hello_of_another_installation_is_refused(address, good, change):
+    bad = Connection(address)
+    bad.socket.settimeout(10)
+    bad.send(
+        "hello", **{**asdict(identity()), "token": "", "client": "b", "engine": ENGINE, **change}
+    )
+    reply = bad.receive()
+    assert reply["error"]["code"] == "bad-request"
+    assert bad.is_closed()
+
+
+def test_hello_must_come_first_and_once(address, good):
+    bad = Connection(address)
+    bad.send("status")
+    assert "hello" in bad.receive()["error"]["message"]
+    assert bad.is_closed()
+    assert "twice" in good.hello()["error"]["message"]
+
+
+def test_unknown_or_malformed_request_is_answered_and_the_next_one_served(good):
+    assert "fly" in good.ask("fly")["error"]["message"]
+    assert "edit.edits" in good.ask("edit", doc="good", base=1, version=2)["error"]["message"]
+    good.raw({"id": "x", "method": "status", "params": {}})
+    assert good.receive()["error"]["code"] == "bad-request"
+    good.raw({"id": 77, "params": 3})
+    assert good.receive()["id"] == 77
+    assert good.ask("status")["result"]["num_clients"] >= 1
+    assert good.ask("cancel", request=12345)["result"] is None
+
+
+def test_request_id_in_use_is_refused(good):
+    good.open("a", "endless")
+    number = good.complete("a", 0)
+    good.raw({"id": number, "method": "close", "params": {"doc": "a"}})
+    assert "in use" in good.reply(number)["error"]["message"]
+    good.ask("close", doc="a")
+
+
+def test_documents_of_two_clients_do_not_mix(address, good):
+    other = Connection(address)
+    other.hello("other")
+    other.open("good", "other")
+    assert other.reply(other.complete("good", 1))["result"]["text"] == "<o|ther>"
+    other.close()
+
+
+def test_lone_surrogates_survive(good):
+    text = "a\ud800b\U0001f600\udc00"
+    good.open("s", text)
+    assert good.reply(good.complete("s", 3))["result"]["text"] == f"<{text[:3]}|{text[3:]}>"
+    good.ask("edit", doc="s", base=1, version=2, edits=[[1, 2, "\udfff"]])
+    assert good.reply(good.complete("s", 0, 2))["result"]["text"] == "<|a\udfffb\U0001f600\udc00>"
+
+
+def test_cancel_stops_the_token_loop(address, good):
+    good.open("endless", "endless")
+    number = good.complete("endless", 0)
+    wait_for_work(address, b"endless")
+    good.send("cancel", request=number)
+    assert good.reply(number)["error"]["code"] == "cancelled"
+    good.ask("close", doc="endless")
+    count = good.ask("status")["result"]["num_checks"]
+    time.sleep(0.1)
+    assert good.ask("status")["result"]["num_checks"] == count
+
+
+def test_client_that_leaves_stops_its_completion_and_frees_its_documents(address, good):
+    leaver = Connection(address)
+    leaver.hello("leaver")
+    leaver.open("gone", "endless")
+    leaver.complete("gone", 0)
+    wait_for_work(address, b"gone")
+    leaver.close()
+    deadline = time.monotonic() + 10
+    while "gone" in good.ask("status")["result"]["texts"]:
+        assert time.monotonic() < deadline
+
+
+def test_client_that_does_not_read_is_dropped_and_delays_nobody(address, good):
+    slow = Connection(address)
+    slow.hello("slow")
+    slow.open("flood", "flood" + "x" * 1_000_000)
+    numbers = [slow.complete("flood", 0)]
+    # Partial texts that add up to 1 GB: what is not read is left out.
+    reply = good.reply(good.complete("good", 0))
+    assert reply["result"]["text"] == "<|good>"
+    assert slow.reply(numbers[0])["result"]["text"].startswith("<|flood")
+    # Replies are never left out: not reading these costs the connection.
+    slow.open("big", "x" * 4_000_000)
+    with pytest.raises((EOFError, ConnectionError)):
+        for _ in range(8):
+            slow.complete("big", 0)
+            good.reply(good.complete("good", 0))
+        while True:
+            slow.receive()
+
+
+def test_second_host_on_a_socket_is_refused(address):
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.fakes", "--socket", address.socket, "--idle-s", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert result.returncode == 2 and "another engine host" in result.stderr
+    assert "Traceback" not in result.stderr
+    Connection(address).close()
+
+
+def test_stale_socket_of_a_dead_host_is_replaced_and_its_last_document_named(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    process = start_host(address)
+    client = Connection(address)
+    client.hello("me")
+    client.open("fatal\ud800", "endless")
+    client.complete("fatal\ud800", 0)
+    wait_for_work(address, b"fatal")
+    process.kill()
+    process.wait()
+    assert address.socket.exists()
+    with killed(start_host(address)) as second:
+        client = Connection(address)
+        died_on = client.hello("me")["result"]["died_on"]
+        assert died_on == {"pid": process.pid, "client": "me", "doc": "fatal\ud800"}
+        client.ask("shutdown")
+        assert second.wait(10) == 0
+    with killed(start_host(address)) as third:
+        client = Connection(address)
+        assert client.hello("me")["result"]["died_on"] is None
+        client.close()
+        third.send_signal(signal.SIGTERM)
+        assert third.wait(10) == 0
+
+
+def test_host_ends_when_the_last_client_has_been_gone_for_a_while(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    process = start_host(address, idle_s=0.4)
+    client = Connection(address)
+    client.hello()
+    time.sleep(0.8)
+    assert process.poll() is None
+    client.close()
+    assert process.wait(10) == 0
+    assert not address.socket.exists()
+    lock = FileLock(address.lock)
+    assert lock.acquire()
+    lock.release()
+
+
+def test_sigterm_ends_a_busy_host_cleanly(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    process = start_host(address)
+    client = Connection(address)
+    client.hello()
+    client.open("a", "endless")
+    client.complete("a", 0)
+    wait_for_work(address, b"doc\xa1a")
+    process.terminate()
+    assert process.wait(10) == 0
+    assert b"Traceback" not in process.stderr.read()
+
+
+def test_engine_settings_are_the_first_clients_until_it_is_alone(address, good):
+    other = Connection(address)
+    result = other.hello("other", engine={**ENGINE, "device": "cuda:9"})["result"]
+    assert result["engine"] == ENGINE
+    other.close()
+
+
+def test_loopback_port_has_a_token_when_there_are_no_unix_sockets(tmp_path):
+    code = (
+        "from keyturn.engine import address, host\n"
+        "host.at_socket = lambda path: address.Address(path, is_tcp=True)\n"
+        "from tests.fakes import main; raise SystemExit(main())"
+    )
+    address = at_socket(tmp_path / "s.sock")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--socket", address.socket, "--idle-s", "9"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 20
+        while not (address.port_file.exists() and address.port_file.read_text().count("\n") == 2):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        assert stat.S_IMODE(address.port_file.stat().st_mode) == 0o600
+        port, token = address.port_file.read_text().split()
+        for guess, is_right in (("", False), ("0" * len(token), False), (token, True)):
+            client = Connection.__new__(Connection)
+            client.socket = socket.create_connection(("127.0.0.1", int(port)), 10)
+            client.last_id, client.events = 0, []
+            client.send("hello", **asdict(identity()), token=guess, client="c", engine=ENGINE)
+            assert ("result" in client.receive()) is is_right
+        process.terminate()
+        assert process.wait(10) == 0
+    assert not address.port_file.exists()
