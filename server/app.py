@@ -209,6 +209,7 @@ class KeyturnServer(LanguageServer):
     def status(self) -> dict[str, Any]:
         """Return what works and what does not, with reasons, as plain data; asks nobody."""
         return {
+            "model": self.settings.model,
             **self.engine.status(),
             "version": self.version,
             "position_encoding": self._encoding,

@@ -128,8 +128,9 @@ class Protocol(LanguageServerProtocol):
     def _refuse(self, malformed: Malformed) -> None:
         log.warning("refused: %s", malformed.message)
         if malformed.id is not None or malformed.code == PARSE_ERROR:
-            error = types.ResponseError(code=malformed.code, message=malformed.message)
-            self._send_data(types.ResponseErrorMessage(id=malformed.id, error=error))
+            # A plain dict: lsprotocol leaves an id of null out, and JSON-RPC wants it there.
+            error = {"code": malformed.code, "message": malformed.message}
+            self._send_data({"jsonrpc": self.VERSION, "id": malformed.id, "error": error})
         elif self.on_malformed is not None:
             self.on_malformed(malformed)
 
@@ -150,6 +151,8 @@ def _cause(error: BaseException) -> str:
         error = error.__cause__
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return str(error) or type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -21,6 +22,7 @@ class LspClient:
         process: the server.
         notifications: what the server sent by itself, in order.
         requests: methods of the server's own requests, in order.
+        hosts: processes of the engine hosts it was told of.
     """
 
     def __init__(self, runtime_dir: str, command: list[str] | None = None) -> None:
@@ -34,6 +36,7 @@ class LspClient:
         )
         self.notifications: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.hosts: set[int] = set()
         self.log: list[str] = []
         self._replies: dict[int, dict[str, Any]] = {}
         self._arrived: queue.Queue[None] = queue.Queue()
@@ -135,6 +138,10 @@ class LspClient:
         self.process.wait(10)
 
     def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the test closed the pipe
+            self._read_messages()
+
+    def _read_messages(self) -> None:
         stdout = self.process.stdout
         assert stdout
         while header := stdout.readline():
@@ -145,6 +152,9 @@ class LspClient:
             self._take(json.loads(stdout.read(length)))
 
     def _take(self, message: dict[str, Any]) -> None:
+        for part in (message.get("result"), message.get("params")):
+            if isinstance(part, dict) and part.get("host_pid"):
+                self.hosts.add(part["host_pid"])
         if "method" not in message:
             self._replies[message["id"]] = message
             self._arrived.put(None)

@@ -1,5 +1,6 @@
 """Language-server processes of the tests: their own runtime folder, one shared engine host."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,7 +15,17 @@ from ..lsp_client import LspClient
 
 
 @pytest.fixture(scope="module")
-def runtime_dir() -> Iterator[str]:
+def hosts() -> Iterator[set[int]]:
+    """Processes of engine hosts that the module's tests have seen; they are ended after it."""
+    pids: set[int] = set()
+    yield pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def runtime_dir(hosts: set[int]) -> Iterator[str]:
     """A short path (socket names are limited), which no other test and no user shares."""
     folder = tempfile.mkdtemp(prefix="kt")
     yield folder
@@ -37,26 +48,15 @@ def options(tiny_model: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def start(runtime_dir: str) -> Iterator[Callable[..., LspClient]]:
-    """Start language servers; all are ended with the test, and the host if they left one."""
+def start(runtime_dir: str, hosts: set[int]) -> Iterator[Callable[[], LspClient]]:
+    """Start language servers, which share a host; they are ended with the test."""
     clients: list[LspClient] = []
-    hosts: set[int] = set()
 
-    def start_one(runtime: str | None = None) -> LspClient:
-        client = LspClient(runtime or runtime_dir)
-        clients.append(client)
-        return client
+    def start_one() -> LspClient:
+        clients.append(LspClient(runtime_dir))
+        return clients[-1]
 
     yield start_one
     for client in clients:
-        if client.process.poll() is None:
-            try:
-                hosts.add(client.result("keyturn/status", timeout_s=5).get("host_pid") or 0)
-            except (AssertionError, OSError):
-                pass
+        hosts |= client.hosts
         client.kill()
-    for pid in hosts - {0}:
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pass

@@ -38,9 +38,9 @@ def test_initialize_is_answered_before_any_model_is_there(start, options) -> Non
     assert client.shut_down() == 0
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2, 7])
-def test_every_trigger_kind_is_answered(client, kind) -> None:
-    assert isinstance(client.reply(client.ask(URI, 1, 7, kind))["result"], list)
+def test_every_trigger_kind_is_answered(client) -> None:
+    for kind in (0, 1, 2, 7):
+        assert isinstance(client.reply(client.ask(URI, 1, 7, kind))["result"], list)
 
 
 def test_items_always_have_a_range_on_one_line_and_plain_text(client) -> None:
@@ -76,7 +76,7 @@ def test_cancelling_a_long_completion_frees_the_engine(client, start, options) -
     assert isinstance(slow.reply(slow.ask(URI, 1, 7))["result"], list)
 
 
-def test_progress_is_shown_only_to_a_client_that_can(runtime_dir, start, options) -> None:
+def test_progress_is_shown_only_to_a_client_that_can(start, options) -> None:
     for can in (False, True):
         client = start()
         client.initialize(options, window={"workDoneProgress": can})

@@ -340,6 +340,14 @@ def test_garbage_messages_do_no_harm(body) -> None:
 
 
 @scenario()
+async def test_an_unreadable_message_is_answered_with_id_null(client) -> None:
+    await client.initialize()
+    client.server.handle(b"{not json")
+    assert client.sent[-1]["id"] is None
+    assert client.sent[-1]["error"]["code"] == -32700
+
+
+@scenario()
 async def test_requests_before_initialize_and_after_shutdown_are_refused(client) -> None:
     assert (await client.request("keyturn/status"))["error"]["code"] == -32002
     await client.initialize()

@@ -1,0 +1,453 @@
+"""The client against real host processes that run a fake engine."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from keyturn.engine.address import Address, at_socket
+from keyturn.engine.config import CompletionParams
+from keyturn.engine.errors import (
+    BadRequest,
+    Cancelled,
+    DocumentRefused,
+    HostUnavailable,
+    ModelNotFound,
+)
+from keyturn.server.engine_client import EngineClient
+from keyturn.server.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+PARAMS = CompletionParams(8, 0.0, 1.0, 0, (), 0.0)
+SETTINGS = replace(Settings(), model="m", host_idle_s=30.0, host_retry_max_s=0.5)
+PYTHONPATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+
+class Editor:
+    """What the language server does: keeps the texts and tells the client."""
+
+    def __init__(self, address, command=None, settings=SETTINGS):
+        self.pids_file = address.socket.with_suffix(".pids")
+        note = ["--note", str(self.pids_file)]
+        command = command or [sys.executable, "-m", "tests.fakes", *note]
+        self.client = EngineClient(command, address)
+        self.settings = settings
+        self.texts, self.versions, self.changes = {}, {}, []
+
+    def start(self):
+        self.client.start(
+            self.settings,
+            on_change=lambda *change: self.changes.append(change),
+            text_of=self.texts.get,
+        )
+
+    def open(self, doc, text, **options):
+        self.texts[doc], self.versions[doc] = text, 1
+        self.client.open(doc, 1, text, doc, **options)
+
+    def edit(self, doc, *edits):
+        for start, end, text in edits:
+            self.texts[doc] = self.texts[doc][:start] + text + self.texts[doc][end:]
+        base = self.versions[doc]
+        self.versions[doc] += 1
+        self.client.edit(doc, base, base + 1, edits)
+
+    def complete(self, doc, offset=0, invoked=True, on_text=None):
+        return asyncio.ensure_future(
+            self.client.complete(
+                doc, self.versions[doc], offset, PARAMS, invoked=invoked, on_text=on_text
+            )
+        )
+
+    async def text(self, doc, offset=0):
+        return (await self.complete(doc, offset)).text
+
+    async def until(self, condition):
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def until_working(self, doc):
+        """Wait until the host works on a document, and has stopped opening it."""
+        await self.until(lambda: self.client.status()["state"] == "ready")
+        await asyncio.sleep(0.1)
+        file = self.client.address.working
+        await self.until(lambda: doc.encode() in (c := file.read_bytes()) and c[:4] != bytes(4))
+
+    def pids(self):
+        return [int(line) for line in self.pids_file.read_text().split()]
+
+
+@asynccontextmanager
+async def editing(address, *, count=1, **options):
+    editors = [Editor(address, **options) for _ in range(count)]
+    try:
+        for editor in editors:
+            editor.start()
+        yield editors[0] if count == 1 else editors
+    finally:
+        for editor in editors:
+            await editor.client.stop()
+        with suppress(OSError):
+            for pid in editors[0].pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    tmp_path.chmod(0o700)
+    return at_socket(tmp_path / "s.sock")
+
+
+def test_completion_sees_the_text_of_its_version(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "first")  # before there is any host
+            editor.edit("a", (0, 5, "second"), (6, 6, "!"))
+            assert await editor.text("a", 2) == "<se|cond!>"
+            for step in range(50):
+                editor.edit("a", (step, step, "x"))
+            assert await editor.text("a", 50) == f"<{'x' * 50}|second!>"
+            streamed = []
+            editor.open("s", "stream")
+            completion = await editor.complete("s", on_text=streamed.append)
+            assert streamed == ["a", "ab", "abc"] and completion.token_ids == (1, 2)
+            editor.client.close("a")
+            with pytest.raises(BadRequest, match="not open"):
+                await editor.complete("a")
+        states = [state for state, _, _ in editor.changes]
+        assert states[:2] == ["starting", "loading"] and states[-1] == "ready"
+        assert ("loading", "loading m", 50) in editor.changes
+
+    asyncio.run(run())
+
+
+def test_lone_surrogates_pass(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "\ud800\U0001f600")
+            editor.edit("a", (2, 2, "\udc00"))
+            assert await editor.text("a", 1) == "<\ud800|\U0001f600\udc00>"
+
+    asyncio.run(run())
+
+
+def test_two_clients_that_start_at_once_share_one_host(address):
+    async def run():
+        async with editing(address, count=4) as editors:
+            for number, editor in enumerate(editors):
+                editor.open("a", f"text {number}")
+            texts = await asyncio.gather(*(editor.text("a") for editor in editors))
+            assert texts == [f"<|text {number}>" for number in range(4)]
+            status = await editors[0].client.host_status()
+            assert status["num_clients"] == 4
+            assert editors[0].pids() == [status["pid"]]
+            await editors[1].client.stop()
+            assert await editors[0].text("a") == "<|text 0>"
+
+    asyncio.run(run())
+
+
+def test_two_server_processes_that_start_at_once_share_one_host(address):
+    program = """
+import asyncio, json, sys
+from tests.server.test_engine_client import Editor, at_socket
+async def run():
+    editor = Editor(at_socket(sys.argv[1]))
+    editor.start()
+    editor.open("a", "a")
+    print(json.dumps([await editor.text("a"), (await editor.client.host_status())["pid"]]))
+    await editor.client.stop()
+from pathlib import Path
+sys.argv[1] = Path(sys.argv[1])
+asyncio.run(run())
+"""
+    servers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, address.socket], stdout=subprocess.PIPE, cwd=ROOT
+        )
+        for _ in range(3)
+    ]
+    # Reading to the end of each output also shows that the host does not hold it open.
+    outputs = [json.loads(server.communicate(timeout=60)[0]) for server in servers]
+    pid = outputs[0][1]
+    try:
+        assert outputs == [["<|a>", pid]] * 3
+        assert address.socket.with_suffix(".pids").read_text().split() == [str(pid)]
+        assert os.getsid(pid) == pid != os.getsid(0)
+        descriptors = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert not [name for name in descriptors if name.startswith("pipe:")]
+        assert os.readlink(f"/proc/{pid}/fd/1") == os.devnull
+        assert os.readlink(f"/proc/{pid}/fd/2") == str(address.log)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+
+def test_cancelled_request_stops_the_loop_and_the_next_one_is_served(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "endless")
+            request = editor.complete("a")
+            await editor.until_working("a")
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            editor.edit("a", (0, 7, "short"))
+            assert await editor.text("a") == "<|short>"
+            before = (await editor.client.host_status())["num_checks"]
+            await asyncio.sleep(0.1)
+            assert (await editor.client.host_status())["num_checks"] == before
+
+    asyncio.run(run())
+
+
+def test_newer_completion_ends_the_older_one(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "slow")
+            older = editor.complete("a", 1)
+            await editor.until_working("a")
+            assert await editor.text("a", 2) == "<sl|ow>"
+            with pytest.raises(Cancelled, match="newer"):
+                await older
+
+    asyncio.run(run())
+
+
+def test_host_killed_during_a_completion_is_replaced_and_told_all_documents(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "endless")
+            editor.open("b", "b", visible=False)
+            editor.edit("a", (0, 0, "x "))
+            requests = [editor.complete("a", 1), editor.complete("b", 1, invoked=False)]
+            await editor.until_working("a")
+            os.kill(editor.client.status()["host_pid"], signal.SIGKILL)
+            async with asyncio.timeout(1):
+                for request in requests:
+                    with pytest.raises(HostUnavailable):
+                        await request
+            editor.edit("a", (2, 9, "mended"))  # while there is no host
+            editor.edit("b", (1, 1, "!"))
+            assert await editor.text("a", 2) == "<x |mended>"
+            assert await editor.text("b", 2) == "<b!|>"
+            assert len(editor.pids()) == 2
+            status = editor.client.status()
+            assert status["host_pid"] == editor.pids()[1]
+            assert status["num_restarts"] == 1 and status["quarantined"] == {}
+            with pytest.raises(ProcessLookupError):  # reaped, not a zombie
+                os.kill(editor.pids()[0], 0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("word", ["kill-on-complete", "kill-on-sync"])
+def test_document_that_kills_two_hosts_is_set_aside_until_it_is_opened_again(address, word):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("fine", "fine")
+            assert await editor.text("fine") == "<|fine>"
+            editor.open("bad", word)
+            for _ in range(2):
+                with suppress(HostUnavailable):
+                    await editor.complete("bad")
+                await editor.until(lambda: editor.client.status()["state"] != "ready")
+                await editor.until(lambda: editor.client.status()["state"] == "ready")
+                if editor.client.status()["quarantined"]:
+                    break
+            with pytest.raises(DocumentRefused, match="died 2 times while working on bad"):
+                await editor.complete("bad")
+            editor.edit("bad", (0, 0, "x"))  # nobody minds
+            assert await editor.text("fine") == "<|fine>"
+            assert list(editor.client.status()["quarantined"]) == ["bad"]
+            assert len(editor.pids()) == 3
+            editor.client.close("bad")
+            editor.open("bad", "good again")
+            assert await editor.text("bad") == "<|good again>"
+
+    asyncio.run(run())
+
+
+def test_document_of_another_server_that_kills_the_host_is_not_held_against_ours(address):
+    async def run():
+        async with editing(address, count=2) as (ours, other):
+            for editor in (ours, other):
+                editor.open("same", "fine")
+                await editor.text("same")
+            for _ in range(2):
+                other.client.close("same")
+                other.open("same", "kill-on-complete", visible=False)
+                with pytest.raises(HostUnavailable):
+                    await other.complete("same")
+                await ours.until(lambda: ours.client.status()["state"] != "ready")
+                await ours.until(lambda: ours.client.status()["state"] == "ready")
+                await other.until(lambda: other.client.status()["state"] == "ready")
+            assert await ours.text("same") == "<|fine>"
+            assert ours.client.status()["quarantined"] == {}
+
+    asyncio.run(run())
+
+
+def test_version_mismatch_is_mended_with_the_whole_text(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "abc")
+            await editor.text("a")
+            editor.texts["a"] = "something else"
+            editor.client.edit("a", 1, 2, [(90, 99, "")])  # does not fit the host's text
+            editor.client.edit("a", 2, 3, [(0, 0, "")])
+            editor.versions["a"] = 3
+            assert await editor.text("a", 4) == "<some|thing else>"
+            editor.edit("a", (0, 4, "any"))
+            assert await editor.text("a", 3) == "<any|thing else>"
+
+    asyncio.run(run())
+
+
+def test_completion_for_an_older_version_is_not_asked(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "abc")
+            request = editor.complete("a")  # waits for the host
+            await asyncio.sleep(0)
+            editor.edit("a", (0, 0, "x"))
+            with pytest.raises(Cancelled, match="changed"):
+                await request
+
+    asyncio.run(run())
+
+
+def test_missing_model_is_reported_and_another_one_can_be_chosen(address):
+    async def run():
+        missing = replace(SETTINGS, model="missing")
+        async with editing(address, settings=missing) as editor:
+            editor.open("a", "a")
+            with pytest.raises(ModelNotFound, match="try embedded"):
+                await editor.complete("a")
+            assert editor.client.status()["state"] == "failed"
+            assert "try embedded" in editor.client.status()["reason"]
+            editor.client.configure(SETTINGS)
+            assert await editor.text("a") == "<|a>"
+            assert len(editor.pids()) == 1
+
+    asyncio.run(run())
+
+
+def test_other_engine_settings_take_effect_when_no_other_server_needs_the_old(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "a")
+            await editor.text("a")
+            editor.client.configure(replace(SETTINGS, device="cuda"))
+            assert await editor.text("a") == "<|a>"
+            assert (await editor.client.host_status())["device"] == "cuda"
+            second = Editor(address, settings=replace(SETTINGS, device="cpu"))
+            second.start()
+            second.open("a", "second")
+            assert await second.text("a") == "<|second>"
+            assert "device = cuda" in second.client.status()["note"]
+            await second.client.stop()
+            assert len(editor.pids()) == 1
+
+    asyncio.run(run())
+
+
+def test_host_that_cannot_start_is_reported_and_tried_again_less_and_less_often(address):
+    async def run():
+        starts = address.socket.with_suffix(".starts")
+        command = ["/bin/sh", "-c", f"echo x >> {starts}; echo 'no such library' >&2; exit 3", "x"]
+        async with editing(address, command=command) as editor:
+            editor.open("a", "a")
+            started_at = time.monotonic()
+            with pytest.raises(HostUnavailable, match="code 3: no such library"):
+                await editor.complete("a")
+            await editor.until(lambda: len(starts.read_text().split()) == 4)
+            assert time.monotonic() - started_at > 0.1 + 0.2 + 0.4
+            with pytest.raises(HostUnavailable, match="trying again in"):
+                await editor.complete("a")
+            assert editor.client.status()["state"] == "failed"
+
+    asyncio.run(run())
+
+
+def test_host_that_does_not_exist_or_does_not_answer_is_reported(address):
+    async def run():
+        async with editing(address, command=["/nonexistent/python"]) as editor:
+            editor.open("a", "a")
+            with pytest.raises(HostUnavailable, match="nonexistent"):
+                await editor.complete("a")
+        deaf = replace(SETTINGS, host_start_timeout_s=0.3)
+        command = ["/bin/sh", "-c", "sleep 3", "x"]
+        async with editing(address, command=command, settings=deaf) as editor:
+            editor.open("a", "a")
+            with pytest.raises(HostUnavailable, match="within 0.3 s"):
+                await editor.complete("a")
+
+    asyncio.run(run())
+
+
+def test_too_large_document_is_refused_and_others_are_served(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "a")
+            await editor.text("a")
+            editor.open("huge", "x" * (65 * 1024 * 1024))
+            with pytest.raises(DocumentRefused, match="too large"):
+                await editor.complete("huge")
+            assert await editor.text("a") == "<|a>"
+
+    asyncio.run(run())
+
+
+def test_stopped_client_leaves_the_host_running_and_can_end_it(address):
+    async def run():
+        async with editing(address) as editor:
+            pid = (await editor.client.host_status())["pid"]
+            await editor.client.stop()
+            with pytest.raises(HostUnavailable):
+                await editor.client.host_status()
+            os.kill(pid, 0)
+            second = Editor(address)
+            second.start()
+            assert (await second.client.host_status())["pid"] == pid
+            await second.client.shutdown_host()
+            await second.until(lambda: not address.socket.exists())
+            assert second.pids() == [pid]
+
+    asyncio.run(run())
+
+
+def test_host_is_reached_over_loopback_with_its_token(address):
+    async def run():
+        tcp = Address(address.socket, is_tcp=True)
+        code = (
+            "from keyturn.engine import address, host\n"
+            "host.at_socket = lambda path: address.Address(path, is_tcp=True)\n"
+            "from tests.fakes import main; raise SystemExit(main())"
+        )
+        note = ["--note", str(address.socket.with_suffix(".pids"))]
+        async with editing(tcp, command=[sys.executable, "-c", code, *note]) as editor:
+            editor.open("a", "over tcp")
+            assert await editor.text("a") == "<|over tcp>"
+            assert tcp.port_file.exists() and not tcp.socket.exists()
+
+    asyncio.run(run())
+
+
+def test_server_side_leaves_torch_unimported():
+    code = (
+        "import sys, keyturn.server.engine_client, keyturn.engine.host\n"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
