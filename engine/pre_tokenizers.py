@@ -1,4 +1,4 @@
-"""How text is cut before byte-pair merging, by the names that GGUF files use.
+"""How text is cut before byte-pair merging: kinds that GGUF files name, and what is known of them.
 
 A GGUF file names its pre-tokenizer instead of describing it. The patterns are those of the models'
 own `tokenizer.json` files.
@@ -6,7 +6,11 @@ own `tokenizer.json` files.
 
 from __future__ import annotations
 
-from tokenizers import Regex, pre_tokenizers
+import json
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 
 _LLAMA3 = (
@@ -23,7 +27,7 @@ _DEEPSEEK_CODER = (
 
 # Patterns without lookbehind whose matches look no further than the white space behind them and two
 # more characters: what an incremental encoder may rely on.
-LOCAL_PATTERNS = frozenset((_LLAMA3, _QWEN2, *_DEEPSEEK_CODER))
+_LOCAL_PATTERNS = frozenset((_LLAMA3, _QWEN2, *_DEEPSEEK_CODER))
 
 _KINDS = {
     "gpt2": ("gpt-2", "gpt2", "mpt", "olmo", "phi-2"),
@@ -34,8 +38,7 @@ _KINDS = {
 }
 _NAMES = {name: kind for kind, names in _KINDS.items() for name in names}
 
-KNOWN = tuple(sorted(_NAMES))
-# llama.cpp's own word for "not said"; such files come from converters that predate the field.
+# These normalise the text first.
 NFC_NAMES = frozenset(("qwen2", "deepseek-r1-qwen"))
 # Words that are in the vocabulary are taken whole, whatever the merges say.
 WHOLE_WORD_NAMES = frozenset(("llama3", "llama-v3", "llama-bpe"))
@@ -58,3 +61,46 @@ def named(name: str) -> PreTokenizer | None:
     else:
         parts = [Split(Regex(_LLAMA3 if kind == "llama3" else _QWEN2), "isolated")]
     return pre_tokenizers.Sequence([*parts, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def parts_of(component: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return the descriptions of a normalizer or pre-tokenizer, sequences taken apart."""
+    found, waiting = [], [] if component is None else [json.loads(component.__getstate__())]
+    while waiting:
+        part = waiting.pop(0)
+        if part["type"] == "Sequence":
+            waiting = [*(part.get("pretokenizers") or part.get("normalizers") or []), *waiting]
+        else:
+            found.append(part)
+    return found
+
+
+def is_local(part: dict[str, Any]) -> bool:
+    """Whether what a pre-tokenizer cuts somewhere depends only on text near that place."""
+    if part["type"] == "Split":
+        return (
+            part["pattern"].get("Regex") in _LOCAL_PATTERNS
+            and part["behavior"] == "Isolated"
+            and not part["invert"]
+        )
+    return part["type"] in ("ByteLevel", "Digits")
+
+
+def drop_prefix_space(tokenizer: tokenizers.Tokenizer) -> None:
+    """Stop a tokenizer from putting a space before every text."""
+    before = parts_of(tokenizer.normalizer)
+    after = [part for part in before if part["type"] != "Prepend"]
+    if after != before:
+        sequence = normalizers.Sequence([])
+        sequence.__setstate__(json.dumps({"type": "Sequence", "normalizers": after}).encode())
+        tokenizer.normalizer = sequence
+    before, after = parts_of(tokenizer.pre_tokenizer), parts_of(tokenizer.pre_tokenizer)
+    for part in after:
+        if part["type"] == "ByteLevel":
+            part["add_prefix_space"] = False
+        if part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"
+    if after != before:
+        sequence = pre_tokenizers.Sequence([])
+        sequence.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": after}).encode())
+        tokenizer.pre_tokenizer = sequence

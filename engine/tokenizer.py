@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
+from tokenizers import models
+
+from .pre_tokenizers import drop_prefix_space, is_local, parts_of
 
 Ints = NDArray[np.int64]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_WHITE = re.compile(r"\s")
 # Characters beyond a boundary that the match before it may have looked at: a contraction ('ll)
 # that failed has looked two further than the apostrophe it leaves alone.
 _LOOK_AHEAD = 3
@@ -41,7 +44,8 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` for documents.
 
     The name of a special token in a document is plain text. A lone surrogate becomes U+FFFD, one
-    for one, so offsets stay those of the document.
+    for one, so offsets stay those of the document. Nothing is added, not even the space that some
+    tokenizers put before a text: ours are cut out of a document.
 
     Attributes:
         vocab_size: rows of the model's embedding.
@@ -73,16 +77,16 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True
         # It runs even where no special tokens are wanted, and then trims spaces off the offsets.
         tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+        drop_prefix_space(tokenizer)
         self._tokenizer = tokenizer
         self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.end_ids = frozenset(end_ids) | ({eos_id} - {None})
-        added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = {at for at, token in added.items() if token.special}
-        plain = [len(token.content) for token in added.values() if not token.special]
-        self._margin = max([_LOOK_AHEAD, *plain])
-        self._locality = _locality(json.loads(tokenizer.to_str()))
+        added = tokenizer.get_added_tokens_decoder().values()
+        plain = [token for token in added if not token.special]
+        self._margin = max([_LOOK_AHEAD, *(len(token.content) for token in plain)])
+        self._locality = "never" if any(map(_reaches_out, plain)) else _locality(tokenizer)
         self._token_bytes: list[bytes] | None = None
 
     @property
@@ -106,16 +110,22 @@ class Tokenizer:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
     def token_bytes(self) -> list[bytes]:
-        """Return the bytes of each token, b"" for special ones."""
+        """Return the bytes of each of `vocab_size` tokens, b"" for special and unused ones."""
         if self._token_bytes is None:
-            names = [self._tokenizer.id_to_token(at) or "" for at in range(self.vocab_size)]
-            is_byte_level = "ByteLevel" in json.dumps(
-                json.loads(self._tokenizer.to_str())["decoder"]
+            pieces = [b""] * self.vocab_size
+            added = self._tokenizer.get_added_tokens_decoder()
+            is_byte_level = any(
+                part["type"] == "ByteLevel" for part in parts_of(self._tokenizer.pre_tokenizer)
             )
             to_bytes = _byte_level_bytes if is_byte_level else _sentence_piece_bytes
-            self._token_bytes = [
-                b"" if at in self._special_ids else to_bytes(name) for at, name in enumerate(names)
-            ]
+            for name, at in self._tokenizer.get_vocab(with_added_tokens=True).items():
+                if at in added:
+                    name_bytes = b"" if added[at].special else name.encode()
+                else:
+                    name_bytes = to_bytes(name)
+                if at < self.vocab_size:
+                    pieces[at] = name_bytes
+            self._token_bytes = pieces
         return self._token_bytes
 
     def re_encodes_locally(self, text: str) -> bool:
@@ -257,47 +267,43 @@ def common_prefix(first: str, second: str) -> int:
     return low
 
 
-def _locality(description: dict) -> str:
+def _locality(tokenizer: tokenizers.Tokenizer) -> str:
     """Return for which texts edits stay local: "always", "ascii" or "never"."""
-    if description["model"]["type"] != "BPE" or description["model"].get("dropout"):
+    if not isinstance(tokenizer.model, models.BPE) or tokenizer.model.dropout:
         return "never"
-    pre_tokenizer = description["pre_tokenizer"] or {"type": "none"}
-    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    for part in parts:
-        if part["type"] == "ByteLevel":
-            if part["add_prefix_space"]:
-                return "never"
-        elif part["type"] == "Split":
-            regex = part["pattern"].get("Regex")
-            if regex is None or "(?<" in regex or "^" in regex.replace("[^", ""):
-                return "never"
-        elif part["type"] not in ("Digits", "Punctuation"):
-            return "never"
-    splits = any(part["type"] == "Split" or part.get("use_regex") for part in parts)
-    if not splits:
+    parts = parts_of(tokenizer.pre_tokenizer)
+    if not all(is_local(part) for part in parts):
         return "never"
-    normalizer = description["normalizer"]
-    if normalizer is None:
+    if not any(part["type"] == "Split" or part.get("use_regex") for part in parts):
+        return "never"  # nothing cuts a text into words
+    normalizers = [part["type"] for part in parts_of(tokenizer.normalizer)]
+    if not normalizers:
         return "always"
-    return "ascii" if normalizer["type"] == "NFC" else "never"
+    return "ascii" if normalizers == ["NFC"] else "never"
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def _reaches_out(token: tokenizers.AddedToken) -> bool:
+    """Whether a token that is looked for in the text itself depends on what is around it."""
+    return token.lstrip or token.rstrip or token.single_word or bool(_WHITE.search(token.content))
+
+
+def _byte_level_alphabet() -> dict[int, int]:
     """Return the byte that each character of a byte-level vocabulary stands for."""
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
-    characters = [*map(chr, visible), *(chr(256 + at) for at in range(len(hidden)))]
+    characters = [*visible, *range(256, 256 + len(hidden))]
     return dict(zip(characters, visible + hidden, strict=True))
 
 
 _ALPHABET = _byte_level_alphabet()
-_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+_BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level_bytes(name: str) -> bytes:
-    if all(character in _ALPHABET for character in name):
-        return bytes(_ALPHABET[character] for character in name)
-    return name.encode("utf-8", "replace")  # an added token is spelt as it is
+    try:
+        return name.translate(_ALPHABET).encode("latin-1")
+    except UnicodeEncodeError:  # spelt as it is
+        return name.encode()
 
 
 def _sentence_piece_bytes(name: str) -> bytes:
