@@ -94,7 +94,7 @@ class EngineClient:
             self._reconnect_now = True
             if self._link is not None:
                 self._link.close()
-            self._wake()
+            self._set_state(STARTING, "the engine settings have changed")
         elif _opening(settings) != _opening(before):
             self._load_and_open(self._link)
 
@@ -251,7 +251,6 @@ class EngineClient:
                 reason = str(error)
             if self._reconnect_now:
                 num_failures = 0
-                self._set_state(STARTING, "the engine settings have changed")
                 continue
             num_failures += 1
             pause_s = min(_FIRST_RETRY_S * 2 ** (num_failures - 1), settings.host_retry_max_s)
