@@ -180,8 +180,15 @@ class Completions:
 
 
 def stop_strings(document: Document, offset: int) -> tuple[str, ...]:
-    """Return what ends a completion: the line's end when it fills in a line, else nothing."""
-    return ("\n", "\r") if document.rest_of_line(offset).strip() else ()
+    """Return what ends a completion before the model does.
+
+    Before other text it fills in the line. Inside an indented block it may have several lines, but
+    two blank ones mean that the block is left: what a model writes from there on is something else.
+    """
+    if document.rest_of_line(offset).strip():
+        return ("\n", "\r")
+    line = document.line(document.position(offset).line)
+    return ("\n\n\n", "\r\n\r\n\r\n") if line[:1].isspace() else ()
 
 
 def _reason_not_to_ask(

@@ -1,8 +1,9 @@
 """Known traps of clients and of pygls, each over a real process."""
 
 import json
+import os
+import socket
 import subprocess
-import sys
 
 import pytest
 
@@ -104,11 +105,39 @@ def test_a_client_that_vanishes_ends_the_server(start, options) -> None:
     assert not any("Traceback" in line for line in client.log), "".join(client.log)
 
 
+def framed(method: str) -> bytes:
+    params = {"processId": None, "rootUri": None, "capabilities": {}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    body = json.dumps(message).encode()
+    return b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 def test_nothing_but_messages_on_standard_output() -> None:
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "keyturn/status"}).encode()
-    message = b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    message = framed("keyturn/status")
     done = subprocess.run(SERVE, input=message, capture_output=True, timeout=30)
     assert done.stdout.startswith(b"Content-Length: ")
     assert b'"code": -32002' in done.stdout
     assert done.returncode == 1
-    assert sys.executable
+
+
+def test_tcp_serves_the_client_that_has_the_token() -> None:
+    token = "t" * 20
+    process = subprocess.Popen(
+        [*SERVE[:-1], "--tcp", "127.0.0.1:0"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "KEYTURN_TOKEN": token},
+        text=True,
+    )
+    try:
+        assert process.stderr
+        port = int(process.stderr.readline().rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(token.encode() + b"\n" + framed("initialize"))
+            reply = b""
+            while b"inlineCompletionProvider" not in reply:
+                piece = connection.recv(65_536)
+                assert piece, reply
+                reply += piece
+        assert process.wait(10) == 1
+    finally:
+        process.kill()

@@ -54,12 +54,22 @@ def test_the_trimmed_text_is_returned_at_the_cursor() -> None:
     assert engine.asked == [("print()\n", 6, ("\n", "\r"), True)]
 
 
-def test_several_lines_are_allowed_only_at_the_end_of_a_line() -> None:
+@pytest.mark.parametrize(
+    ("marked", "stop"),
+    [
+        ("x = |\ny\n", ()),
+        ("x = |1\n", ("\n", "\r")),
+        ("x = | \n", ()),
+        ("def f():\n    |\n", ("\n\n\n", "\r\n\r\n\r\n")),
+        ("def f():\n\treturn |)\n", ("\n", "\r")),
+    ],
+)
+def test_a_completion_ends_with_its_line_or_its_block(marked, stop) -> None:
     engine = FakeEngine("a\nb")
-    document, offset = at("x = |\ny\n")
+    document, offset = at(marked)
     answer = asyncio.run(completions(engine).complete(document, offset, invoked=True))
     assert answer.text == "a\nb"
-    assert engine.asked[0][2] == ()
+    assert engine.asked[0][2] == stop
 
 
 def test_the_rest_is_returned_without_asking_when_the_start_was_typed() -> None:
