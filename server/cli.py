@@ -20,11 +20,12 @@ EXIT_CLOSED_PIPE = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors are one line on standard error."""
-    arguments = _parser().parse_args(argv)
-    if arguments.command is None:
-        _parser().print_help()
-        return EXIT_ERROR
     try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help()
+            return EXIT_ERROR
         from . import commands
 
         code = getattr(commands, arguments.command)(arguments)
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has what it wanted; Python must not complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
+    except ImportError as error:  # torch's libraries do not fit into memory, for instance
+        return _fail(f"cannot load what it needs: {error}; free memory or install keyturn again")
     except MemoryError:
         return _fail("out of memory: use a smaller model, --dtype bfloat16 or a shorter window")
 

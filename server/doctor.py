@@ -55,9 +55,10 @@ def examine(settings: Settings) -> dict[str, Any]:
     try:
         _examine_model(found, settings)
     except EngineError as error:
-        _problem(
-            found, str(error), "see the message; keyturn models lists what there is", fatal=True
-        )
+        # An EngineError says what is wrong; then, after a semicolon, what to do.
+        problem, _, remedy = str(error).partition("; ")
+        remedy = remedy or "keyturn models lists what there is"
+        _problem(found, problem, remedy, fatal=True)
     except Exception as error:
         remedy = "report this, or install the pinned versions of constraints.txt"
         _problem(found, f"{type(error).__name__}: {error}", remedy, fatal=True)

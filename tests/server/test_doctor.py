@@ -29,7 +29,9 @@ def test_a_model_that_cannot_be_used_is_a_fatal_problem_with_its_remedy(monkeypa
     monkeypatch.setattr(doctor, "_examine_model", fail)
     found = doctor.examine(COMMAND_LINE)
     assert found["ok"] is False
-    assert found["problems"][0]["problem"].startswith("model 'x'")
+    assert found["problems"] == [
+        {"problem": "model 'x' is not on this disk", "remedy": "keyturn models lists what is"}
+    ]
     text = doctor.report(found)
     assert "PROBLEM    model 'x'" in text
     assert "remedy" in text
