@@ -47,6 +47,7 @@ class Scheduler:
         self._inbox: deque[Job | Callable[[], None]] = deque()
         self._arrived = threading.Condition()
         self._stopping = False
+        self._is_idle = False
         # All below belong to the worker thread.
         self._engine: Any = None
         self._engine_error: EngineError = BadRequest("a request came before hello")
@@ -79,8 +80,13 @@ class Scheduler:
         self._put(lambda: self._forget(client))
 
     def status(self) -> dict[str, Any]:
-        """Return the engine's status after the last job, as plain data; waits for nothing."""
-        return {**self._engine_status, "num_queued": len(self._inbox)}
+        """Return the engine's status after the last job, as plain data; waits for nothing.
+
+        Beside the engine's own: `num_stale_rows` that healing would recompute, `num_queued`
+        requests, and `is_idle`: nothing is queued, behind its text or to be healed.
+        """
+        is_idle, num_queued = self._is_idle, len(self._inbox)
+        return {**self._engine_status, "num_queued": num_queued, "is_idle": is_idle}
 
     def stop(self, timeout_s: float) -> None:
         """End the thread; work in progress stops at its next check."""
@@ -91,6 +97,7 @@ class Scheduler:
     def _put(self, item: Job | Callable[[], None]) -> None:
         with self._arrived:
             self._inbox.append(item)
+            self._is_idle = False
             self._arrived.notify()
 
     # The worker thread: what arrives.
@@ -122,6 +129,7 @@ class Scheduler:
         wait_s = max(0.0, self._heal_after - time.monotonic()) if to_heal else None
         with self._arrived:
             if not self._inbox:
+                self._is_idle = not to_heal
                 self._arrived.wait(wait_s)
 
     def _take_in(self) -> Urgency | None:
@@ -306,4 +314,11 @@ class Scheduler:
             self._documents.pop(key).close(self._engine)
 
     def _note_status(self) -> None:
-        self._engine_status = self._engine.status() if self._engine is not None else {}
+        if self._engine is None:
+            self._engine_status = {"problem": str(self._engine_error)}
+            return
+        sessions = [document.session for document in self._documents.values() if document.session]
+        self._engine_status = {
+            **self._engine.status(),
+            "num_stale_rows": sum(session.num_stale for session in sessions),
+        }

@@ -198,10 +198,13 @@ class EngineClient:
 
     async def shutdown_host(self) -> None:
         """Tell the host to end, for all its clients, and stop."""
-        await self.host_status()
-        if self._link is not None:
-            await self._link.request("shutdown", {})
-        await self.stop()
+        try:
+            await self.host_status()
+            if self._link is not None:
+                with contextlib.suppress(HostUnavailable):  # it was quick to end
+                    await self._link.request("shutdown", {})
+        finally:
+            await self.stop()
 
     def status(self) -> dict[str, Any]:
         """Return how things stand here, as plain data; waits for nothing."""

@@ -205,19 +205,18 @@ def _spawn(
         if address.log.stat().st_size > _MAX_LOG_BYTES:
             address.log.replace(address.log.with_suffix(".log.1"))
     log = open_private(address.log, os.O_WRONLY | os.O_APPEND)
-    detached: dict[str, Any] = {"start_new_session": True}
+    flags = 0
     if sys.platform == "win32":
-        detached = {
-            "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
-        }
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
     try:
-        process: subprocess.Popen[bytes] = subprocess.Popen(
+        process = subprocess.Popen(
             [*command, "--socket", str(address.socket), "--idle-s", str(idle_s)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             cwd=address.socket.parent,
-            **detached,
+            start_new_session=True,
+            creationflags=flags,
         )
     finally:
         os.close(log)

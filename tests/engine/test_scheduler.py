@@ -96,6 +96,18 @@ def driver():
     assert driver.ended.is_set()
 
 
+def test_idle_means_that_all_caches_follow_their_texts_and_are_fresh(driver):
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    driver.open("a", "a", visible=True)
+    assert not driver.scheduler.status()["is_idle"]
+    for step in range(20):
+        driver.put("replace", doc="a", version=step + 2, text="x" * step)
+        wait_until(lambda: driver.scheduler.status()["is_idle"])
+        session = driver.engine.sessions["c", "a"]
+        assert session.synced == "x" * step and session.num_stale == 0
+        assert driver.scheduler.status()["num_stale_rows"] == 0
+
+
 def test_completion_sees_all_edits_before_it_and_none_after(driver):
     driver.open("a", "xy")
     driver.edit("a", 1, [1, 1, "1"])
