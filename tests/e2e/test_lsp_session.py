@@ -56,7 +56,7 @@ def wait_until_healed(client) -> None:
     deadline = time.monotonic() + 60
     while True:
         host = client.result("keyturn/status", {"host": True})["host"]
-        if host.get("num_stale_rows", time.sleep(2) or 0) == 0 == host["num_queued"]:
+        if host["num_stale_rows"] == 0 == host["num_queued"]:
             return
         assert time.monotonic() < deadline, host
         time.sleep(0.02)
