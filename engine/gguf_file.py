@@ -43,7 +43,7 @@ _MAX_DIMENSIONS = 4
 # Dequantised at a time: the library by itself takes few rows and three times as long, a whole
 # embedding at once takes gigabytes of temporaries, and from 32,768 values on torch copies with
 # several threads, which wait for each other for seconds when the machine is busy.
-_PIECE_VALUES = 1 << 14
+_PIECE_VALUES = 32_768 - 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,9 @@ def read_config(path: Path) -> ModelConfig:
             f"{path}: model type '{family}' is not supported; use one of {', '.join(SUPPORTED)}"
         )
     _refuse_variants(path, given)
-    heads = given.get("num_attention_heads")
-    hidden = given.get("hidden_size")
     rope = _rope(path, given)
     try:
+        heads, hidden = given["num_attention_heads"], given["hidden_size"]
         head_dim = given.get("head_dim") or hidden // heads
         has_bias = family == "qwen2" or bool(given.get("attention_bias"))
         config = ModelConfig(

@@ -139,16 +139,24 @@ def _whole_steps(length: int, step: int) -> int:
 
 
 def _next_line(text: str, start: int, limit: int) -> int:
-    """Return the first line start from `start` on and before `limit`, else `start`."""
+    """Return the first line start from `start` on, of a line that ends before `limit`.
+
+    Without one it is `start`, which is then not inside of a CRLF.
+    """
     for line_end in ("\n", "\r"):
         found = text.find(line_end, start - 1, limit)
         if found >= 0:
-            return found + 1
+            return found + (2 if text.startswith("\r\n", found) else 1)
     return start
 
 
 def _last_line_end(text: str, limit: int, end: int) -> int:
-    """Return the last line end before `end` and after `limit`, else `end`."""
+    """Return the last line end after `limit` that is not after `end`.
+
+    Without one it is `end`, or the place before it if that is inside of a CRLF.
+    """
+    if text.startswith("\r\n", end - 1):
+        end -= 1
     for line_end in ("\n", "\r"):
         found = text.rfind(line_end, max(limit, 0), end)
         if found >= 0:

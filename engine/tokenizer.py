@@ -82,7 +82,7 @@ class Tokenizer:
         self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.end_ids = frozenset(end_ids) | ({eos_id} - {None})
+        self.end_ids = frozenset(end_ids) | (frozenset() if eos_id is None else {eos_id})
         added = tokenizer.get_added_tokens_decoder().values()
         plain = [token for token in added if not token.special]
         self._margin = max([_LOOK_AHEAD, *(len(token.content) for token in plain)])

@@ -1,6 +1,7 @@
 """Layouts and the window's edges."""
 
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,49 @@ def test_text_denser_than_expected_can_be_shown_less_of():
     wide = lay_out(SOURCE, 9000, 9000, TEMPLATE, "spm", 1000, 3.0, None)
     narrow = lay_out(SOURCE, 9000, 9000, TEMPLATE, "spm", 1000, 0.75, None)
     assert narrow.segments[-1].start > wide.segments[-1].start
+
+
+LINES = st.lists(
+    st.sampled_from(["\r\n", "\n", "\r", "x", "some words", "y" * 40, "\r\r\n", "\n\r"]),
+    max_size=60,
+).map("".join)
+
+
+@settings(max_examples=500)
+@given(LINES, st.integers(0), st.integers(8, 400))
+def test_no_edge_splits_a_crlf(text, cursor, budget):
+    cursor %= len(text) + 1
+    start, end = choose_window(text, cursor, cursor, budget, has_suffix=True)
+    assert start == cursor or not text.startswith("\r\n", start - 1) or start == 0
+    assert end == cursor or not text.startswith("\r\n", end - 1)
+    assert start <= cursor <= end and end - start <= budget
+
+
+@settings(max_examples=300)
+@given(LINES, st.integers(0), st.integers(0, 30), st.sampled_from(["spm", "psm", None]))
+def test_segments_are_the_text_around_the_cursor(text, cursor, tail, layout):
+    cursor %= len(text) + 1
+    anchor = cursor - min(tail, cursor) if layout == "psm" else cursor
+    template = None if layout is None else TEMPLATE
+    result = lay_out(text, anchor, cursor, template, layout or "prefix", 40, 3.0, BOS)
+    spans = {part.kind: (part.start, part.end) for part in result.segments}
+    before = spans["prefix"]
+    assert before[0] <= before[1] <= cursor
+    if layout == "psm":
+        assert spans["tail"] == (anchor, cursor) and before[1] == anchor
+    else:
+        assert before[1] == result.healed_from
+        assert text[before[1] : cursor].strip() == ""
+    if template is not None:
+        assert spans["suffix"][0] == cursor and result.healed_from == cursor
+
+
+def test_family_with_one_mark_before_the_suffix_gets_it_once():
+    template = replace(TEMPLATE, prefix_id=102, bos_first=True)
+    assert shown("ab\ncd", 3, 3, template) == ([BOS, 102, "cd", 103, "ab\n"], 3)
+
+
+def test_white_space_is_healed_for_a_model_that_needs_it():
+    template = replace(TEMPLATE, heal_white_space=True)
+    assert shown("a:\n    \nb", 7, 7, template) == ([101, 102, "\nb", 103, "a:"], 2)
+    assert shown("a: b", 2, 3, template, "psm") == ([101, "a:", 102, "b", 103, " "], 3)
