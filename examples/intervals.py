@@ -27,6 +27,10 @@ class IntervalSet:
 
     def __len__(self) -> int:
         """Return how many numbers the set has."""
+        return sum(end - start for start, end in self)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both sets have the same numbers."""
         return
 
     def add(self, start: int, end: int) -> None:
