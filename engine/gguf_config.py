@@ -75,7 +75,7 @@ def read_config(file: GGUFFile) -> ModelConfig:
     family = file.metadata.get("general.architecture")
     if family not in SUPPORTED:
         raise ModelLoadError(
-            f"{file.path}: architecture '{family}' is not supported; use one of "
+            f"{file.path}: architecture {family!r} is not supported; use one of "
             f"{', '.join(SUPPORTED)}"
         )
     if file.metadata.get(f"{family}.expert_count"):
@@ -146,7 +146,7 @@ def _rope_scaling(file: GGUFFile, family: str) -> dict[str, Any] | None:
         return {"rope_type": "gguf_factors", "factors": divisors}
     if kind not in ("linear", "yarn") or factors is not None:
         raise ModelLoadError(
-            f"{file.path}: rotary scaling '{kind}' is not supported here; use the model's "
+            f"{file.path}: rotary scaling {kind!r} is not supported here; use the model's "
             "safetensors"
         )
     if not isinstance(factor, float | int) or not 0 < factor < 1e6:
@@ -185,11 +185,11 @@ def build_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
     metadata, remedy = file.metadata, "put the model's tokenizer.json beside it"
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise ModelLoadError(f"{file.path}: a tokenizer of kind '{kind}' is not built in; {remedy}")
+        raise ModelLoadError(f"{file.path}: a tokenizer of kind {kind!r} is not built in; {remedy}")
     name = metadata.get("tokenizer.ggml.pre", "default")
     pre_tokenizer = pre_tokenizers.named(name)
     if pre_tokenizer is None:
-        raise ModelLoadError(f"{file.path}: pre-tokenizer '{name}' is not built in; {remedy}")
+        raise ModelLoadError(f"{file.path}: pre-tokenizer {name!r} is not built in; {remedy}")
     words, merges, types = (
         metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges", "token_type")
     )
@@ -207,7 +207,7 @@ def build_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
             ignore_merges=name in pre_tokenizers.WHOLE_WORD_NAMES,
         )
     except Exception as error:  # the library raises nothing narrower
-        raise file.damaged(f"vocabulary: {error}") from None
+        raise file.damaged(f"vocabulary: {str(error).splitlines()[0]}") from None
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()

@@ -123,7 +123,7 @@ class GGUFFile:
                 values = dequantize(piece.reshape(1, -1), info.kind).ravel()
             except NotImplementedError:
                 raise ModelLoadError(
-                    f"{self.path}: tensor '{name}' is stored as {info.kind.name}, which cannot be "
+                    f"{self.path}: tensor {name!r} is stored as {info.kind.name}, which cannot be "
                     "dequantised; use a file in F16, Q8_0, Q5_1 or Q4_1"
                 ) from None
             writable = np.require(values, np.float32, ["C", "W"])
@@ -154,9 +154,9 @@ class GGUFFile:
         base = -(-self._at // alignment) * alignment
         for name, shape, kind, offset, num_bytes in places:
             if base + offset + num_bytes > len(self._data):
-                raise self.damaged(f"tensor '{name}' lies beyond the end of the file")
+                raise self.damaged(f"tensor {name!r} lies beyond the end of the file")
             if name in self.tensors:
-                raise self.damaged(f"tensor '{name}' occurs twice")
+                raise self.damaged(f"tensor {name!r} occurs twice")
             self.tensors[name] = TensorInfo(shape, kind, base + offset, num_bytes)
 
     def _scalar(self, code: str) -> Any:  # noqa: ANN401
@@ -197,14 +197,14 @@ class GGUFFile:
         name = self._string()
         num_dimensions = self._scalar("<I")
         if not 0 < num_dimensions <= _MAX_DIMENSIONS:
-            raise self.damaged(f"tensor '{name}' has {num_dimensions} dimensions")
+            raise self.damaged(f"tensor {name!r} has {num_dimensions} dimensions")
         shape = tuple(self._scalar("<Q") for _ in range(num_dimensions))[::-1]
         code, offset = self._scalar("<I"), self._scalar("<Q")
         try:
             kind = GGMLQuantizationType(code)
         except ValueError:
-            raise self.damaged(f"tensor '{name}' has the unknown format {code}") from None
+            raise self.damaged(f"tensor {name!r} has the unknown format {code}") from None
         block_size, block_bytes = GGML_QUANT_SIZES[kind]
         if not all(shape) or shape[-1] % block_size:
-            raise self.damaged(f"tensor '{name}' has the shape {list(shape)}")
+            raise self.damaged(f"tensor {name!r} has the shape {list(shape)}")
         return name, shape, kind, offset, math.prod(shape) // block_size * block_bytes

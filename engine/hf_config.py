@@ -37,7 +37,7 @@ def read_config(path: Path) -> ModelConfig:
     family = given.get("model_type")
     if family not in SUPPORTED:
         raise ModelLoadError(
-            f"{path}: model type '{family}' is not supported; use one of {', '.join(SUPPORTED)}"
+            f"{path}: model type {family!r} is not supported; use one of {', '.join(SUPPORTED)}"
         )
     _refuse_variants(path, given)
     rope = _rope(path, given)
@@ -109,7 +109,7 @@ def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
     activation = given.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ModelLoadError(
-            f"{path}: activation '{activation}' is not supported; use a model with silu"
+            f"{path}: activation {activation!r} is not supported; use a model with silu"
         )
     if given.get("quantization_config"):
         raise ModelLoadError(

@@ -20,6 +20,7 @@ from keyturn.engine.weights import load_model
 
 EMBEDDED = Path(weights.__file__).parent / "embedded" / "keyturn-135m-q4_1.gguf"
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 300
+MERGES = ("i n", "Ġ (", "r e")
 
 
 def words():
@@ -52,7 +53,16 @@ def matrices(bias=False):
     }
 
 
-def write_gguf(path, kind="F32", arch="llama", metadata=None, tensors=None, drop=(), pre="smollm"):
+def write_gguf(
+    path,
+    kind="F32",
+    arch="llama",
+    metadata=None,
+    tensors=None,
+    drop=(),
+    pre="smollm",
+    merges=MERGES,
+):
     writer = GGUFWriter(path, arch)
     sizes = {
         "block_count": LAYERS,
@@ -73,7 +83,7 @@ def write_gguf(path, kind="F32", arch="llama", metadata=None, tensors=None, drop
     vocabulary = words()
     writer.add_token_list(vocabulary)
     writer.add_token_types([3] + [1] * (len(vocabulary) - 1))
-    writer.add_token_merges(["i n", "Ġ (", "r e"])
+    writer.add_token_merges(merges)
     for key, value in (metadata or {}).items():
         kind_of = {str: "STRING", bool: "BOOL", int: "UINT32", float: "FLOAT32"}[type(value)]
         writer.add_key_value(key, value, GGUFValueType[kind_of])
@@ -264,6 +274,9 @@ def test_foreign_tokenizer_json_beside_is_left_alone(tmp_path, tiny_model):
     ("change", "reason"),
     [
         ({"arch": "gptneox"}, "architecture 'gptneox'"),
+        ({"arch": "two\nlines"}, "two.*lines"),
+        ({"merges": ["in"]}, "vocabulary"),
+        ({"merges": ["i never-heard"]}, "vocabulary"),
         ({"metadata": {"llama.expert_count": 8}}, "experts"),
         ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "longrope"),
         ({"pre": "unheard-of"}, "unheard-of.*tokenizer.json"),
@@ -473,3 +486,62 @@ def test_loading_imports_no_transformers():
         "sys.exit('transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2"])
+def test_folder_that_transformers_saved_loads_whole(tiny_model, tmp_path, family):
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400}
+    config = getattr(transformers, family + "Config")(**sizes, **heads, sliding_window=None)
+    saved = getattr(transformers, family + "ForCausalLM")(config)
+    saved.save_pretrained(tmp_path / "m", max_shard_size="40KB")
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
+    shutil.copy(tiny_model / "tokenizer.json", tmp_path / "m")
+    model = load_model(tmp_path / "m", torch.float32)
+    expected = saved.state_dict()
+    if model.config.tied_embeddings:
+        expected.pop("lm_head.weight")
+    assert model.tensors.keys() == expected.keys()
+    assert all(torch.equal(model.tensors[name], expected[name]) for name in expected)
+    assert model.config.rope_theta == config.rope_parameters["rope_theta"]
+    assert model.config.norm_eps == config.rms_norm_eps
+
+
+def test_start_and_end_tokens_of_a_folder(tiny_model, tmp_path):
+    from tokenizers import Tokenizer, processors
+
+    plain = load_model(tiny_model, torch.float32).tokenizer
+    assert (plain.bos_id, plain.eos_id) == (None, 0)
+    folder = edited(tiny_model, tmp_path / "m", bos_token_id=5, eos_token_id=[7, 9_999])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
+    asked = load_model(folder, torch.float32).tokenizer
+    assert asked.bos_id == 5 and asked.end_ids == {0, 7, 8}
+    (folder / "tokenizer_config.json").unlink()
+    assert load_model(folder, torch.float32).tokenizer.bos_id is None
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    name = raw.id_to_token(5)
+    raw.post_processor = processors.TemplateProcessing(f"{name} $A", special_tokens=[(name, 5)])
+    raw.save(str(folder / "tokenizer.json"))
+    assert load_model(folder, torch.float32).tokenizer.bos_id == 5
+
+
+def test_start_token_of_a_gguf_only_where_it_is_added(tmp_path):
+    ids = {"tokenizer.ggml.bos_token_id": 3, "tokenizer.ggml.eos_token_id": 4}
+    silent = load_model(write_gguf(tmp_path / "a.gguf", metadata=ids), torch.float32).tokenizer
+    assert silent.bos_id is None and silent.end_ids == {0, 4}
+    ids["tokenizer.ggml.add_bos_token"] = True
+    assert (
+        load_model(write_gguf(tmp_path / "b.gguf", metadata=ids), torch.float32).tokenizer.bos_id
+        == 3
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "gpt-2", "deepseek-coder", "starcoder"])
+def test_known_pre_tokenizers_are_built_and_local(tmp_path, name):
+    tokenizer = load_model(write_gguf(tmp_path / "m.gguf", pre=name), torch.float32).tokenizer
+    text = "in (re 12é"
+    assert tokenizer.decode(tokenizer.encode(text).token_ids) == text
+    assert tokenizer.re_encodes_locally("in (re")
