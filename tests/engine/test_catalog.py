@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def put(cache, name, files, commit="c0ffee", ref="c0ffee"):
+def put(cache, name, files, commit="c0ffee", ref: str | None = "c0ffee"):
     repository = cache / ("models--" + name.replace("/", "--"))
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
