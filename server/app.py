@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
-from pygls.uris import to_fs_path
 
 from ..engine.config import Completion, CompletionParams
 from ..engine.errors import EngineError
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Limits
-from .lsp_items import as_change, as_position, as_selected, completion_list, inline_items
+from .lsp_items import as_change, as_position, as_selected, completion_list, inline_items, path_of
 from .progress import LoadingProgress
 from .rpc import Malformed, Protocol, guarded, tolerant_converter
 from .settings import SECTION, Settings, from_options
@@ -158,7 +157,7 @@ class KeyturnServer(LanguageServer):
 
     def _submit_text(self, document: Document, was_refused: bool = False) -> None:
         if document.refusal is None:
-            path = to_fs_path(document.uri) or document.uri
+            path = path_of(document.uri)
             self.engine.open(document.uri, document.version, document.text, path)
             return
         self.engine.close(document.uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from lsprotocol import types
+from pygls.uris import to_fs_path
 
 from .completions import Answer, Selected
 from .documents import Change, Document, Position
@@ -16,6 +17,14 @@ _MAX_LABEL_CHARS = 80
 def as_position(position: types.Position) -> Position:
     """Return an LSP position as our own."""
     return Position(position.line, position.character)
+
+
+def path_of(uri: str) -> str:
+    """Return the file's path, or the URI itself when it names none."""
+    try:
+        return to_fs_path(uri) or uri
+    except ValueError:
+        return uri
 
 
 def as_change(item: types.TextDocumentContentChangeEvent) -> Change:

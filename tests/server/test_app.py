@@ -535,3 +535,14 @@ async def test_initialize_accepts_values_its_enumerations_lack(client) -> None:
     params = {"processId": None, "rootUri": None, "capabilities": capabilities, "trace": "loud"}
     reply = await client.request("initialize", params)
     assert reply["result"]["capabilities"]["inlineCompletionProvider"] == {}
+
+
+@pytest.mark.parametrize("uri", ["untitled:Untitled-1", "file://[x", "", "a b\n%zz", "c:\\x.py"])
+def test_any_uri_names_a_document(uri) -> None:
+    @scenario()
+    async def run(client):
+        await client.initialize()
+        client.open("x = \n", uri=uri)
+        assert (await client.reply(client.ask(0, 4, uri=uri)))["result"]
+
+    run()
