@@ -66,9 +66,11 @@ class Engine:
                 files.tensors.clear()
                 decoder = Decoder(files.config, tensors)
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+                # The CPU allocator says so in a plain RuntimeError.
+                if type(error) is RuntimeError and "memory" not in str(error):
+                    raise
                 raise OutOfMemory(
-                    f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16 "
-                    f"({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+                    f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
                 ) from None
             window = self._window_tokens(files.config, files.fim)
             max_prompt = min(2 * window, files.config.max_positions - _SPARE_TOKENS)
