@@ -125,6 +125,7 @@ class Scheduler:
 
     def _rest(self) -> None:
         self._on_working(None)
+        self._note_status()
         to_heal = any(document.wants_healing for document in self._documents.values())
         wait_s = max(0.0, self._heal_after - time.monotonic()) if to_heal else None
         with self._arrived:

@@ -291,8 +291,9 @@ def test_client_that_leaves_stops_its_completion_and_frees_its_documents(address
     wait_for_work(address, b"gone")
     leaver.close()
     deadline = time.monotonic() + 10
-    while "gone" in good.ask("status")["result"]["texts"]:
+    while not (status := good.ask("status")["result"])["is_idle"]:
         assert time.monotonic() < deadline
+    assert "good" in status["texts"] and "gone" not in status["texts"]
 
 
 def test_client_that_does_not_read_is_dropped_and_delays_nobody(address, good):
@@ -342,14 +343,21 @@ def test_stale_socket_of_a_dead_host_is_replaced_and_its_last_document_named(tmp
         client = Connection(address)
         died_on = client.hello("me")["result"]["died_on"]
         assert died_on == {"pid": process.pid, "client": "me", "doc": "fatal\ud800"}
-        client.ask("shutdown")
-        assert second.wait(10) == 0
+        second.kill()  # while it does nothing: nobody is to blame
+        second.wait()
     with killed(start_host(address)) as third:
         client = Connection(address)
         assert client.hello("me")["result"]["died_on"] is None
-        client.close()
+        client.open("x", "endless")
+        client.complete("x", 0)
+        wait_for_work(address, b"doc\xa1x")
         third.send_signal(signal.SIGTERM)
         assert third.wait(10) == 0
+    with killed(start_host(address)) as fourth:
+        client = Connection(address)
+        assert client.hello("me")["result"]["died_on"] is None  # it was told to end
+        client.ask("shutdown")
+        assert fourth.wait(10) == 0
 
 
 def test_host_ends_when_the_last_client_has_been_gone_for_a_while(tmp_path):
@@ -381,10 +389,27 @@ def test_sigterm_ends_a_busy_host_cleanly(tmp_path):
 
 
 def test_engine_settings_are_the_first_clients_until_it_is_alone(address, good):
+    assert good.ask("status")["result"]["device"] == "cpu"
     other = Connection(address)
     result = other.hello("other", engine={**ENGINE, "device": "cuda:9"})["result"]
     assert result["engine"] == ENGINE
     other.close()
+
+
+def test_engine_settings_change_when_the_only_client_comes_again(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    with killed(start_host(address)) as process:
+        first, again = Connection(address), Connection(address)
+        first.hello("me")
+        first.open("a", "old engine")
+        # The end of the first connection may be seen later than this.
+        result = again.hello("me", engine={**ENGINE, "device": "cuda:9"})["result"]
+        assert result["engine"]["device"] == "cuda:9"
+        again.open("a", "new engine")
+        assert again.reply(again.complete("a", 3))["result"]["text"] == "<new| engine>"
+        assert again.ask("status")["result"]["device"] == "cuda:9"
+        again.ask("shutdown")
+        assert process.wait(10) == 0
 
 
 def test_loopback_port_has_a_token_when_there_are_no_unix_sockets(tmp_path):

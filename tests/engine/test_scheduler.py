@@ -131,8 +131,8 @@ def test_whole_text_is_asked_for_when_versions_differ_or_an_edit_does_not_fit(dr
     driver.open("a", "abc")
     assert "version 1" in driver.error(driver.edit("a", 7, [0, 0, "x"]), errors.VersionMismatch)
     driver.error(driver.edit("a", 1, [0, 0, "x"], [2, 99, ""]), errors.VersionMismatch)
-    driver.error(driver.edit("a", 2, [0, 0, "x"]), errors.VersionMismatch)
-    driver.error(driver.complete("a", 2, 0), errors.VersionMismatch)
+    driver.error(driver.edit("a", 1, [0, 0, "x"]), errors.VersionMismatch)  # half of it is in
+    driver.error(driver.complete("a", 1, 0), errors.VersionMismatch)
     driver.result(driver.put("replace", doc="a", version=9, text="new"))
     assert driver.result(driver.complete("a", 9, 3))["text"] == "<new|>"
 
@@ -160,6 +160,25 @@ def test_invoked_completion_interrupts_an_automatic_one_which_then_ends_right(dr
     invoked = driver.complete("b", 1, 0)
     assert driver.result(automatic)["text"] == "<sl|ow>"
     assert driver.order.index(invoked) < driver.order.index(automatic)
+
+
+def test_interrupted_completion_is_done_before_the_edits_after_it(driver):
+    driver.open("a", "slow")
+    driver.open("b", "b")
+    automatic = driver.complete("a", 1, 2, invoked=False)
+    wait_until(lambda: driver.engine.num_checks > 3)
+    driver.edit("a", 1, [0, 4, "after"])
+    driver.complete("b", 1, 0)
+    assert driver.result(automatic)["text"] == "<sl|ow>"
+    assert driver.result(driver.complete("a", 2, 0))["text"] == "<|after>"
+
+
+def test_edit_does_not_wait_for_the_patch_of_the_text_before_it(driver):
+    driver.result(driver.open("a", "slow-sync"))
+    driver.edit("a", 1, [0, 0, "x "])
+    wait_until(lambda: driver.engine.num_checks > 0)
+    driver.result(driver.edit("a", 2, [0, 0, "y"]))
+    assert driver.engine.sessions["c", "a"].synced is None
 
 
 def test_automatic_completion_waits_for_an_invoked_one(driver):

@@ -202,6 +202,9 @@ def test_cancelled_request_stops_the_loop_and_the_next_one_is_served(address):
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
+            async with asyncio.timeout(10):
+                while not (await editor.client.host_status())["is_idle"]:
+                    await asyncio.sleep(0.01)
             editor.edit("a", (0, 7, "short"))
             assert await editor.text("a") == "<|short>"
             before = (await editor.client.host_status())["num_checks"]
@@ -307,6 +310,9 @@ def test_version_mismatch_is_mended_with_the_whole_text(address):
             editor.client.edit("a", 1, 2, [(90, 99, "")])  # does not fit the host's text
             editor.client.edit("a", 2, 3, [(0, 0, "")])
             editor.versions["a"] = 3
+            async with asyncio.timeout(10):
+                while (await editor.client.host_status())["texts"]["a"] != "something else":
+                    await asyncio.sleep(0.01)
             assert await editor.text("a", 4) == "<some|thing else>"
             editor.edit("a", (0, 4, "any"))
             assert await editor.text("a", 3) == "<any|thing else>"
