@@ -51,8 +51,8 @@ def resolve(model: str, *, download: bool = False) -> Path:
         snapshot = _download(model)
     if snapshot is None:
         raise ModelNotFound(
-            f"model '{model}' is not in the local cache {_hub_cache()}; fetch it with: "
-            f"hf download {model}"
+            f"model '{model}' is not in the local cache {_hub_cache()}; "
+            "keyturn complete and replay fetch it with --download"
         )
     return _in_folder(model, snapshot)
 

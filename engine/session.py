@@ -143,6 +143,16 @@ class Session:
         self._anchor = self._cursor = offset
         self._is_dirty = True
 
+    @property
+    def anchor(self) -> int | None:
+        """Where prefix and suffix of the layout meet; before the cursor in a frozen one."""
+        return self._anchor
+
+    @property
+    def forced_text(self) -> str:
+        """Text before the cursor that the model generates again (white space healed)."""
+        return self._forced
+
     # Cache
 
     @property

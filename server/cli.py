@@ -89,6 +89,7 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         "place", metavar="FILE:LINE:COL", help="1-based line, 0-based column in characters"
     )
     _add_model_flags(complete)
+    _add_download_flag(complete)
     complete.add_argument("--json", action="store_true", help="the completion and its figures")
     complete.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
     complete.add_argument(
@@ -118,6 +119,7 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
     replay.add_argument(
         "--policy", default=None, help="how an edit is served: full, prefix, turn (default), heal"
     )
+    _add_download_flag(replay)
     replay.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     replay.add_argument(
         "--no-oracle", action="store_true", help="leave out the comparison with a full prefill"
@@ -167,6 +169,14 @@ def _add_engine(commands: argparse._SubParsersAction) -> None:
     )
     engine.add_argument(
         "--idle-s", type=float, metavar="S", help="end this long after the last client has gone"
+    )
+
+
+def _add_download_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch a Hugging Face id into the local cache first; nothing else ever does",
     )
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from ..engine.catalog import resolve
 from ..engine.config import POLICIES, Completion, CompletionParams
 from ..engine.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
 from .documents import UTF32, Document, Limits, Position
@@ -192,7 +193,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         for name in ("model", "layout", "device", "dtype", "max_tokens", "temperature", "top_p")
     }
     threads, seed = getattr(arguments, "threads", None), getattr(arguments, "seed", None)
-    return with_values(COMMAND_LINE, **given, num_threads=threads, seed=seed)
+    settings = with_values(COMMAND_LINE, **given, num_threads=threads, seed=seed)
+    if getattr(arguments, "download", False):
+        resolve(settings.model, download=True)
+    return settings
 
 
 def _check_depth(depth: str, num_layers: int | None) -> None:

@@ -223,7 +223,7 @@ def models_report(found: dict[str, Any]) -> str:
     lines += [
         "",
         "Any Llama-like model in a folder (config.json, safetensors, tokenizer.json) or a .gguf",
-        "file works: --model PATH. Nothing is downloaded; to get one into the local cache:",
-        "  hf download " + found["families"][0]["example"],
+        "file works: --model PATH. Nothing is downloaded unless you say --download, for instance:",
+        "  keyturn complete FILE:1:0 --download --model " + found["families"][0]["example"],
     ]
     return "\n".join(lines) + "\n"
