@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2000, help="tokens of the prompt")
     parser.add_argument("--distance", type=int, default=1000, help="tokens from edit to cursor")
     args = parser.parse_args()
-    settings = Settings(num_threads=args.threads)
+    # A window that holds the text whole, however many characters its tokens have.
+    settings = Settings(num_threads=args.threads, window_tokens=2 * args.context)
     engine = Engine(settings.engine_config())
     with SOURCE.open(encoding="utf-8") as file:
         text = json.loads(file.readline())["open"]["text"]

@@ -67,7 +67,9 @@ def figures() -> str:
 
 def headline() -> str:
     """Return the sentence with the one figure."""
-    run = dict(newest(RESULTS / "edit_latency.jsonl"))["edit_latency"]
+    run = dict(newest(RESULTS / "edit_latency.jsonl")).get("edit_latency")
+    if run is None:
+        return "No run of `benchmarks/bench_edit_latency.py --save` is recorded yet."
     ready = {policy: median(times) for policy, times in run["ready_ms"].items()}
     return (
         f"After an edit 1,000 tokens before the cursor in a 2,000-token context, a completion's "
@@ -78,8 +80,8 @@ def headline() -> str:
 
 def newest(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the last run in a file, for each layout if it names one."""
-    runs = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    runs: dict[str, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         run = json.loads(line)
         layout = f" --layout {run['layout']}" if "layout" in run else ""
         runs[run["benchmark"] + layout] = run

@@ -56,7 +56,7 @@ class KeyturnServer(LanguageServer):
         self._base_settings = Settings()
         self._encoding = UTF16
         self._focused = ""
-        self._completions = Completions(self._ask, lambda: self.settings)
+        self._completions = Completions(self._ask, self._warm, lambda: self.settings)
         self._progress = LoadingProgress(self)
         self.protocol.on_malformed = self._on_malformed
         _register(self)
@@ -241,6 +241,9 @@ class KeyturnServer(LanguageServer):
         return await self.engine.complete(
             document.uri, document.version, offset, params, invoked=invoked
         )
+
+    def _warm(self, document: Document, offset: int) -> None:
+        self.engine.focus(document.uri, cursor=offset)
 
     def _text_of(self, uri: str) -> str | None:
         document = self.documents.get(uri)

@@ -19,6 +19,7 @@ from .trim import first_line, trim
 _NUM_RECENT = 20
 
 Ask = Callable[[Document, int, CompletionParams, bool], Awaitable[Completion]]
+Warm = Callable[[Document, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,14 @@ class Completions:
     Args:
         ask: asks the engine: document, offset, parameters, whether the user asked for it. When the
             task that awaits it is cancelled, the engine stops.
+        warm: tells the engine where the cursor is, so that the cache is there after the pause.
         settings: returns the settings in force.
     """
 
-    def __init__(self, ask: Ask, settings: Callable[[], Settings]) -> None:
+    def __init__(self, ask: Ask, warm: Warm, settings: Callable[[], Settings]) -> None:
         """Start with nothing asked."""
         self._ask = ask
+        self._warm = warm
         self._settings = settings
         self._running: dict[str, asyncio.Task[Answer]] = {}
         self._suggestions: dict[str, _Suggestion] = {}
@@ -153,6 +156,7 @@ class Completions:
         if typed_through is not None:
             return _continue(selected, document.text, Answer(typed_through, offset, offset))
         if not invoked and settings.debounce_ms:
+            self._warm(document, offset)
             await asyncio.sleep(settings.debounce_ms / 1000)
         try:
             answer = await self._asked(document, offset, invoked, settings)

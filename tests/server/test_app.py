@@ -49,8 +49,11 @@ class FakeEngine:
     def close(self, uri):
         self.texts.pop(uri, None)
 
-    def focus(self, uri, *, visible=True):
-        self.calls.append(("focus", uri, visible))
+    def focus(self, uri, *, visible=True, cursor=None):
+        if cursor is None:
+            self.calls.append(("focus", uri, visible))
+        else:
+            self.calls.append(("warm", uri, cursor))
 
     async def complete(self, uri, version, offset, params, *, invoked):
         self.calls.append(("complete", version, offset, invoked))

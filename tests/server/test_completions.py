@@ -16,6 +16,10 @@ class FakeEngine:
         self.text, self.delay_s, self.error = text, delay_s, error
         self.asked: list[tuple[str, int, tuple[str, ...], bool]] = []
         self.num_stopped = 0
+        self.warmed: list[int] = []
+
+    def warm(self, document, offset) -> None:
+        self.warmed.append(offset)
 
     async def ask(self, document, offset, params, invoked) -> Completion:
         self.asked.append((document.text, offset, params.stop, invoked))
@@ -37,13 +41,28 @@ def at(marked: str) -> tuple[Document, int]:
 
 def completions(engine: FakeEngine, **values) -> Completions:
     settings = with_values(Settings(), **{"debounce_ms": 0, **values})
-    return Completions(engine.ask, lambda: settings)
+    return Completions(engine.ask, engine.warm, lambda: settings)
 
 
 def type_text(answers: Completions, document: Document, offset: int, text: str) -> None:
     position = document.position(offset)
     edits = document.change([Change(text, position, position)], document.version + 1)
     answers.edited(document.uri, edits)
+
+
+def test_the_engine_learns_the_cursor_before_the_pause() -> None:
+    engine = FakeEngine("x", delay_s=0.0)
+    document, offset = at("y = |")
+
+    async def stop_in_the_pause() -> None:
+        answers = completions(engine, debounce_ms=10_000)
+        task = asyncio.create_task(answers.complete(document, offset, invoked=False))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(stop_in_the_pause())
+    assert (engine.warmed, engine.asked) == ([offset], [])
 
 
 def test_the_trimmed_text_is_returned_at_the_cursor() -> None:
