@@ -115,13 +115,20 @@ def error_of(message: dict[str, Any]) -> EngineError | None:
     return from_code(str(message["error"].get("code")), str(message["error"].get("message")))
 
 
+def pack_body(content: object) -> bytes:
+    """Return plain data as msgpack; lone surrogates survive."""
+    body = msgpack.packb(content, unicode_errors="surrogatepass")
+    assert body is not None, "packb returns None only when it is given a stream"
+    return body
+
+
 def pack(message: dict[str, Any]) -> bytes:
     """Return a message with its length in front.
 
     Raises:
         BadRequest: it is larger than MAX_MESSAGE_BYTES.
     """
-    body = msgpack.packb(message, unicode_errors="surrogatepass")
+    body = pack_body(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise BadRequest(
             f"a message of {len(body)} bytes exceeds the limit of {MAX_MESSAGE_BYTES}; "

@@ -263,7 +263,10 @@ class Session:
         """Tell the prompt cache what is wanted, and note the text to be generated again."""
         model = self.model
         chars_per_token = model.chars_per_token
-        if self.layout_name != "psm" or self._is_tail_long():
+        assert self._anchor is not None, "a layout needs an anchor"
+        # A long tail takes room that the window counts on.
+        longest_tail = model.window_tokens * chars_per_token / 8
+        if self.layout_name != "psm" or self._cursor - self._anchor > longest_tail:
             self._anchor = self._cursor
         while True:
             layout = lay_out(
@@ -298,12 +301,6 @@ class Session:
         stretch.update(self.text[segment.start : segment.end])
         return stretch.token_ids
 
-    def _is_tail_long(self) -> bool:
-        """Whether the text typed since the freeze takes room that the window counts on."""
-        assert self._anchor is not None, "a layout needs an anchor"
-        step = self.model.window_tokens * self.model.chars_per_token / 8
-        return self._cursor - self._anchor > step
-
 
 def _shifted(offset: int, edits: Sequence[Edit], *, after_insertion: bool) -> int:
     """Return where an offset lies after edits that are sorted and in offsets before any of them."""
@@ -314,4 +311,3 @@ def _shifted(offset: int, edits: Sequence[Edit], *, after_insertion: bool) -> in
         elif start < offset:
             moved += start - offset + (len(text) if after_insertion else 0)
     return moved
-

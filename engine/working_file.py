@@ -12,6 +12,7 @@ import msgpack
 
 from .address import open_private
 from .held_document import DocumentKey
+from .protocol import pack_body
 
 
 class WorkingFile:
@@ -50,7 +51,7 @@ class WorkingFile:
             return
         client, doc = key
         entry = {"pid": os.getpid(), "client": getattr(client, "name", ""), "doc": doc}
-        self._write(msgpack.packb(entry, unicode_errors="surrogatepass"))
+        self._write(pack_body(entry))
 
     def _write(self, body: bytes) -> None:
         os.lseek(self._fd, 0, os.SEEK_SET)

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +89,7 @@ class Editor:
 
 
 @asynccontextmanager
-async def editing(address, *, count=1, **options):
+async def editing(address, *, count=1, **options) -> AsyncIterator[Any]:
     editors = [Editor(address, **options) for _ in range(count)]
     try:
         for editor in editors:
@@ -169,6 +171,7 @@ async def run():
     print(json.dumps([await editor.text("a"), (await editor.client.host_status())["pid"]]))
     await editor.client.stop()
 from pathlib import Path
+from typing import Any
 sys.argv[1] = Path(sys.argv[1])
 asyncio.run(run())
 """
