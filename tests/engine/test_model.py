@@ -1,12 +1,16 @@
 """The decoder against transformers' own logits, over every rotary variant, and over any rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from keyturn.engine.catalog import resolve
 from keyturn.engine.kv_cache import KVCache
 from keyturn.engine.model import AttentionRecord, Decoder
 from keyturn.engine.model_config import ModelConfig
+from keyturn.engine.weights import load_model
 
 from ..tolerance import assert_close
 
@@ -144,6 +148,38 @@ def test_logits_equal_transformers_for_heads_biases_and_dtypes(dtype, heads, tie
     with torch.no_grad():
         expected = model(torch.from_numpy(token_ids)[None]).logits[0]
     assert_close(logits, expected, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_embedded_models_logits_equal_transformers(dtype):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    files = load_model(resolve("embedded"), dtype)
+    shape = files.config
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            num_key_value_heads=shape.num_kv_heads,
+            max_position_embeddings=shape.max_positions,
+            rms_norm_eps=shape.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+            tie_word_embeddings=True,
+        )
+    )
+    tensors = {**files.tensors, "lm_head.weight": files.tensors["model.embed_tokens.weight"]}
+    model.load_state_dict(tensors, assign=True)
+    token_ids = files.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")[:800]).token_ids
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(token_ids)[None]).logits[0]
+    _, logits = prefilled(Decoder(shape, files.tensors), token_ids, len(token_ids))
+    assert_close(logits, expected, dtype)
+    # Where transformers' own bfloat16 logits tie, either token is right.
+    assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 47])
