@@ -6,6 +6,7 @@ The oracle is a second session that prefills everything; its work is outside eve
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from typing import Any, TextIO
 import torch
 
 from .config import Completion, CompletionParams
-from .engine import Engine, Session
+from .engine import Engine
 from .scoring import Closeness, closeness, edit_similarity, percentile
+from .session import Session
 from .trace import Complete, Cursor, Edit, Idle, Trace, next_place, read_trace
 
 # The contract: greedy, 64 tokens, no stop string and no time limit; 32 tokens are scored.
@@ -41,7 +43,7 @@ def run(
 
     Args:
         trace_path: JSON lines, see `trace.py`.
-        engine: runs the model; two sessions are opened in it and closed at the end.
+        engine: runs the model; a session is opened in it and closed at the end.
         model: name, folder or file of the model.
         policy: how edits are served.
         oracle: compare each completion with a full prefill's.
@@ -81,7 +83,7 @@ def _cell(value: object) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(eq=False)  # itself part of its sessions' keys
+@dataclass(eq=False)  # itself the key of its session
 class _Replay:
     """One run: the measured session, the oracle, and the sums over completions."""
 
@@ -103,7 +105,14 @@ class _Replay:
     scored_same: Closeness = field(default_factory=lambda: Closeness([], []))
 
     def __post_init__(self) -> None:
-        self.session = self._open("measured", self.trace.text, self.policy)
+        self.session = self.engine.open(
+            self,
+            self.trace.text,
+            path=self.trace.path,
+            model=self.model,
+            policy=self.policy,
+            layout=self.layout,
+        )
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Carry out the records in order."""
@@ -131,21 +140,23 @@ class _Replay:
 
     def close(self) -> None:
         """Give the sessions' memory back."""
-        self.engine.close((self, "measured"))
+        self.engine.close(self)
 
-    def _open(self, name: str, text: str, policy: str) -> Session:
-        return self.engine.open(
-            (self, name),
+    def _open_oracle(self, text: str) -> Session:
+        """Open a document beside the engine's own: it must not push the measured one out."""
+        return Session(
+            self.session.model,
             text,
             path=self.trace.path,
-            model=self.model,
-            policy=policy,
+            policy="full",
             layout=self.layout,
+            chunk_tokens=self.engine.config.chunk_tokens,
+            make_room=lambda *_: None,
         )
 
     def _prefill(self, anchor: int | None) -> None:
         """Do the first prefill, which is `open_ms` and in no other sum."""
-        if self.session._anchor is None:
+        if self.session.anchor is None:
             if anchor is None:  # nothing is ever completed: there is no place to prefill for
                 return
             self.session.set_cursor(anchor)
@@ -164,7 +175,7 @@ class _Replay:
             self.edit_ms += _timed_ms(lambda: self.session.sync(_go_on))
 
     def _heal(self, ms: float) -> None:
-        left = int(ms * (self.heal_tokens_per_ms or 0.0))
+        left = int(min(ms * (self.heal_tokens_per_ms or 0.0), sys.maxsize))
         while left > 0 and (rows := self.session.heal(left, _go_on)):
             left -= rows
             self.num_healed += rows
@@ -195,23 +206,20 @@ class _Replay:
         """Score the session against a full prefill of the canonical and of its own layout."""
         rows_before = self._num_rows()
         text = self.session.text
-        oracle = self._open("oracle", text, "full")
-        try:
-            oracle.set_cursor(record.offset)
+        oracle = self._open_oracle(text)
+        oracle.set_cursor(record.offset)
+        oracle.sync(_go_on)
+        full = oracle.complete(record.offset, PARAMS, _go_on)
+        token_ids = self._scored_tokens(record, full, oracle)
+        reference = oracle.score(token_ids, _go_on)
+        given = self.session.score(token_ids, _go_on)
+        near = same = closeness(reference, given)
+        if (anchor := self.session.anchor) is not None and anchor != record.offset:
+            oracle = self._open_oracle(text[:anchor] + text[record.offset :])
+            oracle.set_cursor(anchor)
+            oracle.edit([(anchor, anchor, text[anchor : record.offset])])
             oracle.sync(_go_on)
-            full = oracle.complete(record.offset, PARAMS, _go_on)
-            token_ids = self._scored_tokens(record, full, oracle)
-            reference = oracle.score(token_ids, _go_on)
-            given = self.session.score(token_ids, _go_on)
-            near = same = closeness(reference, given)
-            if (anchor := self.session._anchor) is not None and anchor != record.offset:
-                oracle = self._open("oracle", text[:anchor] + text[record.offset :], "full")
-                oracle.set_cursor(anchor)
-                oracle.edit([(anchor, anchor, text[anchor : record.offset])])
-                oracle.sync(_go_on)
-                same = closeness(oracle.score(token_ids, _go_on), given)
-        finally:
-            self.engine.close((self, "oracle"))
+            same = closeness(oracle.score(token_ids, _go_on), given)
         self.rows_of_scoring += self._num_rows() - rows_before
         for total, part in ((self.scored, near), (self.scored_same, same)):
             total.same_top1.extend(part.same_top1)
@@ -229,7 +237,7 @@ class _Replay:
         token_ids = list(full.token_ids)
         if record.reference is not None:
             # Without fill-in-the-middle, white space before the cursor is generated again.
-            written = oracle._forced + record.reference
+            written = oracle.forced_text + record.reference
             token_ids = oracle.model.tokenizer.encode(written).token_ids.tolist()
         # An empty completion still has a first token's distribution; which token then follows
         # does not matter, no row is predicted from it.

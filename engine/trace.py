@@ -7,6 +7,7 @@ trace is named by line, value and remedy instead of measuring something else.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,9 @@ def parse_trace(data: bytes) -> Trace:
         kind, body = _record(line, raw)
         if opened is None:
             if kind != "open":
-                raise _bad(line, f"the first record is {kind!r}", "start with an 'open' record")
+                raise _bad(
+                    line, f"the first record is {_shown(kind)}", "start with an 'open' record"
+                )
             fields = _fields(line, kind, body, {"path": str, "text": str})
             opened, length = (fields["path"], fields["text"]), len(fields["text"])
         elif kind == "open":
@@ -141,6 +144,8 @@ def _record(line: int, raw: bytes) -> tuple[str, Any]:
         raise _bad(line, f"not UTF-8 at byte {error.start}", "save the trace as UTF-8") from None
     except ValueError as error:
         raise _bad(line, f"not JSON ({error})", "write one JSON object a line") from None
+    except RecursionError:
+        raise _bad(line, "nested too deep", "write one JSON object a line") from None
     if not isinstance(value, dict) or len(value) != 1:
         raise _bad(line, f"{_shown(value)} is not a record", "write one object with one key")
     ((kind, body),) = value.items()
@@ -166,10 +171,10 @@ def _parse(line: int, kind: str, body: object, length: int) -> tuple[Record, int
         return Complete(line, offset, fields.get("reference")), length
     if kind == "idle":
         ms = _fields(line, kind, body, {"ms": float})["ms"]
-        if not 0 <= ms < float("inf"):
-            raise _bad(line, f"idle of {ms} ms", "give a number of milliseconds from 0 up")
+        if not 0 <= ms <= sys.float_info.max:
+            raise _bad(line, f"idle of {_shown(ms)} ms", "give a number of milliseconds from 0 up")
         return Idle(line, float(ms)), length
-    raise _bad(line, f"unknown record {kind!r}", "use edit, edits, cursor, complete or idle")
+    raise _bad(line, f"unknown record {_shown(kind)}", "use edit, edits, cursor, complete or idle")
 
 
 def _edit(line: int, body: object, length: int) -> tuple[int, int, str]:
@@ -183,7 +188,7 @@ def _edit(line: int, body: object, length: int) -> tuple[int, int, str]:
 
 def _offset(line: int, name: str, offset: int, length: int) -> int:
     if not 0 <= offset <= length:
-        raise _bad(line, f"{name} {offset}", f"the text has {length} code points there")
+        raise _bad(line, f"{name} {_shown(offset)}", f"the text has {length} code points there")
     return offset
 
 

@@ -71,7 +71,7 @@ def replay(arguments: argparse.Namespace) -> int:
         raise BadRequest(f"--heal-tokens-per-ms {rate}: must be a number above 0")
     settings = with_values(_settings(arguments), policy=policy)
     trace = Path(arguments.trace)
-    if not trace.is_file():
+    if not trace.exists():
         raise BadRequest(f"no such file: {trace}; give a trace of JSON lines")
     from ..engine.engine import Engine
     from ..engine.replay import run, write

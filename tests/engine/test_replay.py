@@ -34,11 +34,11 @@ class FakeSession:
 
     def __init__(self, text, policy):
         self.text, self.policy, self.calls = text, policy, []
-        self._anchor = None
+        self.anchor = None
         self.layout_name = "spm"
         self.num_rows_forwarded = self.num_rows_healed = 0
         self.num_stale = 30
-        self._forced = ""
+        self.forced_text = ""
         self.model = SimpleNamespace(
             tokenizer=SimpleNamespace(
                 encode=lambda text: SimpleNamespace(token_ids=torch.zeros(len(text)))
@@ -52,7 +52,7 @@ class FakeSession:
 
     def set_cursor(self, offset):
         self.calls.append(("set_cursor", offset))
-        self._anchor = offset
+        self.anchor = offset
 
     def sync(self, check):
         self.calls.append(("sync",))
@@ -278,6 +278,31 @@ def test_sums_add_up_and_exact_policies_agree(engine, tiny_model, tmp_path, poli
         assert summary["num_tokens_turned"] > 0
         assert 0 < summary["kl_mean"] < 10
     assert not engine.sessions
+
+
+def test_oracle_leaves_the_measured_cache_alone_when_the_budget_is_short(
+    tiny_model, tmp_path
+) -> None:
+    settings = Settings(device="cpu", dtype="float32", cache_bytes=1_000_000)
+    engine = Engine(settings.engine_config())
+    insertion = {"edit": {"start": 9, "end": 9, "text": "x"}}
+    end = len(TEXT) * 3
+    path = write_trace(
+        tmp_path,
+        *({"complete": {"offset": end}}, insertion, {"complete": {"offset": end + 1}}),
+        text=TEXT * 3,
+    )
+    *_, row, _ = tiny_run(engine, tiny_model, path, "turn")
+    assert row["num_tokens_kept"] + row["num_tokens_turned"] > 1000
+    assert row["num_tokens_recomputed"] < 10
+
+
+def test_idle_longer_than_any_count_of_rows_heals_all(engine, tiny_model, tmp_path) -> None:
+    insertion = {"edit": {"start": 9, "end": 9, "text": "x"}}
+    idle = {"idle": {"ms": 1.7e308}}
+    path = write_trace(tmp_path, idle, insertion, idle, {"complete": {"offset": 900}})
+    summary = tiny_run(engine, tiny_model, path, "heal")[-1]
+    assert summary["num_tokens_healed"] > 100
 
 
 def test_psm_tail_is_compared_with_both_layouts(engine, tiny_model, tmp_path) -> None:

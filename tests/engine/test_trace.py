@@ -75,9 +75,10 @@ def test_offsets_are_checked_against_the_text_at_that_record() -> None:
         ({"cursor": {"offset": 1.5}}, "offset is 1.5"),
         ({"complete": {"offset": 1, "ref": ""}}, "give exactly offset, reference"),
         ({"idle": {"ms": -1}}, "idle of -1 ms"),
-        ({"idle": {"ms": float("nan")}}, "idle of nan ms"),
+        ({"idle": {"ms": float("nan")}}, "idle of NaN ms"),
+        ({"idle": {"ms": 10**400}}, "give a number of milliseconds"),
         ({"idle": {"ms": "1"}}, 'ms is "1"; give a number'),
-        ({"save": {}}, "unknown record 'save'; use edit"),
+        ({"save": {}}, 'unknown record "save"; use edit'),
         (OPEN, "a second 'open'"),
         ([1], "is not a record"),
         ({"idle": {"ms": 1}, "cursor": {"offset": 0}}, "one object with one key"),
@@ -92,8 +93,9 @@ def test_bad_record_names_line_value_and_remedy(record: object, says: str) -> No
     ("data", "says"),
     [
         (b"", "the trace is empty"),
-        (b'{"idle": {"ms": 1}}', "the first record is 'idle'"),
+        (b'{"idle": {"ms": 1}}', 'the first record is "idle"'),
         (b"{", "not JSON"),
+        (b"[" * 100_000, "nested too deep"),
         (b'{"open": {"path": "a", "text": "\xff"}}', "not UTF-8 at byte 32"),
     ],
 )
@@ -142,3 +144,10 @@ def test_the_next_place_is_found_through_the_edits_between() -> None:
     )
     assert next_place(trace.records) == 3
     assert next_place(trace.records[:3]) is None
+
+
+@pytest.mark.parametrize("record", [{"k" * 10_000: 1}, {"cursor": {"offset": 10**4000}}])
+def test_message_stays_short_when_the_value_is_long(record: dict) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_trace(lines(OPEN, record))
+    assert len(str(caught.value)) < 200
