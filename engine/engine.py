@@ -11,7 +11,6 @@ import torch
 from .catalog import resolve
 from .config import EngineConfig
 from .errors import BadRequest, OutOfMemory
-from .fim import FimTemplate
 from .model import Decoder
 from .model_config import ModelConfig
 from .session import Model, Session
@@ -72,8 +71,11 @@ class Engine:
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
                 ) from None
-            window = self._window_tokens(files.config, files.fim)
-            max_prompt = min(2 * window, files.config.max_positions - _SPARE_TOKENS)
+            most = self._most_rows(files.config)
+            spare = min(_SPARE_TOKENS, most // 2)
+            own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
+            window = min(self.config.window_tokens or own, most - spare)
+            max_prompt = min(2 * window, most - spare)
             self._models[model] = Model(
                 name=model,
                 decoder=decoder,
@@ -81,21 +83,20 @@ class Engine:
                 template=files.fim,
                 window_tokens=window,
                 chars_per_token=files.fim.chars_per_token if files.fim else 3.0,
-                capacity=max_prompt + _SPARE_TOKENS,
+                capacity=max_prompt + spare,
                 max_prompt_tokens=max_prompt,
             )
         return self._models[model]
 
-    def _window_tokens(self, config: ModelConfig, template: FimTemplate | None) -> int:
-        asked = self.config.window_tokens
-        own = (template.window_tokens if template else 0) or _UNKNOWN_WINDOW_TOKENS
-        most = min(config.max_positions, self.config.cache_bytes // self._row_bytes(config))
-        if most <= 2 * _SPARE_TOKENS:
+    def _most_rows(self, config: ModelConfig) -> int:
+        """Return the rows of one document that the model's context and the byte budget allow."""
+        affordable = self.config.cache_bytes // self._row_bytes(config)
+        if affordable < min(config.max_positions, 2 * _SPARE_TOKENS):
             raise OutOfMemory(
-                f"cache_bytes={self.config.cache_bytes} holds only {most} tokens of this model; "
-                f"raise it to {4 * _SPARE_TOKENS * self._row_bytes(config)} or more"
+                f"cache_bytes={self.config.cache_bytes} holds only {affordable} tokens of this "
+                f"model; raise it to {4 * _SPARE_TOKENS * self._row_bytes(config)} or more"
             )
-        return min(asked or own, most - _SPARE_TOKENS)
+        return min(config.max_positions, affordable)
 
     def _row_bytes(self, config: ModelConfig) -> int:
         width = config.num_layers * config.num_kv_heads * config.head_dim
@@ -189,8 +190,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise BadRequest(f"device '{name}' cannot be used; try auto or cpu ({reason})") from None
     return device

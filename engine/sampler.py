@@ -25,7 +25,9 @@ class Sampler:
         """Return a token of (vocab_size,) float32 logits."""
         if self._temperature == 0:
             return int(logits.argmax())
-        shares = (logits.cpu() / self._temperature).softmax(-1)
+        # In double and from the largest down: no temperature above 0 is too small to divide by.
+        below = logits.cpu().double() - logits.max().item()
+        shares = (below / self._temperature).softmax(-1)
         ranked, token_ids = shares.sort(descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked
         ranked[before >= self._top_p] = 0
@@ -64,6 +66,9 @@ class ForcedPrefix:
             while place < len(self._sorted) and self._sorted[place][0] == piece:
                 allowed.append(self._sorted[place][1])
                 place += 1
+        if not allowed:  # a vocabulary that cannot write it: better unbound than at random
+            self.remaining = b""
+            return logits
         bound = torch.full_like(logits, float("-inf"))
         bound[allowed] = logits[allowed]
         return bound

@@ -150,7 +150,7 @@ def open_place(place: str, settings: Settings) -> Place:
         BadPosition: the line or column lies outside the text.
     """
     parts = place.rsplit(":", 2)
-    if len(parts) != 3 or not parts[0] or not all(part.isdecimal() for part in parts[1:]):
+    if len(parts) != 3 or not parts[0] or not all(map(_is_number, parts[1:])):
         raise BadRequest(f"'{place}': must be FILE:LINE:COL, for instance app.py:10:4")
     name, line, column = parts[0], int(parts[1]), int(parts[2])
     document = Document(Path(name).resolve().as_uri(), 0, _read(name), UTF32, _limits(settings))
@@ -165,6 +165,10 @@ def open_place(place: str, settings: Settings) -> Place:
             "characters; columns count from 0"
         )
     return Place(name, document, document.offset(Position(line - 1, column)))
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20  # int() refuses thousands of digits
 
 
 def _read(name: str) -> str:
@@ -203,7 +207,7 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
     """Accept "full", or the model's own number of layers once that is known."""
     if depth == "full":
         return
-    if not depth.isdecimal() or (num_layers is not None and int(depth) != num_layers):
+    if not _is_number(depth) or (num_layers is not None and int(depth) != num_layers):
         known = "" if num_layers is None else f" or {num_layers}"
         raise BadRequest(f"--depth {depth}: only full{known} is available yet")
 
@@ -282,7 +286,7 @@ def _print(text: str) -> None:
 def _address(value: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if host not in _LOOPBACK or not port.isdecimal() or int(port) > 65_535:
+    if host not in _LOOPBACK or not _is_number(port) or int(port) > 65_535:
         raise BadRequest(
             f"--tcp {value}: must be HOST:PORT with one of {', '.join(_LOOPBACK)}, "
             "for instance 127.0.0.1:7000"

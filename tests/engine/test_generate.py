@@ -173,3 +173,14 @@ def test_draws_follow_the_distribution():
     sampler = Sampler(1.0, 1.0, 0)
     share = sum(sampler.pick(logits) == 0 for _ in range(4000)) / 4000
     assert abs(share - 0.7) < 0.03
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_temperature_close_to_zero_is_greedy(temperature):
+    assert Sampler(temperature, 1.0, 0).pick(logits_for(3, 1)) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forced_text_that_the_vocabulary_cannot_write_does_not_bind(temperature):
+    result = run(scripted(1, END), forced="\u2028", temperature=temperature, top_p=0.5)
+    assert (result.text, result.stop_reason) == ("a", "end")

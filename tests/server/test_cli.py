@@ -94,12 +94,14 @@ def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
     place = f"{tmp_path}/none.py:1:0"
     assert "no such file" in error_of(capfd, "complete", place)
     assert "cannot read" in error_of(capfd, "complete", f"{tmp_path}:1:0")
+    assert "FILE:LINE:COL" in error_of(capfd, "complete", f"{tmp_path}/none.py:1:{'9' * 5000}")
     assert "--top-p 3.0: must be a number above 0" in error_of(
         capfd, "complete", place, "--top-p", "3"
     )
     assert "--max-tokens 0" in error_of(capfd, "complete", place, "--max-tokens", "0")
     assert "--threads -1: must be" in error_of(capfd, "complete", place, "--threads", "-1")
     assert "--depth half" in error_of(capfd, "complete", place, "--depth", "half")
+    assert "--depth 999" in error_of(capfd, "complete", place, "--depth", "9" * 5000)
     assert "--layout sideways" in error_of(capfd, "complete", place, "--layout", "sideways")
     trace = f"{tmp_path}/none.jsonl"
     assert "no such file" in error_of(capfd, "replay", trace)
