@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-# Two stretches that both changed are matched where they share a run of this many tokens that is
-# unique in each; shorter agreements are chance, and a chance match would turn what should be
-# recomputed.
-_ANCHOR_TOKENS = 4
+# Between the first and the last difference rows are matched where both sequences share a run of
+# this many tokens that is unique in each, and a run must have this many to be moved at all. After
+# a jump of the cursor two stretches of code have shorter runs in common by chance ("return self."):
+# those rows saw another text, and to recompute a few costs little.
+_SHORTEST_RUN = 16
 
 
 def match_rows(
@@ -34,7 +35,8 @@ def match_rows(
         wanted_sides: (w,) their sides, ascending.
 
     Returns:
-        (w,) index of the resident row, or -1 to recompute; increasing where not -1.
+        (w,) index of the resident row, or -1 to recompute; increasing where not -1. Short runs,
+        and all runs of a side of which most is new, stay only where they are.
 
     Cost: linear in the tokens compared, which is the window and never the file; the stretch between
     the first and the last difference of a side costs a sort more.
@@ -44,9 +46,13 @@ def match_rows(
         old_start, old_end = np.searchsorted(resident_sides, [side, side + 1])
         new_start, new_end = np.searchsorted(wanted_sides, [side, side + 1])
         old, new = resident_ids[old_start:old_end], wanted_ids[new_start:new_end]
-        for old_at, new_at, length in _common_runs(old, new):
-            at = new_start + new_at
-            source[at : at + length] = np.arange(length) + old_start + old_at
+        runs = _common_runs(old, new)
+        # Where most of a side is new, its few old rows were computed for another place.
+        moves = 2 * sum(length for _, _, length in runs) >= len(new)
+        for old_at, new_at, length in runs:
+            start, at = old_start + old_at, new_start + new_at
+            if start == at or (moves and length >= _SHORTEST_RUN):
+                source[at : at + length] = np.arange(start, start + length)
     return source
 
 
@@ -81,7 +87,7 @@ def _anchors(old: Ints, new: Ints) -> list[tuple[int, int]]:
 
     Patience diff: the unique common runs, of which the longest increasing sequence is kept.
     """
-    size = _ANCHOR_TOKENS
+    size = _SHORTEST_RUN
     if len(old) < size or len(new) < size:
         return []
     windows = np.lib.stride_tricks.sliding_window_view

@@ -23,29 +23,47 @@ def test_nothing_matches_when_a_side_is_empty():
     assert plan([1, 2], []) == []
 
 
+LONG = list(range(100, 140))
+
+
 def test_insertion_moves_what_follows():
-    assert plan([1, 2, 3, 4], [1, 9, 9, 2, 3, 4]) == [0, -1, -1, 1, 2, 3]
+    assert plan([1, *LONG], [1, 9, 9, *LONG]) == [0, -1, -1, *range(1, 41)]
 
 
 def test_deletion_moves_what_follows():
-    assert plan([1, 9, 9, 2, 3], [1, 2, 3]) == [0, 3, 4]
+    assert plan([1, 9, 9, *LONG], [1, *LONG]) == [0, *range(3, 43)]
 
 
 def test_several_edits_recompute_only_what_each_changed():
     old = list(range(100))
     new = [*range(20), 900, *range(21, 50), 901, 902, *range(50, 80), *range(85, 100)]
     source = plan(old, new)
-    assert [at for at, row in enumerate(source) if row < 0] == [20, 50, 51]
+    assert [at for at, row in enumerate(source) if row < 0] == [20, 50, 51, *range(82, 97)]
     assert all(row < 0 or old[row] == new[at] for at, row in enumerate(source))
 
 
 def test_text_that_crosses_to_the_other_side_is_recomputed():
-    source = plan([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1])
-    assert source == [0, 1, -1, 3, 4]
+    old_sides, new_sides = [0] * 20 + [1] * 20, [0] * 22 + [1] * 18
+    source = plan(LONG, LONG, old_sides, new_sides)
+    assert source == [*range(20), -1, -1, *range(22, 40)]
 
 
-def test_chance_matches_of_single_tokens_are_not_turned():
-    assert plan([1, 7, 8, 5, 9, 2], [1, 20, 5, 30, 31, 2]) == [0, -1, -1, -1, -1, 5]
+def test_short_runs_stay_where_they_are_but_are_not_moved():
+    assert plan([1, 2, 3, 4], [1, 9, 3, 4]) == [0, -1, 2, 3]
+    assert plan([1, 2, 3, 4], [1, 9, 9, 3, 4]) == [0, -1, -1, -1, -1]
+
+
+def test_chance_agreement_of_two_texts_is_recomputed():
+    common = LONG[:15]
+    source = plan(
+        [*range(30), *common, *range(30, 60)], [*range(60, 99), *common, *range(200, 230)]
+    )
+    assert set(source) == {-1}
+
+
+def test_side_that_is_mostly_new_is_recomputed_but_for_what_stays():
+    old, new = list(range(100)), [*range(20), *range(500, 600), *range(60, 100)]
+    assert plan(old, new) == [*range(20), *[-1] * 140]
 
 
 tokens = st.lists(st.integers(0, 5), max_size=60)
@@ -63,7 +81,9 @@ def test_matches_are_equal_tokens_of_the_same_side_in_order(old, new, data):
 
 
 @given(tokens, st.integers(0, 60), st.integers(0, 60), tokens)
-def test_single_replacement_recomputes_at_most_its_own_tokens(old, first, second, inserted):
+def test_single_replacement_recomputes_its_own_tokens_and_a_short_rest(old, first, second, new):
     start, end = sorted((min(first, len(old)), min(second, len(old))))
-    new = old[:start] + inserted + old[end:]
-    assert sum(row < 0 for row in plan(old, new)) <= len(inserted)
+    wanted = old[:start] + new + old[end:]
+    num_old = start + len(old) - end
+    num_recomputed = sum(row < 0 for row in plan(old, wanted))
+    assert num_recomputed < len(new) + 16 or 2 * num_old < len(wanted)
