@@ -66,20 +66,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="…SingleLineInfilling.jsonl[.gz]")
     parser.add_argument("--every", type=int, default=1, help="take every K-th task")
     parser.add_argument("--layout", choices=("spm", "psm"), default="spm")
-    parser.add_argument("--engine-only", action="store_true", help="leave the server out")
+    parser.add_argument("--only", choices=("server", "engine"), help="leave the other out")
     parser.add_argument("--run-tests", action="store_true", help="pass@1: EXECUTES what is written")
     args = parser.parse_args()
     tasks = list(read_tasks(args.data))[:: args.every]
-    outcomes = {"engine alone": ask_engine(tasks, args)}
-    if not args.engine_only:
-        outcomes = {"language server": ask_server(tasks, args)} | outcomes
+    ways = {"server": ("language server", ask_server), "engine": ("engine alone", ask_engine)}
+    outcomes = {
+        name: ask(tasks, args) for way, (name, ask) in ways.items() if args.only in (None, way)
+    }
     measured = {name: scores(outcome, tasks, args.run_tests) for name, outcome in outcomes.items()}
     asked = next(iter(outcomes))
     harness.table(
         ["asked", "layout", "tasks", *measured[asked]],
         [[name, args.layout, len(tasks), *found.values()] for name, found in measured.items()],
     )
-    pairs = zip(tasks, outcomes[asked].lines, outcomes["engine alone"].lines, strict=True)
+    pairs = zip(tasks, *(outcomes[name].lines for name in (asked, list(outcomes)[-1])), strict=True)
     differ = [
         f"{task.name}: {asked} gives {a!r}, the engine alone {b!r}"
         for task, a, b in pairs
