@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
@@ -13,12 +14,14 @@ from pygls.lsp.server import LanguageServer
 
 from ..engine.config import Completion, CompletionParams
 from ..engine.errors import EngineError
+from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Limits
+from .lenient import UNKNOWN_VERSION
 from .lsp_items import as_change, as_position, as_selected, completion_list, inline_items, path_of
 from .progress import LoadingProgress
 from .rpc import Malformed, Protocol, guarded, tolerant_converter
-from .settings import SECTION, Settings, from_options
+from .settings import Settings, from_options
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -29,6 +32,8 @@ STATUS = "keyturn/status"
 DOCUMENTS = "keyturn/documents"
 DID_FOCUS = "textDocument/didFocus"
 _TRIGGER_CHARACTERS = [".", " ", "(", "[", "=", ","]
+# The engine waits so long for the settings that the client was asked for.
+_SETTINGS_SECONDS = 2.0
 # vscode-languageclient before 10 sends 0 when the user asked.
 _INVOKED = (types.InlineCompletionTriggerKind.Invoked, 0)
 
@@ -58,6 +63,8 @@ class KeyturnServer(LanguageServer):
         self._focused = ""
         self._completions = Completions(self._ask, self._warm, lambda: self.settings)
         self._progress = LoadingProgress(self)
+        self._connected = asyncio.Event()
+        self._client_settings = ClientSettings(self, self._configure, self._warn)
         self.protocol.on_malformed = self._on_malformed
         _register(self)
 
@@ -95,19 +102,35 @@ class KeyturnServer(LanguageServer):
             self.feature(types.TEXT_DOCUMENT_COMPLETION, options)(guarded(self._menu, None))
 
     def connect(self) -> None:
-        """Start or find the engine host, in the background."""
+        """Start or find the engine host, in the background, once the settings are known."""
+        if self._client_settings.begin():
+            asyncio.get_running_loop().call_later(_SETTINGS_SECONDS, self._start_engine)
+        else:
+            self._start_engine()
+
+    def _start_engine(self) -> None:
+        if self._connected.is_set():
+            return
         self.engine.start(self.settings, on_change=self._on_engine_change, text_of=self._text_of)
+        self._connected.set()
+        for document in self.documents.values():
+            if document.refusal is None:
+                self._submit_text(document)
 
     def reconfigure(self, params: types.DidChangeConfigurationParams) -> None:
-        """Take new settings; the documents are opened anew when the engine needs that."""
+        """Take new settings, or ask for them when the client says only that they changed."""
+        self._client_settings.changed(params.settings)
+
+    def _configure(self, options: object) -> None:
+        """Use settings; the documents are opened anew when the engine needs that."""
         before = self.settings
-        options = params.settings
-        if isinstance(options, dict) and SECTION not in options and not options:
-            options = None
         self.settings, warnings = from_options(options, self._base_settings)
         self._warn(warnings)
-        if self.settings != before:
+        if not self._connected.is_set():
+            self._start_engine()
+        elif self.settings != before:
             self.engine.configure(self.settings)
+        if self.settings != before:
             for document in self.documents.values():
                 document.limit(self._limits())
 
@@ -130,7 +153,8 @@ class KeyturnServer(LanguageServer):
         was_refused = document.refusal is not None
         base = document.version
         changes = [as_change(item) for item in params.content_changes]
-        edits = document.change(changes, params.text_document.version)
+        version = params.text_document.version
+        edits = document.change(changes, base + 1 if version == UNKNOWN_VERSION else version)
         self._completions.edited(document.uri, edits)
         if edits is None or was_refused or document.refusal is not None:
             self._submit_text(document, was_refused=was_refused)
@@ -238,6 +262,7 @@ class KeyturnServer(LanguageServer):
     async def _ask(
         self, document: Document, offset: int, params: CompletionParams, invoked: bool
     ) -> Completion:
+        await self._connected.wait()
         return await self.engine.complete(
             document.uri, document.version, offset, params, invoked=invoked
         )

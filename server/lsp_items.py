@@ -9,9 +9,11 @@ from pygls.uris import to_fs_path
 
 from .completions import Answer, Selected
 from .documents import Change, Document, Position
+from .trim import first_line
 
 _WORD_BEFORE = re.compile(r"\w*\Z")
 _MAX_LABEL_CHARS = 80
+_FIRST = "!"
 
 
 def as_position(position: types.Position) -> Position:
@@ -55,7 +57,8 @@ def completion_list(answer: Answer, document: Document) -> types.CompletionList:
     """Return the answer as a menu entry that stays visible while its first word is typed on.
 
     Menus filter by the word before the cursor, so the entry replaces that word by itself and what
-    follows. The list is incomplete: the next character asks again.
+    follows. The list is incomplete: the next character asks again. The entry comes first: who
+    wants a word of another server types on.
     """
     items = []
     if answer.text:
@@ -63,20 +66,31 @@ def completion_list(answer: Answer, document: Document) -> types.CompletionList:
         match = _WORD_BEFORE.search(before)
         word = match.group() if match else ""
         text = word + answer.text
-        label = " ".join(text.split())
         items.append(
             types.CompletionItem(
-                label=label[:_MAX_LABEL_CHARS] + ("…" if len(label) > _MAX_LABEL_CHARS else ""),
+                label=_label(word, answer.text),
                 kind=types.CompletionItemKind.Text,
                 detail="keyturn",
+                documentation=text,
+                sort_text=_FIRST,
                 filter_text=text,
                 insert_text_format=types.InsertTextFormat.PlainText,
+                # The lines carry their indentation; VS Code would add the current line's.
+                insert_text_mode=types.InsertTextMode.AsIs,
                 text_edit=types.TextEdit(
                     range=_range(document, answer.start - len(word), answer.end), new_text=text
                 ),
             )
         )
     return types.CompletionList(is_incomplete=True, items=items)
+
+
+def _label(word: str, text: str) -> str:
+    """Return the first line that adds something, shortened; "…" says that there is more."""
+    first = first_line(text)
+    shown = " ".join((word + (first if first.strip() else text)).split())
+    cut = shown[:_MAX_LABEL_CHARS]
+    return cut + ("…" if cut != shown or (first.strip() and first != text) else "")
 
 
 def _range(document: Document, start: int, end: int) -> types.Range:

@@ -7,6 +7,7 @@ errors, keeps a second copy of every document, and loses the exit code.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import json
 import logging
@@ -19,6 +20,8 @@ from lsprotocol import types
 from pygls.exceptions import JsonRpcException
 from pygls.protocol import JsonRPCNotification, JsonRPCRequestMessage, LanguageServerProtocol
 from pygls.protocol import default_converter as pygls_converter
+
+from .lenient import essentials, mended
 
 log = logging.getLogger(__name__)
 
@@ -87,20 +90,38 @@ class Protocol(LanguageServerProtocol):
             return Malformed(request_id, "", None, INVALID_REQUEST, "not a JSON-RPC 2.0 message")
         method, params = data.get("method"), data.get("params")
         if method is None:
-            return super().structure_message(data)
+            return self._structure_reply(data)
         request_id = _request_id(data.get("id"))
         if not isinstance(method, str) or ("id" in data and request_id is None):
             return Malformed(request_id, str(method), params, INVALID_REQUEST, "bad method or id")
-        if self.get_message_type(method) is None:
+        if not self._knows(method):
             if request_id is None:
                 return JsonRPCNotification(method, self.VERSION, params)
             return JsonRPCRequestMessage(request_id, method, self.VERSION, params)
+        data = {**data, "params": mended(method, params)}
         try:
             return super().structure_message(data)
         except JsonRpcException as error:
-            return Malformed(
-                request_id, method, params, INVALID_PARAMS, f"{method}: {_cause(error)}"
-            )
+            problem = f"{method}: {_cause(error)}"
+        if method == types.INITIALIZE:
+            log.warning("%s; only what is needed is read", problem)
+            with contextlib.suppress(JsonRpcException):
+                return super().structure_message({**data, "params": essentials(params)})
+        return Malformed(request_id, method, params, INVALID_PARAMS, problem)
+
+    def _knows(self, method: str) -> bool:
+        known = method in self.fm.features or method in self.fm.builtin_features
+        is_typed = self.get_message_type(method) is not None
+        return is_typed and (known or method == types.CANCEL_REQUEST)
+
+    def _structure_reply(self, data: dict[str, Any]) -> Any:  # noqa: ANN401 - pygls' signature
+        """Turn a reply into a message; an unreadable one is an error, so that nobody waits."""
+        try:
+            return super().structure_message(data)
+        except JsonRpcException as error:
+            problem = {"code": INVALID_PARAMS, "message": f"unreadable reply: {_cause(error)}"}
+            reply = {"jsonrpc": self.VERSION, "id": data.get("id"), "error": problem}
+            return super().structure_message(reply)
 
     def handle_message(self, message: Any) -> None:  # noqa: ANN401 - pygls' signature
         """Dispatch a message, or refuse it with an error reply if it waits for one."""

@@ -24,6 +24,8 @@ _CONTENT_LENGTH = re.compile(rb"(?i)^content-length:[ \t]*(\d{1,12})[ \t]*$", re
 _MAX_HEADER_BYTES = 16_384
 _MAX_TOKEN_BYTES = 1024
 _TOKEN_SECONDS = 10
+# The end of the stream tells that the client is gone, unless a child of its own has the stream too.
+_PARENT_SECONDS = 5.0
 
 Read = Callable[[int], bytes]
 
@@ -34,6 +36,10 @@ class Session(Protocol):
     @property
     def exit_code(self) -> int | None:
         """The exit code once the client said `exit`."""
+
+    @property
+    def process_id(self) -> int | None:
+        """The client's process, if it told."""
 
     def handle(self, body: bytes) -> None:
         """Handle one message; must not raise."""
@@ -130,11 +136,38 @@ async def serve(session: Session, frames: Framed) -> int:
             return
 
     threading.Thread(target=pump, name="reader", daemon=True).start()
-    while session.exit_code is None and (body := await bodies.get()) is not None:
+    while session.exit_code is None:
+        try:
+            async with asyncio.timeout(_PARENT_SECONDS):
+                body = await bodies.get()
+        except TimeoutError:
+            if is_alive(session.process_id):
+                continue
+            log.error(
+                "process %s, which started this server, is gone; a client in another container "
+                "or machine must send a processId of null",
+                session.process_id,
+            )
+            break
+        if body is None:
+            break
         session.handle(body)
         await asyncio.sleep(0)
     await session.close()
     return 1 if session.exit_code is None else session.exit_code
+
+
+def is_alive(pid: int | None) -> bool:
+    """Whether a process exists; True where that cannot be told."""
+    if os.name == "nt" or pid is None or pid <= 0:  # on Windows os.kill ends the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def stdio() -> tuple[Framed, Writer]:

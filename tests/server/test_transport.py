@@ -1,5 +1,8 @@
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -60,6 +63,7 @@ def test_a_client_that_has_gone_is_not_an_error_for_the_writer() -> None:
 class Session:
     def __init__(self):
         self.exit_code = None
+        self.process_id = None
         self.events = []
 
     def handle(self, body: bytes) -> None:
@@ -89,6 +93,34 @@ def test_nothing_is_handled_after_exit() -> None:
     session = Session()
     assert asyncio.run(serve(session, frames_of(framed(b"exit", b"b"), 1000))) == 0
     assert b"b" not in session.events
+
+
+def test_the_server_ends_when_the_process_that_started_it_has(monkeypatch) -> None:
+    monkeypatch.setattr(transport, "_PARENT_SECONDS", 0.02)
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    source, target = os.pipe()  # stays open, as in a child of the parent's that has it too
+    session = Session()
+    session.process_id = parent.pid
+
+    async def run() -> int:
+        serving = asyncio.ensure_future(serve(session, Framed(lambda n: os.read(source, n))))
+        os.write(target, framed(b"a"))
+        await asyncio.sleep(0.2)
+        assert not serving.done()
+        parent.communicate(b"\n")
+        return await asyncio.wait_for(serving, 5)
+
+    try:
+        assert asyncio.run(run()) == 1
+    finally:
+        os.close(target)
+        parent.kill()
+    assert session.events == [b"a", b"started a", b"closed"]
+
+
+@pytest.mark.parametrize("pid", [None, 0, -1, os.getpid(), 2**70])
+def test_a_process_is_taken_to_live_unless_it_certainly_does_not(pid) -> None:
+    assert transport.is_alive(pid)
 
 
 def test_tcp_turns_away_a_client_without_the_token() -> None:
