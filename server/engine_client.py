@@ -57,6 +57,7 @@ class EngineClient:
         self._task: asyncio.Task[None] | None = None
         self._link: Link | None = None
         self._state, self._reason = STOPPED, "not started yet"
+        self._documents = SentDocuments(Settings(), lambda _: None)
         self._load_error: EngineError | None = None
         self._changed = asyncio.Event()
         self._reconnect_now = False

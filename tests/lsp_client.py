@@ -22,6 +22,7 @@ class LspClient:
         process: the server.
         notifications: what the server sent by itself, in order.
         requests: methods of the server's own requests, in order.
+        settings: what it answers when it is asked for its settings.
         hosts: processes of the engine hosts it was told of.
     """
 
@@ -36,6 +37,7 @@ class LspClient:
         )
         self.notifications: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.settings: dict[str, Any] | None = None
         self.hosts: set[int] = set()
         self.log: list[str] = []
         self._replies: dict[int, dict[str, Any]] = {}
@@ -160,7 +162,9 @@ class LspClient:
             self._arrived.put(None)
         elif "id" in message:
             self.requests.append(message["method"])
-            self.send({"jsonrpc": "2.0", "id": message["id"], "result": None})
+            asked = message["method"] == "workspace/configuration"
+            result = [self.settings] if asked else None
+            self.send({"jsonrpc": "2.0", "id": message["id"], "result": result})
         else:
             self.notifications.append(message)
 

@@ -86,6 +86,18 @@ def test_progress_is_shown_only_to_a_client_that_can(start, options) -> None:
         assert can or "window/workDoneProgress/create" not in client.requests
 
 
+def test_documents_may_be_opened_before_the_settings_are_known(start, options) -> None:
+    client = start()
+    client.settings = options
+    client.initialize({"debounce_ms": 1}, workspace={"configuration": True})
+    client.open(URI, TEXT)
+    client.change(URI, 2, {"text": TEXT})
+    client.wait_for_state("ready")
+    assert client.complete(URI, 1, 7)
+    assert client.result("keyturn/status")["model"] == options["model"]
+    assert not any("Traceback" in line for line in client.log), "".join(client.log)
+
+
 def test_exit_without_shutdown_is_exit_code_1(start, options) -> None:
     client = start()
     client.initialize(options)
