@@ -17,6 +17,7 @@ from ..engine.errors import EngineError
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Limits
+from .focus import Focus
 from .lenient import UNKNOWN_VERSION
 from .lsp_items import as_change, as_position, as_selected, completion_list, inline_items, path_of
 from .progress import LoadingProgress
@@ -60,7 +61,7 @@ class KeyturnServer(LanguageServer):
         self.documents: dict[str, Document] = {}
         self._base_settings = Settings()
         self._encoding = UTF16
-        self._focused = ""
+        self._focus = Focus(self._show)
         self._completions = Completions(self._ask, self._warm, lambda: self.settings)
         self._progress = LoadingProgress(self)
         self._connected = asyncio.Event()
@@ -143,6 +144,7 @@ class KeyturnServer(LanguageServer):
         self.documents[item.uri] = document
         self._completions.edited(item.uri, None)
         self._submit_text(document)
+        self._focus.perhaps_at(item.uri)
 
     def change(self, params: types.DidChangeTextDocumentParams) -> None:
         """Apply changes and send them on as code-point edits."""
@@ -160,12 +162,14 @@ class KeyturnServer(LanguageServer):
             self._submit_text(document, was_refused=was_refused)
         else:
             self.engine.edit(document.uri, base, document.version, edits)
+        self._focus.perhaps_at(document.uri)
 
     def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
         """Forget a document."""
         uri = params.text_document.uri
         self.documents.pop(uri, None)
         self._completions.closed(uri)
+        self._focus.closed(uri)
         self.engine.close(uri)
 
     def focus(self, params: object) -> None:
@@ -174,15 +178,17 @@ class KeyturnServer(LanguageServer):
         uri = identifier.get("uri") if isinstance(identifier, dict) else None
         if not isinstance(uri, str) or uri not in self.documents:
             return
-        if self._focused in self.documents and self._focused != uri:
-            self.engine.focus(self._focused, visible=False)
-        self._focused = uri
-        self.engine.focus(uri, visible=True)
+        self._focus.at(uri)
+
+    def _show(self, uri: str, visible: bool) -> None:
+        if uri in self.documents:
+            self.engine.focus(uri, visible=visible)
 
     def _submit_text(self, document: Document, was_refused: bool = False) -> None:
         if document.refusal is None:
             path = path_of(document.uri)
-            self.engine.open(document.uri, document.version, document.text, path)
+            visible = document.uri == self._focus.uri
+            self.engine.open(document.uri, document.version, document.text, path, visible=visible)
             return
         self.engine.close(document.uri)
         if not was_refused:
@@ -263,11 +269,13 @@ class KeyturnServer(LanguageServer):
         self, document: Document, offset: int, params: CompletionParams, invoked: bool
     ) -> Completion:
         await self._connected.wait()
+        self._focus.at(document.uri)
         return await self.engine.complete(
             document.uri, document.version, offset, params, invoked=invoked
         )
 
     def _warm(self, document: Document, offset: int) -> None:
+        self._focus.at(document.uri)
         self.engine.focus(document.uri, cursor=offset)
 
     def _text_of(self, uri: str) -> str | None:

@@ -34,7 +34,7 @@ class FakeEngine:
     def configure(self, settings):
         self.calls.append(("configure", settings))
 
-    def open(self, uri, version, text, path):
+    def open(self, uri, version, text, path, *, visible=True):
         self.texts[uri] = (version, text)
         self.calls.append(("open", uri, version))
 

@@ -194,6 +194,28 @@ async def test_unknown_requests_are_refused_and_unknown_notifications_passed_ove
     assert len(client.sent) == num_sent
 
 
+@scenario()
+async def test_of_many_documents_opened_at_once_only_the_last_is_warmed(client) -> None:
+    await client.initialize()
+    for count in range(200):
+        client.open("x = \n", uri=f"file:///{count}.py")
+    await asyncio.sleep(0.1)
+    assert looks(client) == [("file:///199.py", True)]
+    await client.reply(client.ask(0, 4, uri="file:///3.py"))
+    client.notify("textDocument/didClose", {"textDocument": {"uri": "file:///3.py"}})
+    client.change(2, {"range": span(0, 0, 0), "text": "a"}, uri="file:///5.py")
+    await asyncio.sleep(0.1)
+    assert looks(client)[1:] == [
+        ("file:///199.py", False),
+        ("file:///3.py", True),
+        ("file:///5.py", True),
+    ]
+
+
+def looks(client: Client) -> list[tuple[str, bool]]:
+    return [call[1:] for call in client.server.engine.calls if call[0] == "focus"]
+
+
 def asks(client: Client) -> list[dict]:
     return [one for one in client.sent if one.get("method") == "workspace/configuration"]
 
