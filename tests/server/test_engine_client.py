@@ -196,6 +196,12 @@ asyncio.run(run())
         os.kill(pid, signal.SIGTERM)
 
 
+async def until_idle(client):
+    async with asyncio.timeout(10):
+        while not (await client.host_status())["is_idle"]:
+            await asyncio.sleep(0.01)
+
+
 def test_cancelled_request_stops_the_loop_and_the_next_one_is_served(address):
     async def run():
         async with editing(address) as editor:
@@ -205,11 +211,10 @@ def test_cancelled_request_stops_the_loop_and_the_next_one_is_served(address):
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
-            async with asyncio.timeout(10):
-                while not (await editor.client.host_status())["is_idle"]:
-                    await asyncio.sleep(0.01)
+            await until_idle(editor.client)
             editor.edit("a", (0, 7, "short"))
             assert await editor.text("a") == "<|short>"
+            await until_idle(editor.client)
             before = (await editor.client.host_status())["num_checks"]
             await asyncio.sleep(0.1)
             assert (await editor.client.host_status())["num_checks"] == before
