@@ -38,7 +38,7 @@ class CompletionParams:
     """How one completion is decoded.
 
     Attributes:
-        max_tokens: most tokens to generate.
+        max_tokens: most tokens to generate, those for white space generated again not counted.
         temperature: 0 is greedy.
         top_p: nucleus sampling's mass, in (0, 1].
         seed: seed of the sampling; the same seed and text give the same completion.

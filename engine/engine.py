@@ -157,6 +157,8 @@ class Engine:
             if other is session:
                 self.sessions.move_to_end(key)
                 break
+        if self.device.type == "cuda":
+            num_rows = session.model.capacity  # reserved at once, see `KVCache.num_bytes`
         coming = num_rows * self._row_bytes(session.model.decoder.config)
         held = max(coming, session.num_bytes)
         used = sum(other.num_bytes for other in self.sessions.values() if other is not session)

@@ -58,6 +58,7 @@ def generate(
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
     output = _Output(params.stop, on_text)
     token_ids: list[int] = []
+    num_forced = 0  # tokens that only wrote what was there: not of the caller's budget
     first_token_at = 0.0
     while True:
         check()
@@ -67,10 +68,13 @@ def generate(
             reason = "end"
             break
         token_ids.append(token_id)
-        if output.add(binding.consume(token_id)):
+        is_bound = bool(binding.remaining)
+        piece = binding.consume(token_id)
+        num_forced += is_bound and not piece
+        if output.add(piece):
             reason = "stop"
             break
-        if len(token_ids) >= params.max_tokens:
+        if len(token_ids) - num_forced >= params.max_tokens:
             reason = "length"
             break
         if deadline is not None and time.perf_counter() >= deadline:

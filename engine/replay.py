@@ -70,11 +70,11 @@ def write(rows: Iterable[dict[str, Any]], *, as_json: bool, out: TextIO) -> None
         elif "policy" in row:
             line = "\n" + "\n".join(f"{key:>28}  {_cell(value)}" for key, value in row.items())
         else:
-            cells = (f"{row[f'num_tokens_{name}']:>10}" for name in COUNTS)
+            cells = (f"{row[f'num_tokens_{name}']:>11}" for name in COUNTS)
             agreed = _cell(row.get("top1_agreement"))
             line = f"{row['completion']:>4} {row['ready_ms']:>9.1f} {''.join(cells)} {agreed:>9}"
             if row["completion"] == 0:
-                names = "".join(f"{name:>10}" for name in COUNTS)
+                names = "".join(f"{name:>11}" for name in COUNTS)
                 line = f"{'':>4} {'ready_ms':>9} {names} {'top-1':>9}\n{line}"
         print(line, file=out, flush=True)  # noqa: T201 - `out` is the caller's, not our stdout
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 
 import torch
 from torch import Tensor
+
+from .errors import ModelLoadError
 
 
 class Sampler:
@@ -22,11 +25,21 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(seed)
 
     def pick(self, logits: Tensor) -> int:
-        """Return a token of (vocab_size,) float32 logits."""
+        """Return a token of (vocab_size,) float32 logits.
+
+        Raises:
+            ModelLoadError: they are not numbers.
+        """
+        best = int(logits.argmax())
+        largest = logits[best].item()
+        if math.isnan(largest):
+            raise ModelLoadError(
+                "the model computes no numbers: its weights are damaged; fetch the model again"
+            )
         if self._temperature == 0:
-            return int(logits.argmax())
+            return best
         # In double and from the largest down: no temperature above 0 is too small to divide by.
-        below = logits.cpu().double() - logits.max().item()
+        below = logits.cpu().double() - largest
         shares = (below / self._temperature).softmax(-1)
         ranked, token_ids = shares.sort(descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked

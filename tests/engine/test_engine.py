@@ -61,3 +61,17 @@ def test_device_that_cannot_compute_is_refused(name) -> None:
     with pytest.raises(BadRequest, match=f"device '{name}' cannot be used; try auto or cpu"):
         choose_device(name)
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("device", "num_left"), [("cpu", 2), ("cuda", 1)])
+def test_cache_that_is_reserved_whole_counts_whole(
+    tiny_model, monkeypatch, device, num_left
+) -> None:
+    engine = new_engine(cache_bytes=788_000)  # 2052 rows, and a session reserves 2048
+    model = str(tiny_model)
+    first = engine.open("a", "x = 1\n", path="a.py", model=model, policy="turn")
+    second = engine.open("b", "y = 2\n", path="b.py", model=model, policy="turn")
+    first.complete(6, PARAMS, lambda: None)
+    monkeypatch.setattr(engine, "device", torch.device(device))
+    second.complete(6, PARAMS, lambda: None)
+    assert sum(session.num_bytes > 0 for session in (first, second)) == num_left

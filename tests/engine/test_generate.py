@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.engine.config import CompletionParams
-from keyturn.engine.errors import Cancelled, ContextTooLong
+from keyturn.engine.errors import Cancelled, ContextTooLong, ModelLoadError
 from keyturn.engine.generate import generate
 from keyturn.engine.sampler import ForcedPrefix, Sampler
 
@@ -184,3 +184,14 @@ def test_temperature_close_to_zero_is_greedy(temperature):
 def test_forced_text_that_the_vocabulary_cannot_write_does_not_bind(temperature):
     result = run(scripted(1, END), forced="\u2028", temperature=temperature, top_p=0.5)
     assert (result.text, result.stop_reason) == ("a", "end")
+
+
+def test_forced_tokens_are_not_of_the_token_budget():
+    result = run(scripted(11, 4, 1, 2), forced="\n      ", max_tokens=1)
+    assert (result.text, result.token_ids, result.stop_reason) == ("a", (11, 4, 1), "length")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(temperature):
+    with pytest.raises(ModelLoadError, match="damaged; fetch the model again"):
+        run([torch.full((len(PIECES),), float("nan"))], temperature=temperature)
