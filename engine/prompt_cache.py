@@ -67,6 +67,7 @@ class PromptCache:
         self._sides: Ints = self._token_ids
         self._last_side = 0
         self._logits: Tensor | None = None
+        self._is_patched = False
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +89,7 @@ class PromptCache:
     def drop(self) -> None:
         """Give the memory back; the next `patch` prefills."""
         self._cache = self._logits = None
+        self._is_patched = False
 
     # Following the prompt
 
@@ -104,6 +106,7 @@ class PromptCache:
         self._token_ids = token_ids
         self._sides = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._last_side = len(parts) - 1
+        self._is_patched = False
         if self._policy == "full" and self._cache is not None:
             self._cache.clear()
             self._logits = None
@@ -115,6 +118,8 @@ class PromptCache:
             OutOfMemory: no memory for the cache.
             ContextTooLong: more tokens than the capacity.
         """
+        if self._is_patched:
+            return
         missing = self._place()
         for start in range(0, len(missing), self._chunk_tokens):
             at = missing[start : start + self._chunk_tokens]
@@ -123,6 +128,7 @@ class PromptCache:
             again = self._last_row() if is_final and at[-1] != self.num_tokens - 1 else _NO_ROWS
             logits = self._extend(self._token_ids[at], at, self._sides[at], check, again)
             self._logits = logits if is_final else None
+        self._is_patched = True
 
     def _place(self) -> Ints:
         """Keep, turn and drop rows; return the positions whose rows are missing."""
@@ -184,6 +190,11 @@ class PromptCache:
         position = self._rows().positions.max() + 1
         side = np.array([self._last_side])
         return self._extend(np.array([token_id]), np.array([position]), side, check)
+
+    def drop_generated(self) -> None:
+        """Drop what was generated after the prompt, to generate anew."""
+        cache = self._rows()
+        cache.remove(np.flatnonzero(cache.positions >= self.num_tokens))
 
     def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
         """Return what the model predicts at each of these tokens, were they to come next.

@@ -233,6 +233,7 @@ class Session:
         self.sync(check)
         if self._heals_first:
             prompt.heal_now(check)
+        prompt.drop_generated()
         logits = prompt.logits(check)
         num_computed = prompt.num_rows_forwarded - forwarded_before
         generated = generate(

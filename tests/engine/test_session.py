@@ -165,6 +165,27 @@ def test_accepted_completion_is_not_computed_again(opened, layout):
         assert completion.token_ids == expected.token_ids
 
 
+def test_completion_accepted_after_healing_is_not_computed_again(opened):
+    before = SOURCE[: SOURCE.index("\n", 700)]
+    inserted = "\nname = value\n"
+    session = opened(before, "turn", layout="spm")
+    session.complete(len(before), GREEDY, check)
+    session.edit([(0, 0, "# moved\n")])
+    before = session.text
+    session.sync(check)
+    encode = session.model.tokenizer.encode
+    session._prompt.drop_generated()
+    for token_id in encode(before + inserted).token_ids[len(encode(before).token_ids) :]:
+        session._prompt.decode(int(token_id), check)
+    assert session.num_stale > 0
+    session.heal(10_000, check)
+    forwarded = session.num_rows_forwarded
+    session.edit([(len(before), len(before), inserted)])
+    session.sync(check)
+    assert session.num_rows_forwarded == forwarded
+    assert session.num_stale > 0  # they were decoded over what was stale then
+
+
 def test_frozen_layout_keeps_typed_text_after_the_middle_mark(opened):
     session = opened(SOURCE[:1500], "turn", layout="psm")
     session.complete(700, GREEDY, check)
