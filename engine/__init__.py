@@ -7,4 +7,4 @@ import os
 # 400-token prefill took 1.9 to 25 s spinning and 0.7 s waiting passively. On a quiet machine a
 # short spin is worth it: 19 ms a token against 18 with endless and 28 with none.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the same for GNU's OpenMP, which torch has on Linux
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP, which torch has on Linux
