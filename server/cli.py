@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -28,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_ERROR
         from . import commands
 
+        if arguments.command not in ("serve", "engine"):
+            _end_at_once_when_interrupted()
         code = getattr(commands, arguments.command)(arguments)
         sys.stdout.flush()
         return code
@@ -43,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"cannot load what it needs: {error}; free memory or install keyturn again")
     except MemoryError:
         return _fail("out of memory: use a smaller model, --dtype bfloat16 or a shorter window")
+
+
+def _end_at_once_when_interrupted() -> None:
+    """Let Ctrl-C end the process: an exception inside torch's start-up aborts with a C++ message."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
 
 
 def _fail(message: str) -> int:

@@ -139,9 +139,10 @@ def test_ctrl_c_ends_quietly(code_file, tiny_model, wait_s) -> None:
     time.sleep(wait_s)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    # Before the command has started, Python itself ends; it may have finished before the signal.
-    assert process.returncode in (130, 0) or wait_s < 0.1
-    if process.returncode == 130:
+    # Before the command has started Python ends its own way; it may have finished before the
+    # signal; and where a library has put the default action back, the signal ends it as quietly.
+    assert process.returncode in (130, 0, -signal.SIGINT) or wait_s < 0.1
+    if wait_s > 0.1:
         assert err == b""
 
 
