@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_at_once_when_interrupted() -> None:
-    """Let Ctrl-C end the process: an exception inside torch's start-up aborts with a C++ message."""
+    """Let Ctrl-C end the process: an exception in torch's start-up aborts with a C++ message."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
 
