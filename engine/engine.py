@@ -11,6 +11,7 @@ import torch
 from .catalog import resolve
 from .config import EngineConfig
 from .errors import BadRequest, OutOfMemory
+from .fim import UNKNOWN_CHARS_PER_TOKEN
 from .model import Decoder
 from .model_config import ModelConfig
 from .session import Model, Session
@@ -82,7 +83,7 @@ class Engine:
                 tokenizer=files.tokenizer,
                 template=files.fim,
                 window_tokens=window,
-                chars_per_token=files.fim.chars_per_token if files.fim else 3.0,
+                chars_per_token=files.fim.chars_per_token if files.fim else UNKNOWN_CHARS_PER_TOKEN,
                 capacity=max_prompt + spare,
                 max_prompt_tokens=max_prompt,
             )

@@ -11,6 +11,8 @@ from typing import Any
 from .errors import ModelLoadError
 
 SIDECAR = "fim.json"
+# Of a model that does not say; a smaller figure shows less text and never too many tokens.
+UNKNOWN_CHARS_PER_TOKEN = 3.0
 _MARKS = ("prefix", "suffix", "middle")
 
 
@@ -218,7 +220,7 @@ def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> 
         heal_white_space=False,
         bos_first=family.bos_first,
         window_tokens=0,
-        chars_per_token=3.0,
+        chars_per_token=UNKNOWN_CHARS_PER_TOKEN,
     )
 
 

@@ -1,5 +1,6 @@
 """The product's one claim: a patched cache against a full prefill, under random edits."""
 
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -82,7 +83,10 @@ def assert_same_prompt(session, fresh):
 
 
 def assert_first_layer_is_exact(session, fresh):
-    """Layer 0 depends on tokens and positions alone, so turning must give it to one rounding."""
+    """Layer 0 depends on tokens and positions alone, so turning must give it to one rounding.
+
+    Of float32 sums over 32 inputs, which come in another order for another number of rows.
+    """
     count = session._prompt.num_tokens
     for part in (0, 1):
         ours, theirs = (
@@ -90,7 +94,7 @@ def assert_first_layer_is_exact(session, fresh):
             for one in (cache_of(session), cache_of(fresh))
         )
         size = theirs.norm(dim=-1, keepdim=True)
-        assert ((ours - theirs).abs() <= 40 * ONE_ROUNDING[torch.float32] * size).all()
+        assert ((ours - theirs).abs() <= 32 * ONE_ROUNDING[torch.float32] * size).all()
 
 
 @pytest.mark.slow
@@ -184,6 +188,41 @@ def test_completion_accepted_after_healing_is_not_computed_again(opened):
     session.sync(check)
     assert session.num_rows_forwarded == forwarded
     assert session.num_stale > 0  # they were decoded over what was stale then
+
+
+@pytest.fixture
+def continuing_model(tiny_model, tmp_path):
+    """The tiny model without marks for filling in the middle."""
+    folder = tmp_path / "continuing"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.replace("fim_", "old_"), encoding="utf-8")
+    return folder
+
+
+def test_model_without_marks_continues_the_text_and_heals_white_space(engine, continuing_model):
+    def open_(policy):
+        return engine.open(
+            policy, SOURCE[:1500], path="a.py", model=str(continuing_model), policy=policy
+        )
+
+    session, fresh = open_("turn"), open_("full")
+    assert session.layout_name == "prefix"
+    at = SOURCE.index("\n    ", 700) + 5
+    session.complete(at, GREEDY, check)
+    for one in (session, fresh):
+        one.edit([(100, 100, "import os\n")])
+    at += len("import os\n")
+    expected = fresh.complete(at, GREEDY, check)
+    assert fresh.forced_text == "\n    "
+    assert not fresh.model.tokenizer.decode(prompt_ids(fresh)).endswith((" ", "\n"))
+    session.complete(at, GREEDY, check)
+    session.heal(10_000, check)
+    assert session.complete(at, GREEDY, check).token_ids == expected.token_ids
+    assert_same_prompt(session, fresh)
+    pieces = session.model.tokenizer.token_bytes()
+    written = b"".join(pieces[token_id] for token_id in expected.token_ids).decode(errors="replace")
+    assert written.startswith("\n    " + expected.text[:1])
 
 
 def test_frozen_layout_keeps_typed_text_after_the_middle_mark(opened):
