@@ -1,69 +1,92 @@
-"""Batches of packed samples out of the shards of prepare.py, made ahead of time by a thread."""
+"""Batches: samples packed end to end, and the targets that the head is asked for."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from fim import FIRST, LAST, LINE_START, MIDDLE, NONE, OTHER, SEES_SUFFIX
-from model import MAX_TOKENS
+from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_SAMPLES = 896  # in a batch
-OTHER_WEIGHT = 0.35  # of a target that is no middle
-CLASS_WEIGHTS = np.zeros(7, np.float32)
-CLASS_WEIGHTS[[OTHER, SEES_SUFFIX]] = OTHER_WEIGHT
+from .layouts import (
+    FIRST,
+    LAST,
+    LINE_START,
+    MAX_TOKENS,
+    MIDDLE,
+    MIDDLE_CLASSES,
+    NONE,
+    OTHER,
+    SEES_SUFFIX,
+)
+from .shards import TokensAndClasses, read_shards
+
+MAX_SAMPLES = 896  # in a batch, pieces of padding among them
+PADDING_PIECES = 40  # of those
+NUM_CLASSES = 7
+CLASS_WEIGHTS = np.zeros(NUM_CLASSES, np.float32)
+CLASS_WEIGHTS[[OTHER, SEES_SUFFIX]] = 0.35
 CLASS_WEIGHTS[[MIDDLE, FIRST, LAST, LINE_START]] = 1.0, 1.5, 3.0, 2.0
-MIDDLE_CLASSES = (MIDDLE, FIRST, LAST, LINE_START)
 
 
 @dataclass
 class Batch:
-    """One GPU's tokens of a step; the head sees the `selected` positions, middles first."""
+    """One GPU's tokens of a step; the head sees the `selected` positions, middles first.
 
-    token_ids: Tensor  # (N,)
-    positions: Tensor  # (N,)
-    bounds: Tensor  # (MAX_SAMPLES + 1,) int32, where samples begin
-    selected: Tensor  # (K,)
-    targets: Tensor  # (K,)
-    weights: Tensor  # (K,), sum 1
+    Attributes:
+        token_ids: (N,) int64.
+        positions: (N,) int64, within each sample.
+        bounds: (MAX_SAMPLES + 1,) int32, where samples begin; N from the last one's end on.
+        selected: (K,) int64, places whose next token is a target.
+        targets: (K,) int64, the next tokens.
+        weights: (K,) float32, of sum 1; 0 for places that only fill up the shape.
+        num_middle: how many of the selected have a middle's token as target.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    bounds: Tensor
+    selected: Tensor
+    targets: Tensor
+    weights: Tensor
     num_middle: int
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
+        """Return the batch on a device; a copy to a GPU does not wait."""
 
         def move(t: Tensor) -> Tensor:
             return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t
 
-        fields = (
-            self.token_ids,
-            self.positions,
-            self.bounds,
-            self.selected,
-            self.targets,
-            self.weights,
+        return Batch(
+            move(self.token_ids),
+            move(self.positions),
+            move(self.bounds),
+            move(self.selected),
+            move(self.targets),
+            move(self.weights),
+            self.num_middle,
         )
-        return Batch(*map(move, fields), self.num_middle)
 
 
 def pack(
-    tokens: list[np.ndarray],
-    classes: list[np.ndarray],
-    size: int,
-    num_head: int,
-    rng: np.random.Generator,
+    samples: Sequence[TokensAndClasses], size: int, num_head: int, rng: np.random.Generator
 ) -> Batch:
-    """Lay samples end to end in `size` positions and choose `num_head` of them for the head."""
-    lengths = np.array([len(t) for t in tokens])
+    """Lay samples end to end and choose what the head sees.
+
+    Args:
+        samples: tokens and classes (see `layouts`) of each.
+        size: positions of the batch; what the samples leave is padding.
+        num_head: how many positions the head sees: middles, then text at random.
+        rng: decides which.
+    """
+    lengths = np.array([len(tokens) for tokens, _ in samples])
     used = int(lengths.sum())
     ids, kinds = np.zeros(size, np.int64), np.zeros(size + 1, np.uint8)
-    ids[:used], kinds[:used] = np.concatenate(tokens), np.concatenate(classes)
+    ids[:used] = np.concatenate([tokens for tokens, _ in samples])
+    kinds[:used] = np.concatenate([classes for _, classes in samples])
     ends = np.cumsum(lengths)
     begins = np.repeat(np.concatenate([[0], ends]), np.concatenate([lengths, [size - used]]))
     positions = np.minimum(np.arange(size) - begins, MAX_TOKENS - 1)
@@ -74,6 +97,23 @@ def pack(
     bounds[len(ends) : len(ends) + len(padding)] = padding
     following = kinds[1:].copy()  # class of the next token
     following[ends - 1] = NONE
+    selected, weights, num_middle = _choose(following, num_head, rng)
+    targets = ids[np.minimum(selected + 1, size - 1)]
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(bounds),
+        torch.from_numpy(selected),
+        torch.from_numpy(targets),
+        torch.from_numpy(weights / max(weights.sum(), 1e-9)),
+        num_middle,
+    )
+
+
+def _choose(
+    following: NDArray[np.uint8], num_head: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+    """Return places, their weights, and how many of them have a middle's token next."""
     middle = np.flatnonzero(np.isin(following, MIDDLE_CLASSES))
     rng.shuffle(middle)
     other = np.flatnonzero((following == OTHER) | (following == SEES_SUFFIX))
@@ -86,123 +126,29 @@ def pack(
     if (missing := num_head - len(selected)) > 0:
         selected = np.concatenate([selected, np.zeros(missing, np.int64)])
         weights = np.concatenate([weights, np.zeros(missing, np.float32)])
-    targets = ids[np.minimum(selected + 1, size - 1)]
-    arrays = (ids, positions, bounds, selected, targets, weights / max(weights.sum(), 1e-9))
-    return Batch(*map(torch.from_numpy, arrays), min(len(middle), num_head))
-
-
-def read_shards(paths: list[Path]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return tokens, classes and the per-sample arrays (with `offset`) of some shards as one."""
-    shards = [np.load(p) for p in paths]
-    tokens, classes = (np.concatenate([s[name] for s in shards]) for name in ("tokens", "classes"))
-    names = ("length", "kind", "layout", "language", "reserved")
-    samples = {name: np.concatenate([s[name] for s in shards]) for name in names}
-    samples["offset"] = np.concatenate([[0], np.cumsum(samples["length"], dtype=np.int64)[:-1]])
-    return tokens, classes, samples
-
-
-class Stream:
-    """Endless batches for one rank out of FOLDER.
-
-    Shards are taken in the order of `passes` (groups of pass numbers whose shards interleave), as
-    they appear; a late maker is waited for, then an earlier shard is taken again. Samples are
-    shuffled in a pool of a few shards.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        size: int,
-        num_head: int,
-        device: torch.device,
-        passes: list[tuple[list[int], int]],
-        rank: int = 0,
-        world: int = 1,
-        ahead: int = 6,
-        seed: int = 0,
-    ) -> None:
-        """Start the thread; `size` tokens a batch, `num_head` of them seen by the head."""
-        self.folder, self.size, self.num_head, self.device = folder, size, num_head, device
-        self.order = self._names(passes, rank, world)
-        self.rng = np.random.default_rng([seed, rank])
-        self.waited_s, self.num_shards = 0.0, 0
-        self.tokens, self.classes = np.empty(0, np.uint16), np.empty(0, np.uint8)
-        self.offset, self.length = np.empty(0, np.int64), np.empty(0, np.int32)
-        self.left: list[int] = []
-        self.queue: queue.Queue[Batch] = queue.Queue(ahead)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _names(self, passes: list[tuple[list[int], int]], rank: int, world: int) -> Iterator[Path]:
-        while True:
-            for numbers, units in passes:
-                for unit in range(units):
-                    for k, number in enumerate(numbers):
-                        if (unit * len(numbers) + k) % world == rank:
-                            yield self.folder / f"p{number:02d}_u{unit:03d}.npz"
-
-    def _next_shard(self) -> Path:
-        path, started = next(self.order), time.time()
-        while not path.exists():
-            time.sleep(0.1)
-            made = sorted(self.folder.glob("p*.npz"))
-            if time.time() - started > (20 if made else 600):
-                path = made[self.rng.integers(len(made))]
-        self.waited_s += time.time() - started
-        self.num_shards += 1
-        return path
-
-    def _refill(self) -> None:
-        """Keep what is left of the pool and add three shards."""
-        tokens, classes, samples = read_shards([self._next_shard() for _ in range(3)])
-        keep = [slice(self.offset[i], self.offset[i] + self.length[i]) for i in self.left]
-        self.tokens = np.concatenate([tokens, *(self.tokens[s] for s in keep)])
-        self.classes = np.concatenate([classes, *(self.classes[s] for s in keep)])
-        self.length = np.concatenate([samples["length"], self.length[self.left]])
-        self.offset = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)[:-1]])
-        self.left = self.rng.permutation(len(self.length)).tolist()
-
-    def _make(self) -> Batch:
-        room, picked, skipped = self.size, [], []
-        while room > 16 and len(skipped) < 64 and len(picked) < MAX_SAMPLES - 40:
-            if len(self.left) < 200:
-                self.left += skipped
-                skipped = []
-                self._refill()
-            i = self.left.pop()
-            if self.length[i] <= room:
-                picked.append(slice(self.offset[i], self.offset[i] + self.length[i]))
-                picked[-1] = self.tokens[picked[-1]], self.classes[picked[-1]]
-                room -= int(self.length[i])
-            else:
-                skipped.append(i)
-        self.left += skipped
-        return pack(
-            [p[0] for p in picked], [p[1] for p in picked], self.size, self.num_head, self.rng
-        )
-
-    def _run(self) -> None:
-        while True:
-            self.queue.put(self._make())
-
-    def next(self) -> Batch:
-        """Return the next batch, on the device."""
-        return self.queue.get().to(self.device)
+    return selected, weights, min(len(middle), num_head)
 
 
 def held_batches(
     folder: Path, size: int, num_head: int, most: int, rank: int = 0, world: int = 1
 ) -> list[Batch]:
-    """Return this rank's `most` batches of held-out samples, always the same ones."""
-    tokens, classes, samples = read_shards(sorted(folder.glob("p*.npz")))
-    groups, current, room = [], [], size
-    for i in np.random.default_rng(7).permutation(len(samples["length"])):
-        if samples["length"][i] > room or len(current) > MAX_SAMPLES - 40:
+    """Return a rank's batches of held-out samples, always the same ones, `most` at most."""
+    shards = read_shards(sorted(folder.glob("p*.npz")))
+    groups: list[list[int]] = []
+    current: list[int] = []
+    room = size
+    for i in np.random.default_rng(7).permutation(len(shards.length)).tolist():
+        if shards.length[i] > size:
+            continue  # only where batches are tiny, in tests
+        if shards.length[i] > room or len(current) > MAX_SAMPLES - PADDING_PIECES:
             groups.append(current)
             current, room = [], size
-        current.append(slice(samples["offset"][i], samples["offset"][i] + samples["length"][i]))
-        room -= samples["length"][i]
-    mine = groups[: most * world][rank::world]
+        current.append(i)
+        room -= int(shards.length[i])
+    groups = groups or [current]  # fewer samples than a batch holds
     rng = np.random.default_rng(1)
     return [
-        pack([tokens[s] for s in g], [classes[s] for s in g], size, num_head, rng) for g in mine
+        pack([*map(shards.sample, group)], size, num_head, rng)
+        for group in groups[: most * world][rank::world]
+        if group
     ]

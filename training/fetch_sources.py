@@ -1,103 +1,189 @@
 #!/usr/bin/env python3
-"""Download the source packages named in sources.json from PyPI and the npm registry.
+r"""Download all that sources.json names: packages, the reserved ones, repositories, HumanEval.
 
-Only the registries' own clients are used (`pip download`, `npm pack`), with pinned versions and
-without dependencies. What is already in DIR stays, so a killed run goes on where it was. A
-package that cannot be had (no wheel for this Python, withdrawn) is reported and left out.
+    python -m training.fetch_sources dl
+
+Only the registries' own clients and git are used (`pip download`, `npm pack`, `git fetch`), with
+pinned versions and commits and without dependencies. DIR gets whl/, npm/, reserved/whl/,
+reserved/npm/, repositories/OWNER+NAME/repo and HumanEval-SingleLineInfilling.jsonl.gz. What is
+already there stays, so a killed run goes on where it was. A package that cannot be had (no wheel,
+withdrawn) is reported and left out.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-BATCH = 8
+from tqdm import tqdm
+
+GITHUB = "https://github.com"
+BATCH = 8  # packages a command
+TIMEOUT_S = 900  # of a command
+# Wheels of some packages exist only for newer Pythons; nothing of them is run.
+NEWEST_PYTHON = "3.14"
+
+Item = tuple[str, str]  # name and version
+Command = Callable[[list[Item]], list[str]]
 
 
-def normalized(name: str) -> str:
+def have_wheel(folder: Path, name: str) -> bool:
+    """Return whether a wheel of a distribution is there."""
+    return _normalized(name) in {_normalized(p.name.split("-")[0]) for p in folder.glob("*.whl")}
+
+
+def have_tarball(folder: Path, name: str, version: str) -> bool:
+    """Return whether the tarball that `npm pack` makes of a package is there."""
+    return (folder / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz").exists()
+
+
+def fetch(
+    items: Iterable[Item],
+    commands: list[Command],
+    done: Callable[[Item], bool],
+    title: str,
+    run: Callable[[list[str]], bool] | None = None,
+) -> list[str]:
+    """Download packages in batches, and one by one where that fails.
+
+    Args:
+        items: what to get.
+        commands: make a command line; the first is for batches too, the others are further tries.
+        done: tells whether an item is there.
+        title: of the progress bar.
+        run: runs a command line and returns whether it succeeded.
+
+    Returns:
+        The items that could not be had, as "name==version".
+    """
+    run = run or _succeeds
+    failed: list[str] = []
+    todo = [item for item in items if not done(item)]
+    bar = tqdm(total=len(todo), desc=title, unit=" packages")
+    for start in range(0, len(todo), BATCH):
+        batch = todo[start : start + BATCH]
+        if not run(commands[0](batch)):
+            for item in batch:
+                tries = (command([item]) for command in commands)
+                if not done(item) and not any(map(run, tries)):
+                    failed.append(f"{item[0]}=={item[1]}")
+        bar.update(len(batch))
+        bar.set_postfix(failed=len(failed))
+    return failed
+
+
+def fetch_pypi(wanted: dict[str, str], folder: Path) -> list[str]:
+    """Download wheels; return what could not be had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+
+    def command(*options: str) -> Command:
+        return lambda items: [*pip, *options, "-d", str(folder), *(f"{n}=={v}" for n, v in items)]
+
+    commands = [command(), command("--python-version", NEWEST_PYTHON)]
+    return fetch(sorted(wanted.items()), commands, lambda i: have_wheel(folder, i[0]), "PyPI")
+
+
+def fetch_npm(wanted: dict[str, str], folder: Path) -> list[str]:
+    """Download tarballs; return what could not be had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    npm = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
+    commands: list[Command] = [lambda items: [*npm, *(f"{n}@{v}" for n, v in items)]]
+    return fetch(sorted(wanted.items()), commands, lambda i: have_tarball(folder, *i), "npm")
+
+
+def fetch_repository(name: str, commit: str, folder: Path, host: str = GITHUB) -> bool:
+    """Fetch one commit into the git directory FOLDER/OWNER+NAME/repo; return whether it is there.
+
+    Args:
+        name: "OWNER/NAME".
+        commit: its full hash.
+        folder: of all repositories.
+        host: where they are.
+    """
+    place = folder / name.replace("/", "+") / "repo"
+    git = ["git", "-C", str(place)]
+    if place.is_dir() and _succeeds([*git, "cat-file", "-e", f"{commit}^{{tree}}"]):
+        return True
+    place.mkdir(parents=True, exist_ok=True)
+    fetch_it = [*git, "fetch", "--quiet", "--depth", "1", f"{host}/{name}", commit]
+    commands = [[*git, "init", "--quiet", "--bare"], fetch_it]
+    commands.append([*git, "update-ref", "--no-deref", "HEAD", commit])
+    return all(map(_succeeds, commands))
+
+
+def fetch_repositories(wanted: dict[str, dict[str, str]], folder: Path) -> list[str]:
+    """Fetch the pinned commits; return what could not be had."""
+    return [
+        f"{name}@{where['commit']}"
+        for name, where in tqdm(wanted.items(), "git", unit=" repositories")
+        if not fetch_repository(name, where["commit"], folder)
+    ]
+
+
+def fetch_humaneval(where: dict[str, str], folder: Path) -> list[str]:
+    """Fetch HumanEval-Infilling's file, for the overlap check only; return what failed."""
+    target = folder / Path(where["file"]).name
+    if target.exists():
+        return []
+    home = folder / "evaluation"
+    if not fetch_repository(where["repository"], where["commit"], home):
+        return [target.name]
+    place = home / where["repository"].replace("/", "+") / "repo"
+    show = ["git", "-C", str(place), "show", f"{where['commit']}:{where['file']}"]
+    target.write_bytes(subprocess.run(show, capture_output=True, check=True).stdout)
+    return []
+
+
+def _normalized(name: str) -> str:
     """Return a distribution's name as PyPI compares it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def have_wheels(folder: Path) -> set[str]:
-    """Return the names of the wheels that are there."""
-    return {normalized(p.name.split("-")[0]) for p in folder.glob("*.whl")}
+def _succeeds(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
-def have_tarballs(folder: Path) -> set[str]:
-    """Return the tarballs that are there."""
-    return {p.name for p in folder.glob("*.tgz")}
-
-
-def tarball(name: str, version: str) -> str:
-    """Return the file name that `npm pack` gives a package."""
-    return f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
-
-
-def run(command: list[str]) -> bool:
-    """Run a command quietly; return whether it succeeded."""
-    return subprocess.run(command, capture_output=True, timeout=900).returncode == 0
-
-
-def fetch(
-    items: list[tuple[str, str]],
-    command: Callable[[list], list[str]],
-    done: Callable[[tuple[str, str]], bool],
-    fallback: Callable[[list], list[str]] | None = None,
-) -> list[str]:
-    """Download (name, version) pairs in batches, one by one where that fails; return failures."""
-    failed = []
-    todo = [item for item in items if not done(item)]
-    for start in range(0, len(todo), BATCH):
-        batch = todo[start : start + BATCH]
-        if not run(command(batch)):
-            for item in batch:
-                single = [c([item]) for c in (command, fallback) if c]
-                if not done(item) and not any(map(run, single)):
-                    failed.append(f"{item[0]}=={item[1]}")
-        print(f"{min(start + BATCH, len(todo))}/{len(todo)} failed {len(failed)}", flush=True)
-    return failed
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path, help="sources.json: {registry: {name: version}}")
-    parser.add_argument("dir", type=Path, help="downloads go to DIR/whl and DIR/npm")
-    parser.add_argument("--only", choices=("pypi", "npm"), help="one registry only")
-    args = parser.parse_args()
+    parser = argparse.ArgumentParser(
+        prog="python -m training.fetch_sources",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--sources", type=Path, default=Path(__file__).with_name("sources.json"))
+    kinds = ("pypi", "npm", "reserved", "repositories", "humaneval")
+    parser.add_argument("--only", choices=kinds, action="append", help="these only (several)")
+    args = parser.parse_args(argv)
     sources = json.loads(args.sources.read_text())
-    failed = {}
-    if args.only != "npm":
-        folder = args.dir / "whl"
-        folder.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-        failed["pypi"] = fetch(
-            sorted(sources["pypi"].items()),
-            lambda batch: [*pip, "-d", str(folder), *(f"{n}=={v}" for n, v in batch)],
-            lambda item: normalized(item[0]) in have_wheels(folder),
-            lambda batch: [
-                *pip,
-                "--python-version",
-                "3.14",
-                "-d",
-                str(folder),
-                *(f"{n}=={v}" for n, v in batch),
-            ],
-        )
-    if args.only != "pypi":
-        folder = args.dir / "npm"
-        folder.mkdir(parents=True, exist_ok=True)
-        npm = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
-        failed["npm"] = fetch(
-            sorted(sources["npm"].items()),
-            lambda batch: [*npm, *(f"{n}@{v}" for n, v in batch)],
-            lambda item: tarball(*item) in have_tarballs(folder),
-        )
+    reserved = args.dir / "reserved"
+    steps = {
+        "reserved": lambda: (
+            fetch_pypi(sources["reserved"]["pypi"], reserved / "whl")
+            + fetch_npm(sources["reserved"]["npm"], reserved / "npm")
+        ),
+        "humaneval": lambda: fetch_humaneval(sources["humaneval"], args.dir),
+        "repositories": lambda: fetch_repositories(
+            sources["repositories"], args.dir / "repositories"
+        ),
+        "pypi": lambda: fetch_pypi(sources["pypi"], args.dir / "whl"),
+        "npm": lambda: fetch_npm(sources["npm"], args.dir / "npm"),
+    }
+    args.dir.mkdir(parents=True, exist_ok=True)
+    failed = {name: step() for name, step in steps.items() if name in (args.only or kinds)}
     print(json.dumps({"failed": failed}, indent=1))
+    needed = failed.get("reserved", []) + failed.get("humaneval", [])
+    if needed:
+        raise SystemExit(f"without {', '.join(needed)} the evaluation is not kept apart; try again")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,96 @@
-"""SmolLM2-135M (Llama family) in plain PyTorch, for training on packed samples and greedy decoding.
+"""SmolLM2-135M (Llama family) in plain PyTorch, for training on packed samples.
 
-Training runs on a flat stream of tokens: samples lie end to end, `bounds` holds where they begin,
-and attention never crosses one (variable-length flash attention on a GPU, a loop elsewhere).
+Samples lie end to end in a flat stream of tokens, `bounds` holds where they begin, and attention
+never crosses one (variable-length flash attention on a GPU, a loop elsewhere).
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from keyturn.engine.model_config import ModelConfig
+
+from .layouts import MAX_TOKENS, VOCABULARY
+
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:
+except ImportError:  # only a GPU needs it
     varlen_attn = None
 
-NUM_LAYERS, WIDTH, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, FF_WIDTH = 30, 576, 9, 3, 64, 1536
-VOCABULARY, THETA, EPSILON = 49152, 1e5, 1e-5
-MAX_TOKENS = 2048  # in a sample
-if os.environ.get("KEYTURN_TINY"):  # for a test on a CPU
-    WIDTH, NUM_HEADS, NUM_KV_HEADS, FF_WIDTH = 64, 1, 1, 128
-QKV_SPLIT = [NUM_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM]
+HEAD_DIM, THETA, EPSILON = 64, 1e5, 1e-5
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model; the defaults are SmolLM2-135M's."""
+
+    num_layers: int = 30
+    width: int = 576
+    num_heads: int = 9
+    num_kv_heads: int = 3
+    ff_width: int = 1536
+    vocabulary: int = VOCABULARY
+
+    @property
+    def qkv_split(self) -> list[int]:
+        """Rows of queries, keys and values."""
+        return [n * HEAD_DIM for n in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
+
+    @classmethod
+    def of_config(cls, config: ModelConfig) -> Shape:
+        """Return the shape that the engine read from a model's files.
+
+        Raises:
+            ValueError: the model is none of SmolLM2's kind.
+        """
+        kind = (config.family, config.head_dim, config.rope_theta, config.tied_embeddings)
+        if kind != ("llama", HEAD_DIM, THETA, True) or abs(config.norm_eps - EPSILON) > 1e-9:
+            raise ValueError(
+                f"a model of the kind {kind} with epsilon {config.norm_eps} cannot be trained here;"
+                " use SmolLM2-135M or the embedded model"
+            )
+        return cls(
+            config.num_layers,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.intermediate_size,
+            config.vocab_size,
+        )
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> Shape:
+        """Return the shape of a checkpoint's weights."""
+        num_heads = state["layers.0.o"].shape[1] // HEAD_DIM
+        return cls(
+            num_layers=sum(name.endswith(".qkv") for name in state),
+            width=state["norm"].shape[0],
+            num_heads=num_heads,
+            num_kv_heads=(state["layers.0.qkv"].shape[0] // HEAD_DIM - num_heads) // 2,
+            ff_width=state["layers.0.down"].shape[1],
+            vocabulary=state["embedding"].shape[0],
+        )
+
+
+TINY = Shape(width=64, num_heads=1, num_kv_heads=1, ff_width=128)  # for tests on a CPU
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """Normalise by the root mean square, in fp32."""
+    """Normalise (..., width) by the root mean square, in float32."""
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + EPSILON)
     return y.to(x.dtype) * weight.to(x.dtype)
 
 
 def rotary_table(length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (length, HEAD_DIM) of the rotary positions."""
+    """Return cosines and sines (length, HEAD_DIM) float32 of the rotary positions."""
     frequency = 1.0 / THETA ** (torch.arange(0, HEAD_DIM, 2, device=device).float() / HEAD_DIM)
     angle = torch.arange(length, device=device).float()[:, None] * frequency
     return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
@@ -47,14 +104,27 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
-    """Attend causally inside each sample; q (N, heads, dim), k and v (N, kv heads, dim)."""
+    """Attend causally inside of each sample.
+
+    Args:
+        q: (N, heads, HEAD_DIM).
+        k: (N, kv heads, HEAD_DIM).
+        v: the same.
+        bounds: (samples + 1,) int32, where samples begin; none is longer than MAX_TOKENS.
+
+    Returns:
+        (N, heads, HEAD_DIM).
+    """
     if q.is_cuda:
-        return varlen_attn(q, k, v, bounds, bounds, MAX_TOKENS, MAX_TOKENS, window_size=(-1, 0))
+        assert varlen_attn is not None, "torch 2.10 or newer is needed on a GPU"
+        y = varlen_attn(q, k, v, bounds, bounds, MAX_TOKENS, MAX_TOKENS, window_size=(-1, 0))
+        assert isinstance(y, Tensor), "no log-sums were asked for"
+        return y
     out = []
     for a, b in zip(bounds.tolist(), bounds.tolist()[1:], strict=False):
         if b > a:
-            part = [t[a:b].transpose(0, 1)[None] for t in (q, k, v)]
-            y = F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
+            own_q, own_k, own_v = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
+            y = F.scaled_dot_product_attention(own_q, own_k, own_v, is_causal=True, enable_gqa=True)
             out.append(y[0].transpose(0, 1))
     return torch.cat(out)
 
@@ -71,154 +141,84 @@ def run_layer(
     w_gate_up: Tensor,
     w_down: Tensor,
 ) -> Tensor:
-    """Run one layer over x (N, WIDTH)."""
-    qkv = F.linear(rms_norm(x, norm1), w_qkv).view(-1, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM)
-    q, k, v = qkv.split([NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS], 1)
+    """Run one layer over x (N, width); sizes of the heads follow from the weights."""
+    num_heads = w_o.shape[1] // HEAD_DIM
+    num_kv_heads = (w_qkv.shape[0] // HEAD_DIM - num_heads) // 2
+    qkv = F.linear(rms_norm(x, norm1), w_qkv).view(-1, num_heads + 2 * num_kv_heads, HEAD_DIM)
+    q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
     y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), bounds)
-    x = x + F.linear(y.reshape(-1, NUM_HEADS * HEAD_DIM), w_o)
+    x = x + F.linear(y.reshape(-1, num_heads * HEAD_DIM), w_o)
     gate, up = F.linear(rms_norm(x, norm2), w_gate_up).chunk(2, -1)
     return x + F.linear(F.silu(gate) * up, w_down)
 
 
 class Layer(nn.Module):
-    """The weights of one layer."""
+    """The weights of one layer; what shares an input is one matrix."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
         """Start at random."""
         super().__init__()
-        self.norm1, self.norm2 = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.ones(WIDTH))
-        self.qkv = nn.Parameter(torch.randn(sum(QKV_SPLIT), WIDTH) * 0.02)
-        self.o = nn.Parameter(torch.randn(WIDTH, NUM_HEADS * HEAD_DIM) * 0.02)
-        self.gate_up = nn.Parameter(torch.randn(2 * FF_WIDTH, WIDTH) * 0.02)
-        self.down = nn.Parameter(torch.randn(WIDTH, FF_WIDTH) * 0.02)
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, columns) * INIT_STD)
+
+        width, heads_width = shape.width, shape.num_heads * HEAD_DIM
+        self.norm1 = nn.Parameter(torch.ones(width))
+        self.norm2 = nn.Parameter(torch.ones(width))
+        self.qkv = matrix(sum(shape.qkv_split), width)
+        self.o = matrix(width, heads_width)
+        self.gate_up = matrix(2 * shape.ff_width, width)
+        self.down = matrix(width, shape.ff_width)
 
 
 class Model(nn.Module):
-    """`run` is the function that runs a layer: `train.py` puts a compiled form there."""
+    """The decoder.
+
+    Attributes:
+        shape: its sizes.
+        embedding: (vocabulary, width), the head's weights too.
+        norm: (width,) before the head.
+        layers: its layers.
+        run: the function that runs a layer: `train.py` puts a compiled form there.
+    """
 
     MATRICES = ("qkv", "o", "gate_up", "down")
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape | None = None) -> None:
         """Start at random."""
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(VOCABULARY, WIDTH) * 0.02)
-        self.norm = nn.Parameter(torch.ones(WIDTH))
-        self.layers = nn.ModuleList(Layer() for _ in range(NUM_LAYERS))
+        self.shape = shape = shape or Shape()
+        self.embedding = nn.Parameter(torch.randn(shape.vocabulary, shape.width) * INIT_STD)
+        self.norm = nn.Parameter(torch.ones(shape.width))
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_layers))
         self.run = run_layer
+
+    @property
+    def stack(self) -> list[Layer]:
+        """The layers, for those who want to know their type."""
+        return cast("list[Layer]", list(self.layers))
 
     def hidden(
         self, token_ids: Tensor, positions: Tensor, bounds: Tensor, taps: set[int]
     ) -> dict[int, Tensor]:
-        """Return the hidden states (N, WIDTH) after the layers in `taps` (counts from 1)."""
+        """Return the hidden states (N, width) after the layers in `taps` (counted from 1).
+
+        Args:
+            token_ids: (N,) int64.
+            positions: (N,) int64.
+            bounds: (samples + 1,) int32, where samples begin.
+            taps: numbers of layers.
+        """
         cos, sin = (t[positions][:, None] for t in rotary_table(MAX_TOKENS, token_ids.device))
         x = F.embedding(token_ids, self.embedding)
         out = {}
-        for i, layer in enumerate(self.layers, 1):
+        for i, layer in enumerate(self.stack, 1):
             weights = (layer.norm1, layer.norm2, layer.qkv, layer.o, layer.gate_up, layer.down)
             x = self.run(x, cos, sin, bounds, *weights)
             if i in taps:
                 out[i] = x
         return out
 
-    # ---- names of transformers' Llama <-> the fused weights here
-
-    def load_named(self, weights: dict) -> Model:
-        """Load weights under transformers' names."""
-
-        def tensor(name: str) -> Tensor:
-            return torch.as_tensor(weights[name + ".weight"]).float()
-
-        state = {"embedding": tensor("model.embed_tokens"), "norm": tensor("model.norm")}
-        for i in range(NUM_LAYERS):
-            theirs, ours = f"model.layers.{i}.", f"layers.{i}."
-            state[ours + "norm1"] = tensor(theirs + "input_layernorm")
-            state[ours + "norm2"] = tensor(theirs + "post_attention_layernorm")
-            state[ours + "qkv"] = torch.cat([tensor(theirs + f"self_attn.{c}_proj") for c in "qkv"])
-            state[ours + "o"] = tensor(theirs + "self_attn.o_proj")
-            state[ours + "gate_up"] = torch.cat(
-                [tensor(theirs + "mlp.gate_proj"), tensor(theirs + "mlp.up_proj")]
-            )
-            state[ours + "down"] = tensor(theirs + "mlp.down_proj")
-        self.load_state_dict(state)
-        return self
-
-    def named(self) -> dict[str, Tensor]:
-        """Return the weights under transformers' names."""
-        out = {"model.embed_tokens": self.embedding, "model.norm": self.norm}
-        for i, layer in enumerate(self.layers):
-            p = f"model.layers.{i}."
-            out[p + "input_layernorm"], out[p + "post_attention_layernorm"] = (
-                layer.norm1,
-                layer.norm2,
-            )
-            for c, part in zip("qkv", layer.qkv.split(QKV_SPLIT), strict=False):
-                out[p + f"self_attn.{c}_proj"] = part
-            out[p + "self_attn.o_proj"] = layer.o
-            out[p + "mlp.gate_proj"], out[p + "mlp.up_proj"] = layer.gate_up.chunk(2)
-            out[p + "mlp.down_proj"] = layer.down
-        return {k + ".weight": v.detach() for k, v in out.items()}
-
-
-@torch.inference_mode()
-def greedy(
-    model: Model,
-    prompts: list[list[int]],
-    max_new: int,
-    depth: int = NUM_LAYERS,
-    stop: int = 0,
-    halt: Tensor | None = None,
-) -> list[list[int]]:
-    """Decode a batch greedily with left padding, using the first `depth` layers.
-
-    `halt` (bool per token id) ends a sample after such a token. Returns the new ids of each
-    prompt, without the stop token.
-    """
-    device, dtype = model.embedding.device, model.embedding.dtype
-    batch, longest = len(prompts), max(map(len, prompts))
-    total = longest + max_new
-    ids = torch.zeros(batch, longest, dtype=torch.long)
-    padding = torch.tensor([longest - len(p) for p in prompts])
-    for row, prompt in zip(ids, prompts, strict=False):
-        row[longest - len(prompt) :] = torch.tensor(prompt)
-    ids, padding = ids.to(device), padding.to(device)
-    cos_table, sin_table = rotary_table(total, device)
-    slots = torch.arange(total, device=device)
-    keys = torch.zeros(depth, batch, NUM_KV_HEADS, total, HEAD_DIM, device=device, dtype=dtype)
-    values = torch.zeros_like(keys)
-    out = torch.zeros(batch, max_new, dtype=torch.long, device=device)
-    alive = torch.ones(batch, dtype=torch.bool, device=device)
-    start = 0
-    for step in range(max_new):
-        n = ids.shape[1]
-        rows, columns = slots[start : start + n, None], slots[None, : start + n]
-        where = (slots[start : start + n] - padding[:, None]).clamp(min=0)
-        cos, sin = cos_table[where][:, None], sin_table[where][:, None]
-        # a query sees the real keys up to itself (a padding query sees itself, to stay finite)
-        mask = ((columns <= rows) & (columns >= padding[:, None, None])) | (columns == rows)
-        x = F.embedding(ids, model.embedding)
-        for i in range(depth):
-            layer = model.layers[i]
-            qkv = F.linear(rms_norm(x, layer.norm1), layer.qkv)
-            qkv = qkv.view(batch, n, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM).transpose(1, 2)
-            q, k, v = qkv.split([NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS], 1)
-            keys[i, :, :, start : start + n] = rotate(k, cos, sin)
-            values[i, :, :, start : start + n] = v
-            kk, vv = (
-                c[i, :, :, : start + n].repeat_interleave(NUM_HEADS // NUM_KV_HEADS, 1)
-                for c in (keys, values)
-            )
-            y = F.scaled_dot_product_attention(rotate(q, cos, sin), kk, vv, attn_mask=mask[:, None])
-            x = x + F.linear(y.transpose(1, 2).reshape(batch, n, -1), layer.o)
-            gate, up = F.linear(rms_norm(x, layer.norm2), layer.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
-        logits = F.linear(rms_norm(x[:, -1], model.norm), model.embedding)
-        token = torch.where(alive, logits.argmax(-1), stop)
-        out[:, step] = token
-        alive &= token != stop
-        if halt is not None:
-            alive &= ~halt[token]
-        start += n
-        ids = token[:, None]
-        if step % 8 == 7 and not alive.any():
-            break
-    return [row[: row.index(stop)] if stop in row else row for row in out.tolist()]
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the (N, vocabulary) logits of hidden states (N, width) of any layer."""
+        return F.linear(rms_norm(hidden, self.norm), self.embedding)

@@ -1,120 +1,150 @@
 #!/usr/bin/env python3
 """Turn documents into shards of tokenized fill-in-the-middle samples, on many cores.
 
-A shard pPP_uUUU.npz holds samples end to end: tokens uint16, classes uint8 (see fim.py), and for
-each sample length int32, kind, layout, language uint8, reserved bool. Shards that exist are not
-made again.
+A shard pPP_uUUU.npz holds the samples of pass PP end to end: tokens uint16, classes uint8 (see
+layouts.py), and for each sample length int32, kind, layout, language uint8, reserved bool. The
+same documents, numbers and seed give the same shard. Shards that exist are not made again.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import multiprocessing
 import os
 import random
-import time
 from pathlib import Path
+from typing import NamedTuple
 
-import fim
 import numpy as np
-from collect import load_documents
+from tqdm import tqdm
+
+from .documents import LANGUAGES, Document, language_of, load_documents
+from .layouts import MIDDLE_CLASSES
+from .samples import Builder, Sample
+
+_Row = tuple[Sample, int, bool]  # sample, its language, whether of a reserved package
 
 
-def make_shard(
-    number: int, unit: int, args: argparse.Namespace, builder: fim.Builder
-) -> tuple[int, int, int]:
-    """Write shard `unit` of pass `number`; return its numbers of samples, tokens, middle tokens."""
+class Job(NamedTuple):
+    """What a worker needs for every shard; `tokenizer` is the path of a tokenizer.json."""
+
+    args: argparse.Namespace
+    builder: Builder
+
+
+def make_shard(number: int, unit: int, job: Job) -> tuple[int, int, int]:
+    """Write shard `unit` of pass `number`.
+
+    Returns:
+        Its numbers of samples, tokens and middle tokens; zeros if it was there.
+    """
+    args, builder = job
     path = args.out / f"p{number:02d}_u{unit:03d}.npz"
     if path.exists():
         return 0, 0, 0
-    if builder.tokenizer is None:
-        builder.open_tokenizer(str(args.tokenizer))
+    builder.open_tokenizer(args.tokenizer)
     rng = random.Random(f"{args.seed}.{number}.{unit}")
-    order = []
-    for i, document in enumerate(builder.documents):
-        is_set = document[0].startswith("algo:")
+    rows: list[_Row] = []
+    for i in _order(args, number, builder.documents)[unit :: args.units]:
+        package, path_of, _ = builder.documents[i]
+        try:
+            found = [s for s in builder.samples(rng, i, args.small, args.natural) if s]
+        except (IndexError, ValueError, RecursionError) as error:
+            # One odd file must not end a long job.
+            tqdm.write(f"left out {package} {path_of}: {error!r}")
+            continue
+        language = LANGUAGES.index(language_of(path_of))
+        rows += [(sample, language, package.startswith("reserved:")) for sample in found]
+    rng.shuffle(rows)
+    return _write(path, rows)
+
+
+def _order(args: argparse.Namespace, number: int, documents: list[Document]) -> list[int]:
+    """Return the documents of a pass, shuffled; program collections come several times."""
+    order: list[int] = []
+    for i, document in enumerate(documents):
+        is_set = document.package.startswith("algo:")
         order += [i] * (args.program_set_times if is_set and not args.natural else 1)
     random.Random(f"{args.seed}.{number}").shuffle(order)
-    samples = []
-    for i in order[unit :: args.units]:
-        package, path_of, _ = builder.documents[i]
-        extra = fim.LANGUAGES.index(fim.language_of(path_of)), package.startswith("reserved:")
-        try:
-            mine = [
-                sample for sample in builder.samples(rng, i, args.small, args.natural) if sample
-            ]
-        except (
-            IndexError,
-            ValueError,
-            RecursionError,
-        ) as error:  # one odd file must not end a long job
-            print(f"left out {package} {path_of}: {error!r}", flush=True)
-            continue
-        samples += [(*sample, *extra) for sample in mine]
-    rng.shuffle(samples)
-    classes = np.concatenate([np.array(s[1], np.uint8) for s in samples])
+    return order
+
+
+def _write(path: Path, rows: list[_Row]) -> tuple[int, int, int]:
+    samples = [sample for sample, _, _ in rows]
+    none: list[int] = []  # a shard may be empty where there are few documents
+    classes = np.concatenate([np.array(s.classes, np.uint8) for s in samples] or [none])
+    tokens = np.concatenate([np.array(s.tokens, np.uint16) for s in samples] or [none])
     temporary = path.with_name("." + path.stem + ".tmp.npz")
     np.savez(
         temporary,
-        tokens=np.concatenate([np.array(s[0], np.uint16) for s in samples]),
-        classes=classes,
-        length=np.array([len(s[0]) for s in samples], np.int32),
-        **{
-            name: np.array([s[k] for s in samples], np.uint8)
-            for k, name in enumerate(("kind", "layout", "language"), 2)
-        },
-        reserved=np.array([s[5] for s in samples], bool),
+        tokens=tokens.astype(np.uint16),
+        classes=classes.astype(np.uint8),
+        length=np.array([len(s.tokens) for s in samples], np.int32),
+        kind=np.array([s.kind for s in samples], np.uint8),
+        layout=np.array([s.layout for s in samples], np.uint8),
+        language=np.array([language for _, language, _ in rows], np.uint8),
+        reserved=np.array([reserved for _, _, reserved in rows], bool),
     )
-    os.rename(temporary, path)
-    middles = np.isin(classes, (fim.MIDDLE, fim.FIRST, fim.LAST, fim.LINE_START)).sum()
-    return len(samples), len(classes), int(middles)
+    temporary.rename(path)
+    return len(samples), len(classes), int(np.isin(classes, MIDDLE_CLASSES).sum())
 
 
-def _work(job: tuple[int, int]) -> tuple[int, int, int]:
-    return make_shard(*job, *_work.state)
+_jobs: list[Job] = []  # handed to the workers by the fork, which shares the documents' memory
 
 
-def main() -> None:
+def _work(numbers: tuple[int, int]) -> tuple[int, int, int]:
+    return make_shard(*numbers, _jobs[0])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("tokenizer", type=Path, help="tokenizer.json of the base model")
+    add("out", type=Path)
+    add("documents", nargs="+", help=".bin.zst files of collect.py")
+    add("--passes", type=int, default=4)
+    add("--first-pass", type=int, default=0, help="number of the first pass")
+    add("--units", type=int, default=96, help="shards a pass")
+    add("--only", type=int, help="make this many shards of each pass (for a test)")
+    add("--workers", type=int, default=os.cpu_count())
+    add("--small", type=int, default=1, help="samples of each small program a pass")
+    add("--program-set-times", type=int, default=4, help="draws of program collections a pass")
+    add("--natural", action="store_true", help="held-out set: no plain text, nothing repeated")
+    add(
+        "--no-programs",
+        action="store_true",
+        help="an ablation: no program collections, no small programs",
+    )
+    add("--seed", type=int, default=1)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tokenizer", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("documents", nargs="+", help=".bin.zst files of collect.py")
-    parser.add_argument("--passes", type=int, default=4)
-    parser.add_argument("--first-pass", type=int, default=0, help="number of the first pass")
-    parser.add_argument("--units", type=int, default=96, help="shards a pass")
-    parser.add_argument("--only", type=int, help="make this many shards of each pass (for a test)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--small", type=int, default=1, help="samples of each small program a pass")
-    parser.add_argument(
-        "--program-set-times", type=int, default=4, help="draws of program collections a pass"
-    )
-    parser.add_argument(
-        "--natural", action="store_true", help="held-out set: no plain text, nothing repeated"
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    started = time.time()
-    with multiprocessing.get_context("fork").Pool(min(4, len(args.documents))) as pool:
+    forks = multiprocessing.get_context("fork")
+    with forks.Pool(min(4, len(args.documents))) as pool:
         documents = [d for part in pool.map(load_documents, args.documents) for d in part]
-    _work.state = args, fim.Builder(documents)
-    print(f"{len(documents)} documents, {time.time() - started:.1f} s", flush=True)
-    last = args.first_pass + args.passes
-    units = args.only or args.units
-    jobs = [(p, u) for p in range(args.first_pass, last) for u in range(units)]
+    if args.no_programs:
+        documents = [d for d in documents if not d.package.startswith("algo:")]
+        args.small = 0
+    _jobs[:] = [Job(args, Builder(documents))]
+    passes = range(args.first_pass, args.first_pass + args.passes)
+    numbers = [(p, u) for p in passes for u in range(args.only or args.units)]
     total = np.zeros(3, np.int64)
-    with multiprocessing.get_context("fork").Pool(args.workers) as pool:
-        for done, counts in enumerate(pool.imap(_work, jobs), 1):
+    with forks.Pool(args.workers) as pool:
+        for counts in tqdm(pool.imap(_work, numbers), total=len(numbers), unit=" shards"):
             total += counts
-            if done % units == 0:
-                report = dict(zip(("samples", "tokens", "middle"), total.tolist(), strict=False))
-                print(
-                    json.dumps(
-                        {"passes": done // units, **report, "s": round(time.time() - started, 1)}
-                    ),
-                    flush=True,
-                )
+    made = dict(zip(("samples", "tokens", "middle"), total.tolist(), strict=True))
+    print(json.dumps({"documents": len(documents), **made}))
 
 
 if __name__ == "__main__":

@@ -1,210 +1,113 @@
-"""Where the syntax puts middles: spans found by tree-sitter queries, cut by `pick_span`."""
+"""Where a middle lies: kinds of spans, how often each is drawn, and the drawing.
+
+Spans follow the syntax, as in arXiv 2412.16589 ("Improving FIM Code Completions via Context &
+Curriculum Based Learning"), beside the lines and characters of arXiv 2207.14255 (FIM).
+"""
 
 from __future__ import annotations
 
 import bisect
-import functools
 import random
+from typing import NamedTuple
 
-import numpy as np
-import tree_sitter
-import tree_sitter_javascript
-import tree_sitter_python
-import tree_sitter_typescript
+from .syntax import Source
 
+# In the order of their numbers in a shard.
 KINDS = (
-    "plain",
-    "eol",
+    "plain",  # no middle at all
+    "eol",  # the rest of a line
     "line",
-    "lines",
-    "block",
-    "body",
+    "lines",  # two to seven
+    "block",  # statements
+    "body",  # of a function, after its docstring
     "args",
-    "expr",
+    "expr",  # what is assigned or returned
     "doc",
     "import",
-    "random",
+    "random",  # from any character to any other
 )
 Mix = dict[str, float]
-SHORT = Mix(
-    eol=0.17,
-    line=0.17,
-    lines=0.15,
-    block=0.19,
-    body=0.15,
-    args=0.06,
-    expr=0.04,
-    doc=0.02,
-    random=0.04,
-)
-SHORT |= {"import": 0.01}
-LONG = Mix(
-    eol=0.10,
-    line=0.10,
-    lines=0.16,
-    block=0.27,
-    body=0.28,
-    args=0.03,
-    expr=0.02,
-    doc=0.01,
-    random=0.02,
-)
-LONG |= {"import": 0.01}
-SMALL = Mix(
-    eol=0.22, line=0.40, lines=0.13, block=0.09, body=0.06, args=0.04, expr=0.04, random=0.02
-)
+# Two to seven lines from anywhere end where nothing in the text says so: few of them.
+SHORT: Mix = {
+    "eol": 0.18,
+    "line": 0.18,
+    "lines": 0.08,
+    "block": 0.19,
+    "body": 0.15,
+    "args": 0.08,
+    "expr": 0.06,
+    "doc": 0.02,
+    "random": 0.05,
+    "import": 0.01,
+}
+LONG: Mix = {
+    "eol": 0.12,
+    "line": 0.13,
+    "lines": 0.08,
+    "block": 0.27,
+    "body": 0.27,
+    "args": 0.05,
+    "expr": 0.03,
+    "doc": 0.01,
+    "random": 0.03,
+    "import": 0.01,
+}
+SMALL: Mix = {
+    "eol": 0.22,
+    "line": 0.43,
+    "lines": 0.08,
+    "block": 0.10,
+    "body": 0.07,
+    "args": 0.04,
+    "expr": 0.04,
+    "random": 0.02,
+}
 MAX_CHARS = 2200  # of a middle
 
-_PYTHON = """
-(block) @block (module) @block
-(function_definition body: (block) @body)
-(call arguments: (argument_list) @args)
-(assignment right: (_) @expr) (augmented_assignment right: (_) @expr) (return_statement (_) @expr)
-(string) @prose
-(block . (expression_statement (string) @doc))
-(import_statement) @import (import_from_statement) @import
-"""
-_SCRIPT = """
-(statement_block) @block (program) @block (class_body) @block
-(function_declaration body: (_) @body) (method_definition body: (_) @body)
-(function_expression body: (_) @body) (arrow_function body: (statement_block) @body)
-(arguments) @args
-(variable_declarator value: (_) @expr) (assignment_expression right: (_) @expr)
-(return_statement (_) @expr)
-(comment) @prose (template_string) @prose
-(import_statement) @import
-"""
-_LANGUAGES = {
-    "py": (tree_sitter_python.language, _PYTHON),
-    "js": (tree_sitter_javascript.language, _SCRIPT),
-    "ts": (tree_sitter_typescript.language_typescript, _SCRIPT),
-    "tsx": (tree_sitter_typescript.language_tsx, _SCRIPT),
-}
+_SYNTACTIC = ("block", "body", "args", "expr", "doc", "import")
+_MANY_CHILDREN = 400  # of a block that is data rather than statements
 
 
-@functools.cache
-def _tools(language: str) -> tuple[tree_sitter.Parser, tree_sitter.Query]:
-    make, query = _LANGUAGES[language]
-    grammar = tree_sitter.Language(make())
-    return tree_sitter.Parser(grammar), tree_sitter.Query(grammar, query)
+class Span(NamedTuple):
+    """A middle: its kind, one of `KINDS`, and where it starts and ends, in characters."""
+
+    kind: str
+    start: int
+    end: int
 
 
-class Source:
-    """A text, the starts of its lines, its syntactic spans and the lines that lie inside prose."""
+def pick_span(rng: random.Random, source: Source, a: int, b: int, mix: Mix) -> Span | None:
+    """Draw a middle inside of the window [a, b); None if it offers nothing.
 
-    def __init__(self, text: str, language: str) -> None:
-        """Parse the text."""
-        self.text = text
-        self.starts = [0]
-        at = text.find("\n")
-        while at >= 0:
-            self.starts.append(at + 1)
-            at = text.find("\n", at + 1)
-        self.spans: dict[str, list[tuple[int, int]]] = {}
-        self.blocks: list[tuple[int, int, tree_sitter.Node]] = []
-        self.prose: set[int] = set()
-        self._parse(language)
-
-    def _parse(self, language: str) -> None:
-        data = self.text.encode()
-        parser, query = _tools(language)
-        self.tree = parser.parse(data)
-        if len(data) == len(self.text):
-            self.offset = lambda byte: byte
-        else:  # tree-sitter counts bytes, everything here characters
-            starts = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
-            table = np.concatenate([[0], np.cumsum(starts)]).tolist()
-            self.offset = table.__getitem__
-        for kind, nodes in tree_sitter.QueryCursor(query).captures(self.tree.root_node).items():
-            if kind == "prose":
-                for node in nodes:
-                    first, last = node.start_point[0], node.end_point[0]
-                    if last > first:
-                        self.prose.update(range(first, last + 1))
-                        if language != "py":
-                            self.spans.setdefault("doc", []).append(self._extent(node))
-                continue
-            found = [(*self._extent(node), node) for node in nodes if not node.has_error]
-            if kind == "block":
-                self.blocks = sorted(found, key=lambda f: f[:2])
-                continue
-            spans = []
-            for start, end, node in found:
-                if kind == "args" or kind == "body" and self.text.startswith("{", start):
-                    start, end = start + 1, end - 1
-                    if kind == "body":
-                        inside = self.text[start:end]
-                        start += len(inside) - len(inside.lstrip())
-                        end -= len(inside) - len(inside.rstrip())
-                elif kind == "body":  # after the docstring
-                    inner = node.named_children
-                    has_text = len(inner) > 1 and inner[0].type == "expression_statement"
-                    if (
-                        has_text
-                        and inner[0].named_children
-                        and inner[0].named_children[0].type == "string"
-                    ):
-                        start = self.offset(inner[1].start_byte)
-                if end - start >= 2:
-                    spans.append((start, end))
-            self.spans[kind] = sorted(spans)
-        if language != "py":
-            self.spans["doc"] = sorted(self.spans.get("doc", ()))
-
-    def _extent(self, node: tree_sitter.Node) -> tuple[int, int]:
-        return self.offset(node.start_byte), self.offset(node.end_byte)
-
-
-def _statements(rng: random.Random, source: Source, a: int, b: int) -> tuple[int, int] | None:
-    """Return one to five statements of a block, or all from some statement to the block's end."""
-    blocks = source.blocks
-    low, high = (
-        bisect.bisect_left(blocks, a, key=lambda x: x[0]),
-        bisect.bisect_left(blocks, b, key=lambda x: x[0]),
-    )
-    outer = [i for i, block in enumerate(blocks[:1]) if block[0] < a]  # the module itself
-    for _ in range(8):
-        i = rng.randrange(low - len(outer), high) if high > low - len(outer) else -1
-        if high <= low - len(outer):
-            return None
-        node = blocks[0 if i < low else i][2]
-        extents = (
-            [source._extent(n) for n in node.named_children if n.type != "comment"]
-            if node.child_count < 400
-            else []
-        )
-        extents = [x for x in extents if a < x[0] and x[1] <= b]
-        if not extents:
-            continue
-        i = rng.randrange(len(extents))
-        j = len(extents) - 1 if rng.random() < 0.3 else min(len(extents) - 1, i + rng.randrange(5))
-        start, end = extents[i][0], extents[j][1]
-        if "\n" in source.text[start:end] and end - start <= MAX_CHARS:
-            return start, end
-    return None
+    Args:
+        rng: decides; the same state gives the same span.
+        source: the text.
+        a: first character of the window.
+        b: character after it.
+        mix: kind to how often it is drawn.
+    """
+    kind = rng.choices(list(mix), list(mix.values()))[0]
+    if kind in _SYNTACTIC:
+        if span := _syntactic(rng, source, a, b, kind):
+            return Span(kind, *span)
+        kind = rng.choice(("eol", "line", "lines"))
+    if kind == "random":
+        size = max(1, min(b - a - 1, int(rng.lognormvariate(4.2, 1.1)), MAX_CHARS))
+        start = rng.randrange(a, b - size)
+        return Span(kind, start, start + size)
+    span = _by_lines(rng, source, a, b, kind)
+    return Span(kind, *span) if span else None
 
 
 def _syntactic(
     rng: random.Random, source: Source, a: int, b: int, kind: str
 ) -> tuple[int, int] | None:
     """Return a span of a syntactic kind in the window, with the cursor where people ask."""
-    text = source.text
-    if kind == "block":
-        span = _statements(rng, source, a, b)
-        if span is None:
-            return None
-        start, end = span
-    else:
-        spans = source.spans.get(kind, ())
-        i, j = bisect.bisect_left(spans, (a + 1,)), bisect.bisect_left(spans, (b,))
-        for _ in range(6):
-            if i >= j:
-                return None
-            start, end = spans[rng.randrange(i, j)]
-            if end <= b and 2 <= end - start <= MAX_CHARS:
-                break
-        else:
-            return None
+    is_block = kind == "block"
+    span = _statements(rng, source, a, b) if is_block else _listed(rng, source, a, b, kind)
+    if span is None:
+        return None
+    text, (start, end) = source.text, span
     if kind in ("args", "expr", "import"):
         if rng.random() < 0.3:  # the cursor inside the expression
             start += rng.randrange(0, end - start)
@@ -214,13 +117,48 @@ def _syntactic(
     where = rng.random()
     first_end = text.find("\n", start, end)
     first_end = end if first_end < 0 else first_end
-    if where < 0.25 and first_end > start:
+    if where < 0.25 and first_end > start:  # inside of the first line
         start = rng.randrange(start, first_end)
-    elif where < 0.45:
+    elif where < 0.45:  # at its beginning, before the indentation
         start = max(a, text.rfind("\n", 0, start) + 1)
     if rng.random() < 0.2 and end < b and text[end] == "\n":
         end += 1
     return start, end
+
+
+def _listed(
+    rng: random.Random, source: Source, a: int, b: int, kind: str
+) -> tuple[int, int] | None:
+    """Return one of the spans that the queries found."""
+    spans = source.spans.get(kind, [])
+    i, j = bisect.bisect_left(spans, (a + 1,)), bisect.bisect_left(spans, (b,))
+    for _ in range(6 if i < j else 0):
+        start, end = spans[rng.randrange(i, j)]
+        if end <= b and 2 <= end - start <= MAX_CHARS:
+            return start, end
+    return None
+
+
+def _statements(rng: random.Random, source: Source, a: int, b: int) -> tuple[int, int] | None:
+    """Return a few statements of a block, or (mostly) all from one to the block's end."""
+    blocks = source.blocks
+    low, high = (bisect.bisect_left(blocks, x, key=lambda block: block[0]) for x in (a, b))
+    first = low - 1 if blocks and blocks[0][0] < a else low  # the module itself, begun before
+    for _ in range(8 if first < high else 0):
+        i = rng.randrange(first, high)
+        node = blocks[0 if i < low else i][2]
+        if node.child_count >= _MANY_CHILDREN:
+            continue
+        extents = [source.extent(n) for n in node.named_children if n.type != "comment"]
+        extents = [x for x in extents if a < x[0] and x[1] <= b]
+        if not extents:
+            continue
+        i = rng.randrange(len(extents))
+        j = len(extents) - 1 if rng.random() < 0.6 else min(len(extents) - 1, i + rng.randrange(4))
+        start, end = extents[i][0], extents[j][1]
+        if "\n" in source.text[start:end] and end - start <= MAX_CHARS:
+            return start, end
+    return None
 
 
 def _by_lines(
@@ -229,39 +167,22 @@ def _by_lines(
     """Return the rest of a line, a line, or two to seven lines."""
     text, starts = source.text, source.starts
     low, high = bisect.bisect_left(starts, a), bisect.bisect_left(starts, b)
-    for _ in range(12):
-        if high <= low:
-            return None
+    for _ in range(12 if low < high else 0):
         k = rng.randrange(low, high)
-        start = starts[k]
+        first = starts[k]
         end = starts[k + 1] - 1 if k + 1 < len(starts) else len(text)
-        line = text[start:end]
-        body = line.strip()
-        if not body or end > b:
+        line = text[first:end]
+        if not line.strip() or end > b or _passed_over(rng, source, k, line.strip()):
             continue
-        dull = (
-            body.startswith(("#", "//", "*"))
-            or k in source.prose
-            or not any(map(str.isalnum, body))
-        )
-        if rng.random() < (0.9 if dull else 0.5 if body.startswith(("import ", "from ")) else 0):
-            continue
-        indented = start + len(line) - len(line.lstrip())
+        indented = first + len(line) - len(line.lstrip())
         if kind == "eol":
-            start = rng.randrange(indented, end)
-            if rng.random() < 0.4:  # behind a sign that makes one ask
-                marks = [i + 1 for i in range(indented, end - 1) if text[i] in " (=.,[:{"]
-                start = rng.choice(marks) if marks else start
+            start = _inside_line(rng, text, indented, end)
             last = k + rng.randrange(1, 5) if rng.random() < 0.12 else k
         else:
-            start = start if rng.random() < 0.35 else indented
+            start = first if rng.random() < 0.35 else indented
             last = k + rng.randrange(1, 7) if kind == "lines" else k
         if last > k:
-            last = min(last, len(starts) - 2)
-            while last > k and starts[last + 1] - 1 > b:
-                last -= 1
-            end = starts[last + 1] - 1
-            end -= len(text[start:end]) - len(text[start:end].rstrip())  # no blank lines at the end
+            end = _end_of_lines(source, k, last, b)
         if kind != "eol" and rng.random() < 0.25 and end < b and text[end] == "\n":
             end += 1
         if end > start:
@@ -269,18 +190,32 @@ def _by_lines(
     return None
 
 
-def pick_span(
-    rng: random.Random, source: Source, a: int, b: int, mix: Mix
-) -> tuple[str, int, int] | None:
-    """Return (kind, start, end) of a middle inside the window [a, b), or None."""
-    kind = rng.choices(list(mix), list(mix.values()))[0]
-    if kind in ("block", "body", "args", "expr", "doc", "import"):
-        if span := _syntactic(rng, source, a, b, kind):
-            return kind, *span
-        kind = rng.choice(("eol", "line", "lines"))
-    if kind == "random":
-        size = max(1, min(b - a - 1, int(rng.lognormvariate(4.2, 1.1)), MAX_CHARS))
-        start = rng.randrange(a, b - size)
-        return kind, start, start + size
-    span = _by_lines(rng, source, a, b, kind)
-    return (kind, *span) if span else None
+def _passed_over(rng: random.Random, source: Source, number: int, line: str) -> bool:
+    """Return whether a line is drawn anew: mostly prose and brackets, half of the imports."""
+    is_dull = (
+        line.startswith(("#", "//", "*"))
+        or number in source.prose
+        or not any(map(str.isalnum, line))
+    )
+    share = 0.9 if is_dull else 0.5 if line.startswith(("import ", "from ")) else 0
+    return rng.random() < share
+
+
+def _inside_line(rng: random.Random, text: str, start: int, end: int) -> int:
+    """Return a place in a line, often behind a sign that makes one ask."""
+    at = rng.randrange(start, end)
+    if rng.random() < 0.4:
+        marks = [i + 1 for i in range(start, end - 1) if text[i] in " (=.,[:{"]
+        at = rng.choice(marks) if marks else at
+    return at
+
+
+def _end_of_lines(source: Source, first: int, last: int, b: int) -> int:
+    """Return the end of line `last` or of an earlier one in the window, without blank lines."""
+    text, starts = source.text, source.starts
+    last = min(last, len(starts) - 2)
+    while last > first and starts[last + 1] - 1 > b:
+        last -= 1
+    end = starts[last + 1] - 1
+    inside = text[starts[first] : end]
+    return end - (len(inside) - len(inside.rstrip()))

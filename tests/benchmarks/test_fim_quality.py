@@ -1,0 +1,244 @@
+import dataclasses
+import importlib
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+# The scripts import each other by name, as they do when one of them is run.
+sys.path.insert(0, str(ROOT / "benchmarks"))
+fim_ask, fim_compare, fim_held_out, fim_metrics, fim_quality, fim_tasks = map(
+    importlib.import_module,
+    ("fim_ask", "fim_compare", "fim_held_out", "fim_metrics", "fim_quality", "fim_tasks"),
+)
+sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def needs_libraries() -> None:
+    if missing := fim_metrics.missing():
+        pytest.skip(f"needs {', '.join(missing)}")
+
+
+def task(**fields) -> object:
+    given = {"name": "a", "group": "multi-line", "number": 0, "prefix": "", "suffix": ""}
+    return fim_tasks.Task(**given | {"middle": ""} | fields)
+
+
+# Measures
+
+
+def test_exact_match_leaves_white_space_at_the_end_out() -> None:
+    assert fim_metrics.is_exact("a\n", "a")
+    assert not fim_metrics.is_exact(" a", "a")
+
+
+def test_measures_are_full_when_texts_are_equal() -> None:
+    needs_libraries()
+    found = fim_metrics.scores("return f(a, b)\n", "return f(a, b)")
+    assert list(found) == list(fim_metrics.NAMES)
+    # METEOR never reaches 1: 1 - 0.5 * (chunks / matches)**3, here one chunk of seven words.
+    assert found.pop("meteor") == pytest.approx(100 * (1 - 0.5 / 7**3))
+    assert list(found.values()) == pytest.approx([100] * 4)
+
+
+def test_measures_are_those_worked_out_by_hand() -> None:
+    needs_libraries()
+    found = fim_metrics.scores("x = a + b", "x = a + c")
+    assert found["edit"] == pytest.approx(100 * 8 / 9)
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 fours.
+    assert found["bleu"] == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    assert found["rouge_l"] == pytest.approx(100 * 4 / 5)
+    # Precision and recall are both 4/5, in one chunk of four words.
+    assert found["meteor"] == pytest.approx(100 * 4 / 5 * (1 - 0.5 * (1 / 4) ** 3))
+    assert fim_metrics.corpus_bleu(["x = a + b"], ["x = a + c"]) == pytest.approx(found["bleu"])
+
+
+def test_case_and_signs_count() -> None:
+    needs_libraries()
+    assert fim_metrics.scores("Value", "value")["rouge_l"] == 0
+    assert fim_metrics.scores("})", "})")["rouge_l"] == 100
+
+
+@pytest.mark.parametrize("got", ["", "\n"])
+def test_measures_are_nothing_without_a_completion(got) -> None:
+    needs_libraries()
+    assert set(fim_metrics.scores(got, "a = 1").values()) == {0.0}
+
+
+def test_chrf_counts_characters() -> None:
+    needs_libraries()
+    # Of "ab" and "ac": one of two characters, no pair; orders 3 to 6 have nothing to count.
+    assert fim_metrics.scores("ab", "ac")["chrf"] == pytest.approx(25)
+
+
+# HumanEval
+
+
+def row(family: str, solution: str) -> dict[str, str]:
+    texts = {"prompt": "def f():\n", "suffix": "    return a\n", "canonical_solution": solution}
+    return texts | {"task_id": f"{family}/HumanEval/0/L0", "test": "T", "entry_point": "f"}
+
+
+@pytest.mark.parametrize(
+    ("family", "solution", "group", "prefix", "middle", "suffix"),
+    [
+        ("SingleLineInfilling", "    a = 1 \n", "single-line", "    ", "a = 1", "\n    return a\n"),
+        (
+            "MultiLineInfilling",
+            "  a = [\n  ]\n",
+            "multi-line",
+            "  ",
+            "a = [\n  ]",
+            "\n    return a\n",
+        ),
+        ("RandomSpanInfillingLight", "    a =", "random-span", "", "    a =", "    return a\n"),
+    ],
+)
+def test_lines_are_asked_as_an_editor_does(
+    tmp_path, family, solution, group, prefix, middle, suffix
+) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps(row(family, solution)) + "\n")
+    (read,) = fim_tasks.read_human_eval(path)
+    assert (read.group, read.middle) == (group, middle)
+    assert (read.prefix, read.suffix) == ("def f():\n" + prefix, suffix)
+    assert read.program("x").endswith("\nT\ncheck(f)\n")
+
+
+def test_unknown_set_is_named(tmp_path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps(row("Other", "a")) + "\n")
+    with pytest.raises(SystemExit, match="Other"):
+        list(fim_tasks.read_human_eval(path))
+
+
+def test_sample_is_the_same_for_a_seed_and_in_order() -> None:
+    tasks = [task(name=str(number), number=number) for number in range(100)]
+    first = fim_tasks.chosen(tasks, sample=20, seed=3)
+    assert first == fim_tasks.chosen(tasks, sample=20, seed=3)
+    assert first != fim_tasks.chosen(tasks, sample=20, seed=4)
+    assert first == sorted(first, key=lambda item: item.number)
+    assert len({item.name for item in first}) == 20
+    assert fim_tasks.chosen(tasks, sample=200) == tasks
+
+
+def test_parity_splits_the_tasks() -> None:
+    tasks = [task(number=number) for number in range(7)]
+    odd, even = (fim_tasks.chosen(tasks, parity=parity) for parity in ("odd", "even"))
+    assert [item.number for item in odd] == [1, 3, 5]
+    assert [item.number for item in even] == [0, 2, 4, 6]
+
+
+# Held-out files
+
+
+def files() -> list[tuple[str, str, str]]:
+    rng = random.Random(0)
+    python = "".join(
+        f"def function_{number}(value, other={number}):\n"
+        f'    """Return what is asked for."""\n'
+        f"    result = call_{rng.randrange(99)}(value, other)\n"
+        f"    if result > {number}:\n        return result + other\n    return None\n\n\n"
+        for number in range(90)
+    )
+    script = "".join(
+        f"// Takes é and {number}.\nfunction f{number}(value) {{\n"
+        f"  const result = call{rng.randrange(99)}(value, {number})\n"
+        f"  if (result) {{\n    log(result)\n  }}\n  return result\n}}\n\n"
+        for number in range(90)
+    )
+    return [("a", "a/one.py", python), ("b", "b/two.js", script), ("c", "c/short.py", "a = 1\n")]
+
+
+def test_no_hole_is_outside_its_window() -> None:
+    pytest.importorskip("tree_sitter_typescript")
+    texts = {path: text for _, path, text in files()}
+
+    def num_tokens(text: str) -> int:
+        return -(-len(text) // 4)
+
+    tasks = fim_held_out.draw(files(), 60, seed=0, num_tokens=num_tokens)
+    assert len(tasks) == len({item.name for item in tasks}) == 60
+    for item in tasks:
+        start, end = map(int, item.name.rsplit("@", 1)[1].split("-"))
+        text = texts[item.path]
+        assert text[start:end] == item.middle
+        assert text[:start].endswith(item.prefix) and text[end:].startswith(item.suffix)
+        assert item.middle.strip() and num_tokens(item.middle) <= fim_held_out.MAX_MIDDLE_TOKENS
+        assert item.context_tokens == num_tokens(item.prefix) + num_tokens(item.suffix)
+        low, high = fim_held_out.BINS[fim_held_out.length_of(item)]
+        assert low <= item.context_tokens <= high
+    assert {item.language for item in tasks} == {"py", "js"}
+    assert {fim_held_out.length_of(item) for item in tasks} == set(fim_held_out.BINS)
+    assert len({item.kind for item in tasks}) >= 7
+
+
+def test_holes_are_the_same_for_a_seed() -> None:
+    pytest.importorskip("tree_sitter_typescript")
+    first, again, other = (
+        fim_held_out.draw(files(), 20, seed=seed, num_tokens=len) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+# Answers
+
+
+def test_answer_is_cut_where_the_server_would_stop() -> None:
+    assert fim_ask.as_shown("1\n2", "end", "a = ", 4, ("\n",)) == "1"
+    assert fim_ask.as_shown("1)", "end", "a = (\n)", 5, ("\n",)) == "1"  # the bracket is there
+
+
+def answers() -> list[tuple[object, object]]:
+    answer = fim_ask.Answer("b", "b", 1.0, nll=2.0, num_tokens=4, end_right=True, early_end=False)
+    wrong = dataclasses.replace(answer, text="", nll=4.0, num_tokens=2, end_right=False)
+    return [(task(name="1", middle="b"), answer), (task(name="2", middle="b"), wrong)]
+
+
+def test_figures_are_shares_and_loss_per_token() -> None:
+    found = fim_quality.figures(answers(), {"1": True, "2": False})
+    assert found["exact_percent"] == found["pass_percent"] == found["end_right_percent"] == 50
+    assert found["standard_error"] == pytest.approx(100 * (0.25 / 2) ** 0.5)
+    assert found["exact_raw_percent"] == 100
+    assert found["loss"] == 1.0
+    assert (found["early_end_percent"], found["num_empty"]) == (0, 1)
+
+
+def test_odd_lines_stand_apart() -> None:
+    part = [(task(number=number, group="single-line"), None) for number in range(5)]
+    assert [(label, len(some)) for label, some in fim_quality.groups(part)] == [
+        ("engine alone", 5),
+        ("single-line odd", 2),
+    ]
+
+
+# Pairs
+
+
+def test_sign_test_counts_only_what_differs() -> None:
+    pairs = [(True, False)] * 9 + [(False, True)] * 4 + [(True, True)] * 50
+    assert fim_compare.sign_test(pairs) == (9, 4, pytest.approx(5 / 13**0.5))
+    assert fim_compare.sign_test([(True, True)]) == (0, 0, None)
+
+
+def test_mean_z_is_the_mean_over_its_standard_error() -> None:
+    assert fim_compare.mean_z([1.0, 2.0, 3.0]) == pytest.approx(2 * 3**0.5)
+    assert fim_compare.mean_z([1.0, 1.0]) is None
+    assert fim_compare.mean_z([1.0]) is None
+
+
+def test_answers_of_two_models_are_paired_by_name(tmp_path) -> None:
+    part = answers()
+    fim_quality.write_answers(tmp_path / "one", part, {})
+    # The other model has the second right, and was asked for no first.
+    right = dataclasses.replace(part[1][1], text="b", nll=1.0)
+    fim_quality.write_answers(tmp_path / "two", [(part[1][0], right)], {})
+    pairs, num_alone = fim_compare.paired(tmp_path / "one", tmp_path / "two")
+    lines = {line[1]: line[2:] for line in fim_compare.compared(pairs)}
+    assert num_alone == 1
+    assert lines["exact"] == [1, 0.0, 100.0, 0, 1, 0, -1.0]
+    assert lines["loss"] == [1, 2.0, 0.5, 0, 1, 0, None]
+    assert "passed" not in lines

@@ -1,0 +1,77 @@
+"""A training sample's prompt is what the engine builds for the same text and cursor."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from keyturn.engine.config import EngineConfig
+from keyturn.engine.engine import Engine
+from training import layouts
+from training.human_eval import prompt
+
+TEXT = st.text(st.sampled_from("ab_é😀 \n\t():=.1"), max_size=40)
+
+
+def check():
+    pass
+
+
+@pytest.fixture(scope="module")
+def engine(exported) -> Engine:
+    return Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 0, 256))
+
+
+@pytest.fixture(scope="module")
+def raw(tokenizer_path) -> Tokenizer:
+    return Tokenizer.from_file(str(tokenizer_path))
+
+
+def engine_prompt(engine, exported, before, typed, after, layout):
+    """Return the tokens that a session wants after `typed` was typed at the cursor."""
+    name = "spm" if layout == layouts.SPM else "psm"
+    session = engine.open(
+        "a", before + after, path="a.py", model=str(exported), policy="turn", layout=name
+    )
+    session.set_cursor(len(before))
+    session._lay_out()
+    session.edit([(len(before), len(before), typed)])
+    session.set_cursor(len(before) + len(typed))
+    session._lay_out()
+    return session._prompt._token_ids.tolist()
+
+
+@given(TEXT, TEXT, TEXT, st.sampled_from([layouts.PSM, layouts.SPM, layouts.EFIM]))
+@settings(max_examples=60, deadline=None)
+def test_prompt_is_the_engines(engine, exported, raw, before, typed, after, layout):
+    if layout != layouts.EFIM:
+        before, typed = before + typed, ""
+
+    def encode(text):
+        return raw.encode(text, add_special_tokens=False).ids
+
+    prefix, tail = (before + typed, "") if layout == layouts.SPM else (before, typed)
+    parts = {"prefix": encode(prefix), "tail": encode(tail), "suffix": encode(after)}
+    tokens, classes = layouts.arrange(layouts.segments(before, typed, after, layout), parts)
+    assert tokens == engine_prompt(engine, exported, before, typed, after, layout)
+    assert len(tokens) == len(classes)
+
+
+@given(TEXT, TEXT, st.sampled_from(["spm", "psm"]))
+@settings(max_examples=30, deadline=None)
+def test_evaluation_asks_as_the_engine_does(engine, exported, raw, before, after, layout):
+    number = layouts.LAYOUTS.index(layout)
+    wanted = engine_prompt(engine, exported, before, "", after, number)
+    assert prompt(raw, before, after, layout) == wanted
+
+
+def test_marks_are_those_of_the_tokenizer(raw):
+    assert [raw.id_to_token(i) for i in (layouts.END, layouts.FILE_SEP, layouts.FILENAME)] == [
+        "<|endoftext|>",
+        "<file_sep>",
+        "<filename>",
+    ]
+    template = layouts.template()
+    assert {layouts.END, layouts.FILE_SEP, layouts.FILENAME} <= template.end_ids
+    assert raw.get_vocab_size() == layouts.VOCABULARY
+    assert template.window_tokens == layouts.MAX_TOKENS
