@@ -13,6 +13,8 @@ import argparse
 import collections
 import functools
 import json
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +28,63 @@ from .filtering import (
     MAX_LINE_CHARS,
     SKIP_PATH,
     SOURCE_MAP,
+    Dropped,
+    Examined,
     Filter,
+    examine,
     held_out,
     source_order,
     strip_licence,
     surplus_test,
 )
-from .packages import Package, allowed, read_packages, read_tarball, read_wheel
+from .packages import Package, Reader, allowed, package_readers, read_tarball, read_wheel
 
+CAPPED = Dropped("package cap")
+_CAPS_EXAMINED = 3  # caps' worth of files that are looked at: not all of them will be kept
 HELD_CAP = 60_000  # characters of held-out files per package, so that a few large ones do not rule
 
 
+ExaminedFiles = list[tuple[str, Examined | Dropped]]
+
+
+def examine_package(
+    read: Reader, contamination: Contamination, licences: dict[str, str]
+) -> tuple[Package, ExaminedFiles] | None:
+    """Read a package and judge each of its files by itself; None if it cannot be read."""
+    package = read()
+    if package is None:
+        return None
+    package.licence = licences.get(package.name, package.licence)
+    files, package.files = package.files, []
+    examined: ExaminedFiles = []
+    if not allowed(package.licence):
+        return package, examined
+    home = f"npm/{package.name.removeprefix('npm:')}/"
+    num_characters = 0
+    for path, data in sorted(files, key=lambda file: source_order(file[0])):
+        if SKIP_PATH.search(path.removeprefix(home)):
+            file = Dropped("path")
+        elif not package.program_set and surplus_test(path):
+            file = Dropped("test file (55 % left out)")
+        elif num_characters > _CAPS_EXAMINED * package.cap:
+            file = CAPPED
+        else:
+            file = examine(path, data, contamination, package.program_set)
+            num_characters += len(file.text) if isinstance(file, Examined) else 0
+        examined.append((path, file))
+    return package, examined
+
+
 def collect_package(
-    package: Package, keep: Filter
+    package: Package, files: ExaminedFiles, keep: Filter
 ) -> tuple[list[Document], list[Document], dict[str, Any]]:
     """Return the training and the held-out documents of one package, and its manifest entry."""
     train: list[Document] = []
     held: list[Document] = []
     size: collections.Counter[str] = collections.Counter()
-    home = f"npm/{package.name.removeprefix('npm:')}/"
-    for path, data in sorted(package.files, key=lambda file: source_order(file[0])):
-        if SKIP_PATH.search(path.removeprefix(home)):
-            keep.dropped["path"] += 1
-        elif not package.program_set and surplus_test(path):
-            keep.dropped["test file (55 % left out)"] += 1
-        elif size["characters"] > package.cap:
-            keep.dropped["package cap"] += 1
-        elif text := keep.keep(path, data, package.program_set):
+    for path, file in files:
+        is_full = isinstance(file, Examined) and size["characters"] > package.cap
+        if text := keep.keep(CAPPED if is_full else file):
             hold = held_out(path)
             (held if hold else train).append(Document(package.name, path, text))
             size["held_out_files" if hold else "files"] += 1
@@ -89,13 +121,15 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     packages: dict[str, Any] = {}
     refused: dict[str, str] = {}
     num_characters = 0
-    bar = tqdm(read_packages(args.downloads, sources, args.repositories), unit=" packages")
-    for number, package in enumerate(bar):
-        package.licence = sources.get("licences", {}).get(package.name, package.licence)
+    readers = package_readers(args.downloads, sources, args.repositories)[: args.limit]
+    _shared[:] = [(keep.contamination, sources.get("licences", {}))]
+    pool = multiprocessing.get_context("fork").Pool(args.workers)
+    bar = tqdm(pool.imap(_work, readers), total=len(readers), unit=" packages")
+    for package, files in filter(None, bar):
         if not allowed(package.licence):
             refused[package.name] = package.licence
             continue
-        mine, mine_held, packages[package.name] = collect_package(package, keep)
+        mine, mine_held, packages[package.name] = collect_package(package, files, keep)
         train += mine
         num_characters += sum(len(document.text) for document in mine)
         bar.set_postfix_str(f"{num_characters / 1e6:.0f} million characters, {package.name}")
@@ -104,8 +138,7 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
             total += len(document.text)
             if total <= HELD_CAP:
                 held.append(document)
-        if args.limit and number >= args.limit:
-            break
+    pool.terminate()
     report = {
         "documents": len(train),
         "held_out_documents": len(held),
@@ -118,6 +151,14 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     write_documents(args.out / "held.bin.zst", held + reserved)
     (args.out / "collected.json").write_text(json.dumps(report, indent=1))
     write_documents(args.out / "collected.bin", train)
+
+
+# What the workers need, handed to them by the fork.
+_shared: list[tuple[Contamination, dict[str, str]]] = []
+
+
+def _work(read: Reader) -> tuple[Package, ExaminedFiles] | None:
+    return examine_package(read, *_shared[0])
 
 
 def _overlap(keep: Filter) -> dict[str, Any]:
@@ -182,6 +223,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--script-mb", type=float, default=300, help="the same for JavaScript and TypeScript")
     shares = [0.1, 0.225, 0.225, 0.225, 0.225]
     add("--parts", type=float, nargs="+", default=shares, help="share of each part")
+    add("--workers", type=int, default=os.cpu_count())
     add("--limit", type=int, help="stop after this many packages (for a test)")
     args = parser.parse_args(argv)
     args.reserved = args.reserved or args.downloads / "reserved"

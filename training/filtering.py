@@ -7,8 +7,10 @@ import hashlib
 import re
 import zlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .contamination import Contamination
 from .packages import BAD_LICENCE, MIN_BYTES
@@ -70,46 +72,51 @@ class Filter:
 
     def reserve(self, text: str) -> None:
         """Remember a text of the evaluation: what repeats it will be dropped."""
-        self._reserved |= shingles(text)
+        self._reserved.update(shingles(text).tolist())
 
-    def keep(self, path: str, data: bytes, program_set: bool) -> str | None:
-        """Return the cleaned text of a file, or None; `program_set`: it is a small program."""
-        text = cleaned(path, data)
-        if not isinstance(text, Dropped):
-            reason = self._known_line(text, program_set) or self._known_text(text)
-            if reason is None:
-                return text
-            text = Dropped(reason)
-        self.dropped[text.reason] += 1
+    def keep(self, file: Examined | Dropped) -> str | None:
+        """Return the text of a file if it is to be kept."""
+        reason = file.reason if isinstance(file, Dropped) else self._known(file)
+        if isinstance(file, Examined) and reason is None:
+            return file.text
+        self.dropped[str(reason)] += 1
         return None
 
-    def _known_line(self, text: str, program_set: bool) -> str | None:
-        lines = map(str.strip, text.split("\n"))
-        if "HumanEval" in text or any(line in self.contamination.lines for line in lines):
-            return "humaneval line"
-        if program_set and self.contamination.entry.search(text):
-            return "program that defines a HumanEval entry point"
-        return None
-
-    def _known_text(self, text: str) -> str | None:
+    def _known(self, file: Examined) -> str | None:
         """Return why a text is no new one; remember it."""
-        key = hashlib.md5("".join(text.split()).encode()).digest()
-        if key in self._exact:
+        if file.key in self._exact:
             return "exact duplicate"
-        self._exact.add(key)
-        marks = shingles(text)
+        self._exact.add(file.key)
+        marks = set(file.marks.tolist())
         if len(marks & self._reserved) > _MOST_RESERVED * len(marks):
             return "repeats a reserved package"
         repeated = len(marks & self._seen) / len(marks)
         self._seen |= marks
         if repeated > _MOST_REPEATED:
             return "near duplicate"
-        grams, telling = self.contamination.find(text)
-        if telling:
+        if file.telling:
             return "telling HumanEval 10-gram"
-        self.num_with_gram += bool(grams)
-        self.grams_found.update(grams)
+        self.num_with_gram += bool(file.grams)
+        self.grams_found.update(file.grams)
         return None
+
+
+class Examined(NamedTuple):
+    """What a text says of itself, whatever the others are.
+
+    Attributes:
+        text: cleaned.
+        key: the same for texts that differ in white space only.
+        marks: its `shingles`.
+        grams: hashes of HumanEval's 10-grams in it.
+        telling: whether one of them is telling.
+    """
+
+    text: str
+    key: bytes
+    marks: NDArray[np.uint64]
+    grams: list[int]
+    telling: bool
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,22 @@ class Dropped:
     """Why a file was not kept."""
 
     reason: str
+
+
+def examine(
+    path: str, data: bytes, contamination: Contamination, program_set: bool
+) -> Examined | Dropped:
+    """Judge a file by itself; `program_set`: it is a small program."""
+    text = cleaned(path, data)
+    if isinstance(text, Dropped):
+        return text
+    lines = map(str.strip, text.split("\n"))
+    if "HumanEval" in text or any(line in contamination.lines for line in lines):
+        return Dropped("humaneval line")
+    if program_set and contamination.entry.search(text):
+        return Dropped("program that defines a HumanEval entry point")
+    key = hashlib.md5("".join(text.split()).encode()).digest()
+    return Examined(text, key, shingles(text), *contamination.find(text))
 
 
 def cleaned(path: str, data: bytes) -> str | Dropped:
@@ -159,8 +182,8 @@ def strip_licence(text: str) -> str:
     return text
 
 
-def shingles(text: str) -> set[int]:
-    """Return a fixed quarter of the hashes of every five stripped lines (at least one)."""
+def shingles(text: str) -> NDArray[np.uint64]:
+    """Return a fixed quarter of the distinct hashes of every five stripped lines (at least one)."""
     lines = np.array(
         [zlib.crc32(s.encode()) for line in text.split("\n") if (s := line.strip())], np.uint64
     )
@@ -171,7 +194,7 @@ def shingles(text: str) -> set[int]:
             value = value * np.uint64(0x9E3779B97F4A7C15) + lines[k : k + size]
         mixed = value ^ (value >> np.uint64(29))
     kept = value[mixed % np.uint64(4) == 0]
-    return set((kept if len(kept) >= 3 else value).tolist())
+    return np.unique(kept if len(kept) >= 3 else value)
 
 
 def held_out(path: str) -> bool:

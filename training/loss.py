@@ -19,7 +19,7 @@ from .model import Model, rms_norm
 
 EXITS = (6, 10, 14, 18, 22, 26)  # layers, counted from 1
 # Two a step, in turn: 14 and 22 most often, which the product may use.
-EXIT_PAIRS = ((14, 6), (22, 10), (14, 26), (22, 18), (14, 10), (22, 6), (14, 18), (22, 26))
+EXIT_PAIRS = ((14, 22), (22, 10), (14, 26), (22, 18), (14, 22), (22, 6), (14, 18), (14, 10))
 
 
 def head_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Package:
     files: list[tuple[str, bytes]]
     program_set: bool = False
     cap: float = 4e6
+
+
+Reader = Callable[[], Package | None]
 
 
 def allowed(licence: str) -> bool:
@@ -148,45 +151,50 @@ def read_repository(path: Path, name: str, commit: str, under: str = "") -> Pack
     )
 
 
-def read_packages(folder: Path, sources: dict, repositories: Path | None) -> Iterator[Package]:
-    """Yield the standard library, the repositories and the packages, always in the same order.
+def package_readers(folder: Path, sources: dict, repositories: Path | None) -> list[Reader]:
+    """Return what reads the standard library, the repositories and the packages, in that order.
 
     Args:
         folder: of `fetch_sources`, with `whl` and `npm`.
         sources: sources.json.
         repositories: folder of git directories OWNER+NAME/repo; None leaves them out.
     """
-    caps, sets = sources.get("cap_mb", {}), set(sources.get("program_sets", []))
-    yield read_stdlib()
+    readers: list[Reader] = [read_stdlib]
     for name, where in (sources.get("repositories", {}) if repositories else {}).items():
         assert repositories is not None, "asked above"
         place = repositories / name.replace("/", "+") / "repo"
-        package = read_repository(place, name, where["commit"], where.get("under", ""))
-        if name in sources.get("plain_repositories", ()):
-            package.name, package.program_set = "git:" + package.name.removeprefix("algo:"), False
-        yield package
-    for path in sorted((folder / "whl").glob("*.whl")):
-        if package := _readable(read_wheel, path):
-            cap = caps.get(package.name, sources.get("cap_default_mb", 4))
-            if package.name in sets:
-                package.name, package.program_set = "algo:" + package.name, True
-            package.cap = cap * 1e6
-            yield package
-    for path in sorted((folder / "npm").glob("*.tgz")):
-        if package := _readable(read_tarball, path):
-            package.program_set = package.name in sets
-            package.cap = caps.get(package.name, sources.get("cap_npm_mb", 2)) * 1e6
-            yield package
+        plain = name in sources.get("plain_repositories", ())
+        readers.append(functools.partial(_read_named, place, name, where, plain))
+    for read, kind, pattern in ((read_wheel, "whl", "*.whl"), (read_tarball, "npm", "*.tgz")):
+        paths = sorted((folder / kind).glob(pattern))
+        readers += [functools.partial(_read_download, read, path, sources) for path in paths]
+    return readers
 
 
-def _readable(read: Any, path: Path) -> Package | None:  # noqa: ANN401
-    """Return the package, or say why it cannot be read."""
+def _read_named(path: Path, name: str, where: dict[str, str], plain: bool) -> Package:
+    package = read_repository(path, name, where["commit"], where.get("under", ""))
+    if plain:
+        package.name, package.program_set = "git:" + package.name.removeprefix("algo:"), False
+    return package
+
+
+def _read_download(
+    read: Callable[[Path], Package], path: Path, sources: dict[str, Any]
+) -> Package | None:
+    """Return the package with its cap, or say why it cannot be read."""
     damages = (zipfile.BadZipFile, tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError)
     try:
-        return read(path)
+        package = read(path)
     except (*damages, EOFError) as error:
         print(f"{path.name} is damaged ({error}); delete it and fetch it again", flush=True)
         return None
+    is_npm = package.name.startswith("npm:")
+    usual = sources.get("cap_npm_mb", 2) if is_npm else sources.get("cap_default_mb", 4)
+    package.cap = sources.get("cap_mb", {}).get(package.name, usual) * 1e6
+    if package.name in sources.get("program_sets", []):
+        package.program_set = True
+        package.name = package.name if is_npm else "algo:" + package.name
+    return package
 
 
 def _wanted(name: str, size: int) -> bool:

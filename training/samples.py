@@ -41,7 +41,7 @@ MAX_MIDDLE = 900  # tokens
 MAX_CHUNK = 400  # tokens of another file
 LONG_CHARS = 4000  # a window from this size on is a long one
 NUM_MARKS = 4  # PRE, SUF, MID, END
-LAYOUT_SHARES = {PSM: 0.34, SPM: 0.5, EFIM: 0.16}
+LAYOUT_SHARES = {PSM: 0.3, SPM: 0.54, EFIM: 0.16}
 
 
 class Sample(NamedTuple):

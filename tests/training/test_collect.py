@@ -86,7 +86,7 @@ def no_stdlib():
     return Package("stdlib", "3", "PSF-2.0", [])
 
 
-def test_downloads_become_shards(downloads, tmp_path, monkeypatch, tokenizer_path, capsys):
+def test_downloads_become_shards(downloads, tmp_path, monkeypatch, tokenizer_path, capfd):
     monkeypatch.setattr("training.packages.read_stdlib", no_stdlib)
     out, sources = tmp_path / "data", str(tmp_path / "sources.json")
     command = [str(downloads), str(out), "--sources", sources, "--parts", "1"]
@@ -103,7 +103,7 @@ def test_downloads_become_shards(downloads, tmp_path, monkeypatch, tokenizer_pat
     manifest = json.loads((out / "manifest.json").read_text())
     assert "gnu" in manifest["refused_licences"]
     assert manifest["packages"]["algo:me+sums"]["licence"] == "MIT"
-    assert "torn" in capsys.readouterr().out
+    assert "torn" in capfd.readouterr().out
 
     before = (out / "collected.bin").stat().st_mtime_ns
     collect.main(command)  # what is there is kept

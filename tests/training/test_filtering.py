@@ -3,7 +3,7 @@
 import pytest
 
 from training.contamination import Contamination
-from training.filtering import Filter, held_out, source_order, strip_licence, surplus_test
+from training.filtering import Filter, examine, held_out, source_order, strip_licence, surplus_test
 
 from .conftest import PROGRAM
 
@@ -36,7 +36,7 @@ def keep():
 
 
 def kept(keep, text, path="a.py", program_set=False):
-    return keep.keep(path, text.encode(), program_set)
+    return keep.keep(examine(path, text.encode(), keep.contamination, program_set))
 
 
 def test_ordinary_file_is_kept_without_its_licence_header(keep):
@@ -95,7 +95,9 @@ def test_unfit_file_is_dropped_with_its_reason(keep, text, path, reason):
 
 
 def test_undecodable_file_is_dropped(keep):
-    assert keep.keep("a.py", b"\xff" * 300, False) is None and keep.dropped == {"decode": 1}
+    assert keep.keep(
+        examine("a.py", b"\xff" * 300, keep.contamination, False)
+    ) is None and keep.dropped == {"decode": 1}
 
 
 def test_shares_by_path_are_fixed():
