@@ -57,8 +57,8 @@ def load_documents(path: Path | str) -> list[Document]:
         else:
             data = file.read()
     documents = []
-    for record in data.decode("utf-8").split("\x00")[1:]:
-        head, text = record.split("\x01", 1)
+    for record in data.split(b"\x00")[1:]:  # decoded one by one: an emoji widens a whole string
+        head, text = record.decode("utf-8").split("\x01", 1)
         package, inner = head.split("\x02")
         documents.append(Document(package, inner, text))
     return documents
@@ -66,7 +66,7 @@ def load_documents(path: Path | str) -> list[Document]:
 
 def join_records(documents: Iterable[Document]) -> bytes:
     """Return documents as the bytes of a .bin file."""
-    return "".join(f"\x00{p}\x02{n}\x01{t}" for p, n, t in documents).encode()
+    return b"".join(f"\x00{p}\x02{n}\x01{t}".encode() for p, n, t in documents)
 
 
 def write_documents(path: Path, documents: list[Document]) -> None:
