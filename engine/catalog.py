@@ -16,7 +16,7 @@ from .hf_config import SUPPORTED
 
 EMBEDDED = "embedded"
 
-_EMBEDDED_FILE = Path(__file__).parent / "embedded" / "keyturn-135m-q4_1.gguf"
+EMBEDDED_FILE = Path(__file__).parent / "embedded" / "keyturn-135m-q4_1.gguf"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model consists of; repositories often hold the same weights in other formats, too.
 _WANTED = ("*.json", "*.safetensors")
@@ -33,9 +33,9 @@ def resolve(model: str, *, download: bool = False) -> Path:
         ModelNotFound: there is no such model here.
     """
     if model == EMBEDDED:
-        if not _EMBEDDED_FILE.is_file():
-            raise ModelNotFound(f"the embedded model is not at {_EMBEDDED_FILE}; install again")
-        return _EMBEDDED_FILE
+        if not EMBEDDED_FILE.is_file():
+            raise ModelNotFound(f"the embedded model is not at {EMBEDDED_FILE}; install again")
+        return EMBEDDED_FILE
     path = Path(model).expanduser()
     if model and path.is_dir():
         return _in_folder(model, path)
@@ -60,8 +60,8 @@ def resolve(model: str, *, download: bool = False) -> Path:
 def on_disk() -> list[dict[str, Any]]:
     """Return the models here that can be loaded: name, path and size of the weights in bytes."""
     found: list[dict[str, Any]] = []
-    if _EMBEDDED_FILE.is_file():
-        found.append(_entry(EMBEDDED, _EMBEDDED_FILE, [_EMBEDDED_FILE]))
+    if EMBEDDED_FILE.is_file():
+        found.append(_entry(EMBEDDED, EMBEDDED_FILE, [EMBEDDED_FILE]))
     for repository in sorted(_hub_cache().glob("models--*--*")):
         snapshot = _snapshot(repository)
         if snapshot is None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from keyturn.engine.catalog import EMBEDDED, resolve
+from keyturn.engine.catalog import EMBEDDED_FILE
 from keyturn.engine.fim import SIDECAR, FimTemplate, read_sidecar
 from keyturn.engine.layout import Segment, lay_out
 
@@ -37,7 +37,7 @@ MIDDLE_CLASSES = (MIDDLE, FIRST, LAST, LINE_START)
 @functools.cache
 def template() -> FimTemplate:
     """Return the format of the embedded model, which the next one keeps."""
-    return read_sidecar(resolve(EMBEDDED).with_name(SIDECAR), VOCABULARY)
+    return read_sidecar(EMBEDDED_FILE.with_name(SIDECAR), VOCABULARY)
 
 
 def segments(before: str, typed: str, after: str, layout: int) -> tuple[Segment, ...]:

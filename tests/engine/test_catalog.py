@@ -48,7 +48,7 @@ def test_embedded_is_the_file_in_the_package():
 
 
 def test_missing_embedded_model_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(catalog, "_EMBEDDED_FILE", tmp_path / "none.gguf")
+    monkeypatch.setattr(catalog, "EMBEDDED_FILE", tmp_path / "none.gguf")
     with pytest.raises(ModelNotFound, match="install again"):
         resolve("embedded")
     assert on_disk() == []
