@@ -219,9 +219,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reserved", type=Path, help="reserved packages (DOWNLOADS/reserved)")
     add("--repositories", type=Path, help="git directories (DOWNLOADS/repositories, if there)")
     add("--humaneval", type=Path, help="HumanEval-SingleLineInfilling.jsonl.gz (in DOWNLOADS)")
-    add("--python-mb", type=float, default=900, help="million characters of Python to keep")
-    add("--script-mb", type=float, default=300, help="the same for JavaScript and TypeScript")
-    shares = [0.1, 0.225, 0.225, 0.225, 0.225]
+    add("--python-mb", type=float, default=1450, help="million characters of Python to keep")
+    add("--script-mb", type=float, default=600, help="the same for JavaScript and TypeScript")
+    shares = [0.06, *6 * [0.94 / 6]]
     add("--parts", type=float, nargs="+", default=shares, help="share of each part")
     add("--workers", type=int, default=os.cpu_count())
     add("--limit", type=int, help="stop after this many packages (for a test)")

@@ -18,12 +18,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 GITHUB = "https://github.com"
 BATCH = 8  # packages a command
+AT_ONCE = 6  # commands
 TIMEOUT_S = 900  # of a command
 # Wheels of some packages exist only for newer Pythons; nothing of them is run.
 NEWEST_PYTHON = "3.14"
@@ -62,18 +64,25 @@ def fetch(
         The items that could not be had, as "name==version".
     """
     run = run or _succeeds
-    failed: list[str] = []
     todo = [item for item in items if not done(item)]
     bar = tqdm(total=len(todo), desc=title, unit=" packages")
-    for start in range(0, len(todo), BATCH):
-        batch = todo[start : start + BATCH]
-        if not run(commands[0](batch)):
-            for item in batch:
-                tries = (command([item]) for command in commands)
-                if not done(item) and not any(map(run, tries)):
-                    failed.append(f"{item[0]}=={item[1]}")
-        bar.update(len(batch))
-        bar.set_postfix(failed=len(failed))
+
+    def get(batch: list[Item]) -> list[str]:
+        if run(commands[0](batch)):
+            return []
+        return [
+            f"{item[0]}=={item[1]}"
+            for item in batch
+            if not done(item) and not any(run(command([item])) for command in commands)
+        ]
+
+    failed: list[str] = []
+    batches = [todo[start : start + BATCH] for start in range(0, len(todo), BATCH)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for batch, missing in zip(batches, pool.map(get, batches), strict=True):
+            failed += missing
+            bar.update(len(batch))
+            bar.set_postfix(failed=len(failed))
     return failed
 
 
