@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("keyturn", "torch", "tokenizers", "pygls")
+PACKAGES = ("keyturn", "torch", "triton", "tokenizers", "pygls")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -72,10 +74,10 @@ def finish(
     result = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        # A copy of the tree on another machine may have no git: then an option says it.
+        "commit": getattr(args, "commit", None) or commit(),
         "machine": machine(),
-        "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in PACKAGES},
+        "versions": {"python": platform.python_version(), **installed()},
         "seed": args.seed,
         "model": args.model,
         **figures,
@@ -92,8 +94,19 @@ def finish(
 def commit() -> str:
     """Return the commit that runs, marked if the tree differs from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    if shutil.which("git") is None:
+        return "unknown"
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of the packages that matter, as far as they are installed."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..kernels import dispatch
 from .catalog import resolve
 from .config import EngineConfig
 from .errors import BadRequest, OutOfMemory
@@ -44,6 +45,7 @@ class Engine:
         self.config = config
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
+        self._kernels = dispatch.choose(self.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
@@ -175,6 +177,7 @@ class Engine:
         return {
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "kernels": {"backend": self._kernels.backend, "why": self._kernels.why},
             "models": sorted(self._models),
             "num_documents": len(self.sessions),
             "num_stale_rows": sum(session.num_stale for session in self.sessions.values()),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from ..kernels.reference import rope_shift
+from ..kernels import dispatch
 from .errors import ContextTooLong, OutOfMemory
 from .model_config import ModelConfig
 from .rope import RotaryTable
@@ -55,6 +55,10 @@ class KVCache:
             ) from None
         self.capacity = capacity
         self.table = RotaryTable(config, capacity, device)
+        self._kernels = dispatch.choose(device)
+        if device.type == "cuda":
+            # Compiled now, on a row that nobody uses yet, and not at the first keystroke.
+            self._turn(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         self.num_rows = 0
         self.num_fresh = 0
         self._num_touched = 0
@@ -144,21 +148,40 @@ class KVCache:
             return
         lowest = min(int(self.positions[slots].min()), int(positions.min()))
         self.num_fresh = min(self.num_fresh, lowest)
+        self._turn(slots, positions)
+        self.positions[slots] = positions
+
+    def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
         cos, sin = self.table.at(self._index(positions))
-        rope_shift(
+        self._kernels.rope_shift(
             self._unrotated, self._keys, self._index(slots), cos, sin, self.table.interleaved
         )
-        self.positions[slots] = positions
 
     # The forward pass
 
-    def write(
-        self, layer: int, slots: Tensor, unrotated: Tensor, rotated: Tensor, values: Tensor
-    ) -> None:
-        """Store one layer's rows: (n,) slots and three times (n, num_kv_heads, head_dim)."""
-        self._unrotated[layer].index_copy_(1, slots, unrotated.transpose(0, 1))
-        self._keys[layer].index_copy_(1, slots, rotated.transpose(0, 1))
-        self._values[layer].index_copy_(1, slots, values.transpose(0, 1))
+    def write(self, layer: int, slots: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate one layer's rows, store their keys and values, and return the rotated queries.
+
+        Args:
+            layer: which one.
+            slots: (n,) int64.
+            qkv: (n, num_heads + 2 * num_kv_heads, head_dim), contiguous: queries, keys, values.
+            cos: (n, rotary_dim / 2) float32, from `table.at` the rows' positions.
+            sin: like `cos`.
+
+        Returns:
+            (n, num_heads, head_dim).
+        """
+        return self._kernels.write_rows(
+            qkv,
+            self._unrotated[layer],
+            self._keys[layer],
+            self._values[layer],
+            slots,
+            cos,
+            sin,
+            self.table.interleaved,
+        )
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the rotated keys and the values of a layer, (num_kv_heads, num_rows, head_dim)."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..kernels.reference import apply_rotary
 from .attention import attend, causal_bias
 from .kv_cache import KVCache, Slots
 from .model_config import ModelConfig
@@ -103,8 +102,8 @@ class Decoder:
         positions = torch.from_numpy(cache.positions.copy()).to(self.device)
         row_positions = positions[index]
         bias = causal_bias(row_positions, positions, self.dtype)
-        cos, sin = (part[:, None] for part in cache.table.at(row_positions))
-        num_rotated = config.num_heads + config.num_kv_heads
+        cos, sin = cache.table.at(row_positions)
+        num_projected = config.num_heads + 2 * config.num_kv_heads
         token_ids = torch.from_numpy(cache.token_ids[slots]).to(self.device)
         hidden = functional.embedding(token_ids, self._embedding)
         width = (config.hidden_size,)
@@ -112,11 +111,8 @@ class Decoder:
             check()
             normed = functional.rms_norm(hidden, width, layer.attention_norm, eps)
             qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
-            qkv = qkv.view(len(slots), num_rotated + config.num_kv_heads, config.head_dim)
-            rotated = apply_rotary(qkv[:, :num_rotated], cos, sin, cache.table.interleaved)
-            queries, keys = rotated.split([config.num_heads, config.num_kv_heads], 1)
-            unrotated, values = qkv[:, config.num_heads :].split(config.num_kv_heads, 1)
-            cache.write(number, index, unrotated, keys, values)
+            qkv = qkv.view(len(slots), num_projected, config.head_dim)
+            queries = cache.write(number, index, qkv, cos, sin)
             mixed = self._attend(cache, number, queries, bias, record)
             hidden = hidden + functional.linear(mixed, layer.output, layer.output_bias)
             normed = functional.rms_norm(hidden, width, layer.mlp_norm, eps)

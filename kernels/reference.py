@@ -59,3 +59,39 @@ def rope_shift(
     for layer in range(unrotated.shape[0]):
         keys = unrotated[layer].index_select(1, slots)
         rotated[layer].index_copy_(1, slots, apply_rotary(keys, cos, sin, interleaved))
+
+
+def write_rows(
+    qkv: Tensor,
+    unrotated: Tensor,
+    rotated: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+) -> Tensor:
+    """Rotate one layer's queries and keys, and store keys, both ways, and values in the cache.
+
+    Args:
+        qkv: (n, num_heads + 2 * num_kv_heads, head_dim): what the projections gave, queries first,
+            then keys, then values; num_heads may be 0.
+        unrotated: (num_kv_heads, num_slots, head_dim), one layer, written at `slots`.
+        rotated: the same.
+        values: the same.
+        slots: (n,) int64; where one occurs twice, its rows must be equal.
+        cos: (n, rotary_dim / 2) float32, the rows' cosines times the attention factor.
+        sin: like `cos`.
+        interleaved: as in `apply_rotary`.
+
+    Returns:
+        (n, num_heads, head_dim): the rotated queries.
+    """
+    num_kv_heads = rotated.shape[0]
+    num_heads = qkv.shape[1] - 2 * num_kv_heads
+    to_turn, new_values = qkv.split([num_heads + num_kv_heads, num_kv_heads], 1)
+    turned = apply_rotary(to_turn, cos[:, None], sin[:, None], interleaved)
+    unrotated.index_copy_(1, slots, to_turn[:, num_heads:].transpose(0, 1))
+    rotated.index_copy_(1, slots, turned[:, num_heads:].transpose(0, 1))
+    values.index_copy_(1, slots, new_values.transpose(0, 1))
+    return turned[:, :num_heads]

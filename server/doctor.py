@@ -29,6 +29,7 @@ _PACKAGES = (
 )
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd", "bf16")
 _HOST_SECONDS = 5
+_KERNELS_REMEDY = "edits and completions work, but slower than this GPU allows"
 _PROBE = "def add(a, b):\n    return "
 
 
@@ -80,6 +81,7 @@ def report(found: dict[str, Any]) -> str:
             f"           loaded in {model['load_ms']:.0f} ms, "
             f"first token in {model['ttft_ms']:.0f} ms",
             f"device     {found['device']}, {found['dtype']}: {found['why']}",
+            f"kernels    {found['kernels']['backend']}: {found['kernels']['why']}",
         ]
     host = found["host"]
     state = (
@@ -104,9 +106,7 @@ def _examine_model(found: dict[str, Any], settings: Settings) -> None:
 
     path = resolve(settings.model)
     engine = Engine(settings.engine_config())
-    status = engine.status()
-    found["device"], found["dtype"] = status["device"], status["dtype"]
-    found["why"] = _why(settings, status["device"], status["dtype"])
+    _note_device(found, settings, engine.status())
     started_at = time.perf_counter()
     engine.load(settings.model)
     load_ms = (time.perf_counter() - started_at) * 1e3
@@ -127,6 +127,16 @@ def _examine_model(found: dict[str, Any], settings: Settings) -> None:
         "ttft_ms": completion.ttft_ms,
         "text": completion.text,
     }
+
+
+def _note_device(found: dict[str, Any], settings: Settings, status: dict[str, Any]) -> None:
+    """Take over what the engine chose; kernels that a GPU should have had are a problem."""
+    device, kernels = status["device"], status["kernels"]
+    found["device"], found["dtype"], found["kernels"] = device, status["dtype"], kernels
+    found["why"] = _why(settings, device, status["dtype"])
+    if device.startswith("cuda") and kernels["backend"] != "triton":
+        problem, _, remedy = kernels["why"].partition("; ")
+        _problem(found, problem, remedy or _KERNELS_REMEDY, fatal=False)
 
 
 def _why(settings: Settings, device: str, dtype: str) -> str:

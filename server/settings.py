@@ -1,6 +1,11 @@
 """Every default of the product, with its unit and its check: the only place that has them.
 
 Editors send only what the user changed; a bad value is reported and the default used instead.
+
+Not a setting, for it is about the machine and not the user: the environment variable
+KEYTURN_KERNELS is "auto" (Triton where it works, else torch), "reference" (torch always) or
+"triton" (also in Triton's interpreter, if TRITON_INTERPRET is set; for tests). `keyturn doctor`
+shows what came of it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,14 @@
 """Fixtures for every layer: a tiny random model that loads in milliseconds."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+# Triton reads this where it is first imported, for its own library too, and transformers imports
+# it: so here, before any test. On a machine with a GPU TRITON_INTERPRET=0 compiles the kernels.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CORPUS = Path(__file__).parent / "test_layout.py"
 SPECIALS = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>"]

@@ -7,7 +7,7 @@ import torch
 # transformers' own bfloat16 logits of these small random models are up to 2.4 % off float32.
 RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 # One rounding to the dtype, relative to the value: half a unit in the last place.
-ONE_ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}
+ONE_ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def assert_close(actual, expected, dtype):

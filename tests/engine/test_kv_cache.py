@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from keyturn.engine.errors import ContextTooLong
 from keyturn.engine.kv_cache import KVCache
 from keyturn.engine.model_config import ModelConfig
-from keyturn.kernels.reference import apply_rotary
 
 from ..tolerance import ONE_ROUNDING
 
@@ -54,13 +53,11 @@ def fill(cache, token_ids, positions):
 
 def write(cache, slots):
     index = torch.from_numpy(slots)
-    cos, sin = (part[:, None] for part in cache.table.at(torch.from_numpy(cache.positions[slots])))
+    cos, sin = cache.table.at(torch.from_numpy(cache.positions[slots]))
     for layer in range(2):
         keys = torch.stack([content(token, layer) for token in cache.token_ids[slots].tolist()])
         keys = keys.to(cache.layer(0)[0].dtype)
-        cache.write(
-            layer, index, keys, apply_rotary(keys, cos, sin, cache.table.interleaved), keys + 1
-        )
+        cache.write(layer, index, torch.cat([keys, keys + 1], 1), cos, sin)
 
 
 def content(token, layer):

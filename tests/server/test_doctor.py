@@ -61,3 +61,24 @@ def test_findings_name_versions_host_and_log(monkeypatch) -> None:
 def test_the_choice_of_device_and_dtype_is_explained(values, device, dtype, why) -> None:
     settings = doctor.Settings(**values)
     assert doctor._why(settings, device, dtype).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "why", "problem"),
+    [
+        ("cpu", "reference", "Triton compiles for CUDA devices", None),
+        ("cuda", "triton", "compiled for sm_90", None),
+        ("cuda", "reference", "triton is not installed; pip install it", ("triton is", "pip")),
+        ("cuda:1", "reference", "Triton failed here", ("Triton failed", "edits and completions")),
+    ],
+)
+def test_a_gpu_without_its_kernels_is_a_problem_but_not_fatal(device, backend, why, problem):
+    found = {"ok": True, "problems": []}
+    kernels = {"backend": backend, "why": why}
+    status = {"device": device, "dtype": "bfloat16", "kernels": kernels}
+    doctor._note_device(found, COMMAND_LINE, status)
+    assert found["ok"] is True
+    assert found["kernels"] == kernels
+    assert len(found["problems"]) == (problem is not None)
+    for key, start in zip(("problem", "remedy"), problem or (), strict=False):
+        assert found["problems"][0][key].startswith(start)

@@ -1,0 +1,109 @@
+"""Which version of every op a device gets, chosen once, and why.
+
+The engine holds a `Kernels` and calls its fields: nothing is decided again on the way to an op.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+# For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
+VARIABLE = "KEYTURN_KERNELS"
+CHOICES = ("auto", "triton", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The ops of one device, as `reference` describes them.
+
+    Attributes:
+        backend: "triton" or "reference".
+        why: the reason, in words, for `keyturn doctor`.
+        rope_shift: turns cached keys.
+        write_rows: rotates and stores one layer's rows.
+    """
+
+    backend: str
+    why: str
+    rope_shift: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], None]
+    write_rows: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
+
+
+def choose(device: torch.device) -> Kernels:
+    """Return the ops for a device; what was chosen for it before, unless KEYTURN_KERNELS changed.
+
+    Triton is used where it can compile for the device and gives the right answer to one small
+    task, which is tried. Whatever stands against it ends in the reference and a reason, never in
+    an error.
+    """
+    return _choose(device, os.environ.get(VARIABLE, "auto"))
+
+
+@functools.cache
+def _choose(device: torch.device, wanted: str) -> Kernels:
+    note = ""
+    if wanted not in CHOICES:
+        note = f"; {VARIABLE}={wanted} is not one of {', '.join(CHOICES)} and is ignored"
+        wanted = "auto"
+    if wanted == "reference":
+        return _reference(f"{VARIABLE}=reference")
+    obstacle = _obstacle(device, wanted) or _failed_trial(device)
+    if obstacle:
+        return _reference(obstacle + note)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    how = "compiled for sm_{}{}".format(*capability) if capability else "interpreted"
+    return _triton(f"{how}, tried on one key{note}")
+
+
+def _reference(why: str) -> Kernels:
+    return Kernels("reference", why, reference.rope_shift, reference.write_rows)
+
+
+def _triton(why: str) -> Kernels:
+    # Only here: importing Triton takes most of a second, and machines without a GPU lack it.
+    from . import rope_shift
+
+    return Kernels("triton", why, rope_shift.rope_shift, rope_shift.write_rows)
+
+
+def _obstacle(device: torch.device, wanted: str) -> str | None:
+    """Return what rules Triton out before it is tried."""
+    is_interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+    if wanted == "triton" and is_interpreted:
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    if device.type != "cuda":
+        return f"Triton compiles for CUDA devices, this is {device.type}"
+    if is_interpreted:
+        return "TRITON_INTERPRET is set, which is slow"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'keyturn[gpu]' makes edits faster"
+    return None
+
+
+def _failed_trial(device: torch.device) -> str | None:
+    """Turn one key by a right angle; return why that failed.
+
+    Triton needs a C compiler and a writable folder, and a driver as new as itself. Without a trial
+    the first keystroke would find out.
+    """
+    try:
+        with torch.inference_mode():
+            unrotated = torch.tensor([3.0, 4.0], device=device).view(1, 1, 1, 2)
+            rotated, slots = torch.zeros_like(unrotated), torch.zeros(1, dtype=torch.int64)
+            cos, sin = torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
+            turn = _triton("").rope_shift
+            turn(unrotated, rotated, slots.to(device), cos, sin, False)
+            found = rotated.flatten().tolist()
+    except Exception as error:  # whatever a compiler, a driver or a file system can raise
+        first = next(iter(str(error).strip().splitlines()), "")
+        return f"Triton failed here with {type(error).__name__}: {first}"
+    return None if found == [-4.0, 3.0] else f"Triton turned (3, 4) to {found}, not to (-4, 3)"

@@ -1,0 +1,102 @@
+"""How a matmul with packed weights is cut and which path serves how many rows, per GPU.
+
+`matmul_measured.py` holds what `benchmarks/bench_matmul.py --tune` found; other GPUs and shapes get
+the nearest measured shape's plan, or the default. A plan never depends on the number of rows, or a
+row's bits would.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from .matmul_measured import MEASURED
+
+
+class GemvTile(NamedTuple):
+    """Output features and units (16 bytes a row; bit planes: words) a program takes at a time."""
+
+    block_n: int
+    block_u: int
+    num_warps: int
+    num_stages: int
+
+
+class DotTile(NamedTuple):
+    """As GemvTile; `split` programs share the columns of one output tile."""
+
+    block_n: int
+    block_u: int
+    split: int
+    num_warps: int
+    num_stages: int
+
+
+class Plan(NamedTuple):
+    """What serves a weight.
+
+    Attributes:
+        gemv: tile of the path for few rows.
+        dot: tile of the tensor core path.
+        max_gemv_rows: up to so many rows take gemv.
+        min_dense_rows: from so many rows on the weight is dequantised and multiplied by cuBLAS.
+    """
+
+    gemv: GemvTile
+    dot: DotTile
+    max_gemv_rows: int
+    min_dense_rows: int
+
+
+def plan_for(device: torch.device, kind: str, num_out: int, num_in: int) -> Plan:
+    """Return the plan for a weight.
+
+    Args:
+        device: where it lives.
+        kind: "q4", "q8", or "b2" to "b8" for bit planes.
+        num_out: N.
+        num_in: K.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return choose_plan(name, kind, num_out, num_in)
+
+
+@functools.cache
+def choose_plan(gpu: str, kind: str, num_out: int, num_in: int) -> Plan:
+    """Return the plan for a weight on the GPU of that name; see `plan_for`."""
+    # "H100" serves every H100, whatever its memory or case; the longest key is the most specific.
+    keys = sorted((key for key in MEASURED if key and key in gpu), key=len)
+    entries: Mapping[str, list[list[int]]] = MEASURED[keys[-1]].get(kind, {}) if keys else {}
+    if not entries:
+        return default_plan(kind, num_out, num_in)
+
+    def distance(shape: str) -> float:
+        there = [int(part) for part in shape.split("x")]
+        return math.dist([math.log(part) for part in there], [math.log(num_out), math.log(num_in)])
+
+    gemv, dot, limits = entries[min(entries, key=distance)]
+    return Plan(GemvTile(*gemv), DotTile(*dot), *limits)
+
+
+def default_plan(kind: str, num_out: int, num_in: int) -> Plan:
+    """Return a plan that is sound on any GPU: enough programs to fill it, busy threads along K."""
+    unit = 32 if kind[0] == "b" else 128 // int(kind[1:])
+    units = num_in // unit
+    # Whole warps along K: with other tiles activations would pass through shared memory. Of the
+    # widest programs, those that waste fewest threads on the last, partial step.
+    num_warps = max(
+        (4, 2, 1), key=lambda warps: units / (32 * math.ceil(units / (32 * warps)) * warps)
+    )
+    gemv = GemvTile(8 if num_out >= 8192 else 4, 32 * num_warps, num_warps, 1)
+    # About two programs for each of some 130 multiprocessors.
+    tiles, steps = math.ceil(num_out / 64), math.ceil(num_in / 128)
+    split = min(8, _floor_power(256 // tiles), _floor_power(steps))
+    return Plan(gemv, DotTile(64, 128 // unit, split, 4, 3), 4, 65)
+
+
+def _floor_power(value: int) -> int:
+    return 1 << max(value, 1).bit_length() - 1

@@ -1,0 +1,284 @@
+"""Weights of few bits in the layouts that the matmul kernels read; packed bit exact, in torch.
+
+N is the number of output features (rows of the weight), K of input features (columns).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Bytes of one block, and its number of bytes before the codes: d, and for Q4_1 also m, in fp16.
+_GGUF_BLOCKS = {"Q4_0": (18, 2), "Q4_1": (20, 4), "Q8_0": (34, 2)}
+_GGUF_GROUP = 32
+# A program of the split kernels covers at least this many output features; each needs a lock.
+_MIN_BLOCK_N = 16
+
+
+@dataclass(frozen=True, slots=True)
+class QuantWeight:
+    """4- or 8-bit codes with a scale for every group of columns.
+
+    A unit of 16 bytes (4 words, so 32 or 16 columns) is what one thread loads at once. Column
+    8t + 2i + b of a unit is code 2t + b of word i: eight neighbouring activations, one 16-byte
+    load, then meet the same two codes of four words, and one shift serves both 4-bit codes.
+
+    Attributes:
+        words: (N, K * bits / 32) int32.
+        scales: (N, K / group), float; value = scale * (code - 2 ** (bits - 1)), or with minimums
+            scale * code + minimum.
+        minimums: like `scales`, or None if the codes are symmetric.
+        bits: 4 or 8.
+        group: columns that share a scale; K itself for one scale per output feature.
+        locks: int32 zeros, one for each tile of a split sum; the kernels leave them zero. Two
+            launches at the same time on one weight would share them: one stream owns a weight.
+    """
+
+    words: Tensor
+    scales: Tensor
+    minimums: Tensor | None
+    bits: int
+    group: int
+    locks: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.words.shape[0], self.words.shape[1] * (32 // self.bits)
+
+    @property
+    def num_bytes(self) -> int:
+        """What one product reads of it."""
+        parts = (self.words, self.scales, self.minimums)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def to(self, device: torch.device | str) -> QuantWeight:
+        """Return it on another device."""
+        minimums = None if self.minimums is None else self.minimums.to(device)
+        return QuantWeight(
+            self.words.to(device),
+            self.scales.to(device),
+            minimums,
+            self.bits,
+            self.group,
+            self.locks.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BitWeight:
+    """Weights of 2 to 8 bits as bit planes, bipolar-INT: symmetric without zero points.
+
+    Code u, the sum of bit_i * 2 ** i, stands for the sum of (2 * bit_i - 1) * 2 ** i, the odd
+    integer 2u - (2 ** bits - 1). Plane i holds bit i of every code, 32 columns to a word. Where in
+    the word is chosen so that masking and joining the planes, without a shift, yields whole codes
+    `spacing` apart: column f of a word sits at bit spacing * (f % p) + f // p + i, modulo 32, with
+    p = 32 / spacing. Every plane is so rotated by its own number.
+
+    Attributes:
+        planes: (bits, N, K / 32) int32.
+        scales: (N, K / group), float; value = scale * (2 * code - (2 ** bits - 1)).
+        bits: 2 to 8.
+        group: columns that share a scale; K itself for one scale per output feature.
+        locks: as in QuantWeight.
+
+    Source: "Efficient Arbitrary Precision Acceleration for LLMs on GPU Tensor Cores", arXiv
+    2409.17870, section 3 (the format); the order inside a word is ours.
+    """
+
+    planes: Tensor
+    scales: Tensor
+    bits: int
+    group: int
+    locks: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.planes.shape[1], self.planes.shape[2] * 32
+
+    @property
+    def num_bytes(self) -> int:
+        """What one product reads of it."""
+        return sum(part.numel() * part.element_size() for part in (self.planes, self.scales))
+
+    def to(self, device: torch.device | str) -> BitWeight:
+        """Return it on another device."""
+        planes, scales = self.planes.to(device), self.scales.to(device)
+        return BitWeight(planes, scales, self.bits, self.group, self.locks.to(device))
+
+
+def pack_gguf(blocks: Tensor, kind: str) -> QuantWeight:
+    """Repack a matrix of GGUF blocks without touching a value.
+
+    Args:
+        blocks: (N, bytes of a row) uint8, as in the file.
+        kind: "Q4_0", "Q4_1" or "Q8_0".
+
+    Raises:
+        ValueError: another kind, or rows that are no whole number of blocks.
+    """
+    if kind not in _GGUF_BLOCKS:
+        raise ValueError(f"GGUF format {kind} is not one of {', '.join(_GGUF_BLOCKS)}; dequantise")
+    size, head = _GGUF_BLOCKS[kind]
+    if blocks.ndim != 2 or blocks.dtype != torch.uint8 or blocks.shape[1] % size:
+        raise ValueError(f"{kind} blocks are (N, multiple of {size}) uint8, not {_told(blocks)}")
+    rows = blocks.reshape(blocks.shape[0], -1, size)
+    halves = rows[..., :head].contiguous().view(torch.float16)
+    codes = rows[..., head:]
+    if kind == "Q8_0":
+        codes = codes ^ 0x80  # int8 to its value + 128
+    else:  # column i in the low half of byte i, column i + 16 in the high half
+        codes = torch.cat([codes & 15, codes >> 4], -1)
+    minimums = halves[..., 1].contiguous() if kind == "Q4_1" else None
+    bits = 8 if kind == "Q8_0" else 4
+    return pack_codes(codes.flatten(1), halves[..., 0].contiguous(), minimums, bits)
+
+
+def pack_codes(
+    codes: Tensor, scales: Tensor, minimums: Tensor | None = None, bits: int = 4
+) -> QuantWeight:
+    """Pack codes; `unpack_codes` returns them.
+
+    Args:
+        codes: (N, K) uint8 below 2 ** bits; K a multiple of 128 / bits.
+        scales: (N, K / group) fp16, bf16 or fp32; value = scale * (code - 2 ** (bits - 1)).
+        minimums: like `scales`: value = scale * code + minimum.
+        bits: 4 or 8.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"{bits} bits; pack_codes takes 4 or 8, pack_planes 2 to 8")
+    group = _group(codes, scales, 128 // bits)
+    if minimums is not None:
+        if minimums.shape != scales.shape or minimums.dtype != scales.dtype:
+            raise ValueError(f"minimums are {_told(minimums)}, scales {_told(scales)}")
+    if bits == 4:  # unit, t, i, b to unit, i, t: two codes a byte
+        pairs = codes.reshape(codes.shape[0], -1, 4, 4, 2)
+        packed = (pairs[..., 0] | pairs[..., 1] << 4).transpose(2, 3)
+    else:  # unit, t, i, b to unit, i, t, b
+        packed = codes.reshape(codes.shape[0], -1, 2, 4, 2).transpose(2, 3)
+    words = packed.reshape(codes.shape[0], -1).view(torch.int32)
+    return QuantWeight(words, scales, minimums, bits, group, _locks(codes))
+
+
+def unpack_codes(weight: QuantWeight) -> Tensor:
+    """Return the (N, K) uint8 codes of a packed weight."""
+    packed = weight.words.view(torch.uint8)
+    if weight.bits == 8:
+        return packed.reshape(packed.shape[0], -1, 4, 2, 2).transpose(2, 3).flatten(1)
+    units = packed.reshape(packed.shape[0], -1, 4, 4).transpose(2, 3)
+    return torch.stack([units & 15, units >> 4], -1).flatten(1)
+
+
+def pack_planes(codes: Tensor, scales: Tensor, bits: int) -> BitWeight:
+    """Pack codes as bit planes; `unpack_planes` returns them.
+
+    Args:
+        codes: (N, K) uint8 below 2 ** bits; K a multiple of 32.
+        scales: (N, K / group) float; value = scale * (2 * code - (2 ** bits - 1)).
+        bits: 2 to 8.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"{bits} bits; bit planes are made for 2 to 8")
+    group = _group(codes, scales, 32)
+    fields = codes.reshape(codes.shape[0], -1, 32)
+    planes = []
+    for plane in range(bits):
+        at = _positions(bits, plane).to(codes.device)
+        words = ((fields >> plane & 1).long() << at).sum(-1)
+        planes.append(torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32))
+    return BitWeight(torch.stack(planes), scales, bits, group, _locks(codes))
+
+
+def unpack_planes(weight: BitWeight) -> Tensor:
+    """Return the (N, K) uint8 codes of bit planes."""
+    codes = torch.zeros(
+        *weight.planes.shape[1:], 32, dtype=torch.uint8, device=weight.planes.device
+    )
+    for plane, words in enumerate(weight.planes):
+        at = _positions(weight.bits, plane).to(words.device)
+        codes |= (words.long()[..., None] >> at & 1).to(torch.uint8) << plane
+    return codes.flatten(1)
+
+
+def plane_spacing(bits: int) -> int:
+    """Return the smallest power of two that holds a code: how far apart joined codes lie."""
+    return 1 << (bits - 1).bit_length()
+
+
+def quantize_groups(weight: Tensor, bits: int, group: int, *, symmetric: bool) -> QuantWeight:
+    """Round a matrix to the nearest codes, with fp16 scales.
+
+    Args:
+        weight: (N, K) float.
+        bits: 4 or 8.
+        group: columns that share a scale, a divisor of K; K for one scale per output feature.
+        symmetric: codes around zero; otherwise between each group's minimum and maximum.
+    """
+    parts = weight.float().reshape(weight.shape[0], -1, group)
+    top = 2**bits - 1
+    if symmetric:
+        half = 2 ** (bits - 1)
+        scales = (parts.abs().amax(-1) / (half - 1)).half()
+        codes = (parts / _divisor(scales)).round().clamp(-half, half - 1) + half
+        minimums = None
+    else:
+        minimums = parts.amin(-1).half()
+        scales = ((parts.amax(-1) - minimums.float()) / top).half()
+        codes = ((parts - minimums.float()[..., None]) / _divisor(scales)).round().clamp(0, top)
+    return pack_codes(codes.to(torch.uint8).flatten(1), scales, minimums, bits)
+
+
+def quantize_planes(weight: Tensor, bits: int, group: int) -> BitWeight:
+    """Round a matrix to the nearest bipolar codes, with fp16 scales; arguments as above."""
+    parts = weight.float().reshape(weight.shape[0], -1, group)
+    top = 2**bits - 1
+    scales = (parts.abs().amax(-1) / top).half()
+    codes = ((parts / _divisor(scales) + top) / 2).round().clamp(0, top)
+    return pack_planes(codes.to(torch.uint8).flatten(1), scales, bits)
+
+
+def _divisor(scales: Tensor) -> Tensor:
+    """Return scales as they are stored, 1 where a group is all zeros."""
+    return torch.where(scales == 0, 1, scales).float()[..., None]
+
+
+def _positions(bits: int, plane: int) -> Tensor:
+    spacing = plane_spacing(bits)
+    column = torch.arange(32)
+    per_word = 32 // spacing
+    return (spacing * (column % per_word) + column // per_word + plane) % 32
+
+
+def _group(codes: Tensor, scales: Tensor, unit: int) -> int:
+    """Return how many columns share a scale, after checking that all fits."""
+    if codes.ndim != 2 or codes.dtype != torch.uint8 or not codes.numel():
+        raise ValueError(f"codes are (N, K) uint8, not {_told(codes)}")
+    rows, columns = codes.shape
+    if columns % unit:
+        raise ValueError(f"{columns} columns are no multiple of {unit}; pad the weight with zeros")
+    if scales.ndim != 2 or scales.shape[0] != rows or not scales.is_floating_point():
+        raise ValueError(f"scales are (N, K / group) float, not {_told(scales)}, for {rows} rows")
+    group, rest = divmod(columns, max(scales.shape[1], 1))
+    if not scales.shape[1] or rest or group % unit:
+        raise ValueError(
+            f"{scales.shape[1]} scales for {columns} columns: groups are multiples of {unit}"
+        )
+    return group
+
+
+def _locks(codes: Tensor) -> Tensor:
+    count = -(-codes.shape[0] // _MIN_BLOCK_N)
+    return torch.zeros(count, dtype=torch.int32, device=codes.device)
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

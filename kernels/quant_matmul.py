@@ -1,0 +1,193 @@
+"""Matmuls with 4- and 8-bit weights on a GPU: which kernel, and its launch.
+
+`reference_matmul.py` has the same signatures in plain torch and says what is promised.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional
+
+from .matmul_table import DotTile, GemvTile, plan_for
+from .packed_weights import BitWeight, QuantWeight
+from .quant_dot_kernels import dequantize_kernel, dot_kernel
+from .quant_kernels import gemv_kernel
+
+PATHS = ("gemv", "dot", "dense")
+# Rows of one gemv and one dot launch; more rows are more launches, so that no row's bits change.
+GEMV_ROWS = 4
+DOT_ROWS = 64
+
+
+def quant_matmul(
+    x: Tensor,
+    weight: QuantWeight,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    path: str | None = None,
+) -> Tensor:
+    """Multiply activations by a weight of 4 or 8 bits; see `reference_matmul.quant_matmul`."""
+    rows, out = prepare(x, weight, bias, out_dtype)
+    plan = plan_for(x.device, f"q{weight.bits}", *weight.shape)
+    path = choose_path(path, len(rows), plan.max_gemv_rows, plan.min_dense_rows)
+    if path == "gemv":
+        for first in range(0, len(rows), GEMV_ROWS):
+            last = first + GEMV_ROWS
+            gemv(rows[first:last], weight, bias, out[first:last], plan.gemv)
+    elif path == "dot":
+        for first in range(0, len(rows), DOT_ROWS):
+            last = first + DOT_ROWS
+            dot(rows[first:last], weight, bias, out[first:last], plan.dot)
+    else:
+        dense(rows, dequantize(weight, x.dtype), bias, out)
+    return out.view(*x.shape[:-1], out.shape[1])
+
+
+def gemv(
+    rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, tile: GemvTile
+) -> None:
+    """Launch the kernel for 1 to 4 rows."""
+    num_out, num_in = weight.shape
+    gemv_kernel[(triton.cdiv(num_out, tile.block_n),)](
+        rows,
+        weight.words,
+        weight.scales,
+        weight.scales if weight.minimums is None else weight.minimums,
+        weight.scales if bias is None else bias,
+        out,
+        num_out,
+        num_in,
+        rows.stride(0),
+        BITS=weight.bits,
+        GROUP=_scale_group(weight),
+        ASYM=weight.minimums is not None,
+        HAS_BIAS=bias is not None,
+        ROWS=len(rows),
+        BLOCK_N=tile.block_n,
+        BLOCK_U=tile.block_u,
+        STAGES=tile.num_stages,
+        num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
+    )
+
+
+def dot(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, tile: DotTile) -> None:
+    """Launch the tensor core kernel for 1 to 64 rows."""
+    num_out, num_in = weight.shape
+    dot_kernel[(triton.cdiv(num_out, tile.block_n), tile.split)](
+        rows,
+        weight.words,
+        weight.scales,
+        weight.scales if weight.minimums is None else weight.minimums,
+        weight.scales if bias is None else bias,
+        partial_sums(out, tile.split),
+        weight.locks,
+        out,
+        len(rows),
+        num_out,
+        num_in,
+        rows.stride(0),
+        BITS=weight.bits,
+        GROUP=_scale_group(weight),
+        ASYM=weight.minimums is not None,
+        HAS_BIAS=bias is not None,
+        BLOCK_M=block_m(len(rows)),
+        BLOCK_N=tile.block_n,
+        BLOCK_U=tile.block_u,
+        SPLIT=tile.split,
+        STAGES=tile.num_stages,
+        WIDEN=not rows.is_cuda,
+        num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
+    )
+
+
+def dequantize(weight: QuantWeight, dtype: torch.dtype) -> Tensor:
+    """Return the (N, K) values of a packed weight; see `reference_matmul.dequantize`."""
+    num_out, num_in = weight.shape
+    out = torch.empty(num_out, num_in, dtype=dtype, device=weight.words.device)
+    block_n, block_u = 16, 16
+    grid = (triton.cdiv(num_out, block_n), triton.cdiv(num_in * weight.bits // 128, block_u))
+    dequantize_kernel[grid](
+        weight.words,
+        weight.scales,
+        weight.scales if weight.minimums is None else weight.minimums,
+        out,
+        num_out,
+        num_in,
+        BITS=weight.bits,
+        GROUP=_scale_group(weight),
+        ASYM=weight.minimums is not None,
+        BLOCK_N=block_n,
+        BLOCK_U=block_u,
+        num_warps=4,  # pyright: ignore[reportCallIssue]
+    )
+    return out
+
+
+def _scale_group(weight: QuantWeight) -> int:
+    """Return the group for the kernels: 0 lets a row's one scale wait for the end of its sum."""
+    return 0 if weight.group == weight.shape[1] and weight.minimums is None else weight.group
+
+
+def prepare(
+    x: Tensor, weight: QuantWeight | BitWeight, bias: Tensor | None, out_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Return activations as (M, K) with contiguous rows, and an empty (M, N), after checks."""
+    num_out, num_in = weight.shape
+    if x.ndim == 0 or x.shape[-1] != num_in:
+        raise ValueError(f"activations {list(x.shape)} for a weight of {num_in} input features")
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"activations are bf16 or fp16, not {x.dtype}")
+    if bias is not None and (bias.shape != (num_out,) or not bias.is_contiguous()):
+        raise ValueError(f"bias {list(bias.shape)} for {num_out} output features")
+    if x.device != weight.scales.device or (bias is not None and bias.device != x.device):
+        raise ValueError(f"activations on {x.device}, weight on {weight.scales.device}")
+    rows = x.reshape(-1, num_in)
+    # Sixteen-byte loads: rows start at multiples of 8 activations.
+    if rows.stride(1) != 1 or rows.stride(0) % 8 or rows.data_ptr() % 16:
+        rows = rows.contiguous().clone()
+    out = torch.empty(len(rows), num_out, dtype=out_dtype or x.dtype, device=x.device)
+    return rows, out
+
+
+def choose_path(path: str | None, num_rows: int, max_gemv_rows: int, min_dense_rows: int) -> str:
+    """Return the path asked for, else the one for that many rows."""
+    if path is None:
+        return (
+            "gemv"
+            if num_rows <= max_gemv_rows
+            else "dense"
+            if num_rows >= min_dense_rows
+            else "dot"
+        )
+    if path not in PATHS:
+        raise ValueError(f"path {path!r} is not one of {', '.join(PATHS)}")
+    return path
+
+
+def dense(rows: Tensor, values: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Multiply by dequantised values with cuBLAS, into `out`."""
+    if out.dtype == rows.dtype:
+        bias = None if bias is None else bias.to(rows.dtype)
+        out.copy_(functional.linear(rows, values, bias))
+        return
+    if rows.is_cuda and out.dtype == torch.float32:
+        out.copy_(torch.mm(rows, values.T, out_dtype=torch.float32))
+    else:
+        out.copy_(rows.float() @ values.T.float())
+    if bias is not None:
+        out += bias
+
+
+def block_m(num_rows: int) -> int:
+    """Return the tile's side for that many rows."""
+    return 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
+
+
+def partial_sums(out: Tensor, split: int) -> Tensor:
+    """Return room for the parts of a split sum; `out` itself, unused, if there is none."""
+    if split == 1:
+        return out
+    return torch.empty(split, *out.shape, dtype=torch.float32, device=out.device)

@@ -1,0 +1,187 @@
+"""Launches of the kernels that turn cached keys and write a forward pass's rows into the cache.
+
+The device code is in `rope_kernels.py`; the references, with the same signatures and the meaning of
+every argument, in `reference.py`. Rotation is in float32 and rounded once to the cache's dtype.
+"""
+
+# What @triton.jit makes of a function's types is beyond a type checker.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .rope_kernels import rope_shift_kernel, write_rows_kernel
+
+
+class Tile(NamedTuple):
+    """How the work of one launch is cut.
+
+    Attributes:
+        num_bytes: of a head's slots that a program reads before it writes; a power of two.
+        heads: heads (of any layer) that a program goes through with the same angles in registers.
+            Angles are float32 and as many bytes as the key itself in bfloat16: read again for
+            every head, they would double what passes the second-level cache.
+        num_warps: of one program.
+    """
+
+    num_bytes: int
+    heads: int
+    num_warps: int
+
+    def rows(self, head_dim: int, itemsize: int) -> int:
+        """Return the slots of one program."""
+        return max(1, self.num_bytes // (triton.next_power_of_2(head_dim) * itemsize))
+
+
+# Four 16-byte loads a thread, and at 72 registers (bfloat16, head 128) seven programs, 56 KB in
+# flight, on a multiprocessor: enough to hide the memory's latency on Hopper.
+# `benchmarks/bench_kernels.py --sweep` tries others.
+TURN_TILE = Tile(num_bytes=8192, heads=4, num_warps=4)
+# One layer's rows: few while decoding, where small programs start soonest; more in a prefill.
+_FEW_ROWS = 64
+_FEW_TILE = Tile(num_bytes=1024, heads=1, num_warps=1)
+_MANY_TILE = Tile(num_bytes=8192, heads=1, num_warps=4)
+
+
+def rope_shift(
+    unrotated: Tensor, rotated: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+) -> None:
+    """Turn cached keys in one launch for all layers and heads; see `reference.rope_shift`.
+
+    Slots that are not listed are neither read nor written.
+
+    Raises:
+        ValueError: shapes, dtypes or memory layout are not as the reference asks, or a tensor is
+            not contiguous.
+    """
+    turn(unrotated, rotated, slots, cos, sin, interleaved, TURN_TILE)
+
+
+def turn(
+    unrotated: Tensor,
+    rotated: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    tile: Tile,
+) -> None:
+    """Do as `rope_shift` does, cut as `tile` says."""
+    num_layers, num_kv_heads, num_slots, head_dim = unrotated.shape
+    _check(unrotated, (rotated,), slots, cos, sin)
+    num_heads = num_layers * num_kv_heads
+    if not len(slots) or not num_heads:
+        return
+    rows = tile.rows(head_dim, unrotated.itemsize)
+    grid = (triton.cdiv(len(slots), rows), triton.cdiv(num_heads, tile.heads))
+    with torch.cuda.device_of(unrotated):
+        rope_shift_kernel[grid](
+            unrotated,
+            rotated,
+            slots,
+            cos,
+            sin,
+            len(slots),
+            num_slots,
+            num_heads,
+            INTERLEAVED=interleaved,
+            HEADS=tile.heads,
+            **_constants(head_dim, cos, rows, tile),
+        )
+
+
+def write_rows(
+    qkv: Tensor,
+    unrotated: Tensor,
+    rotated: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+) -> Tensor:
+    """Rotate and store one layer's rows in one launch; see `reference.write_rows`.
+
+    A row's result does not depend on the others.
+
+    Raises:
+        ValueError: as `rope_shift`.
+    """
+    num_rows, num_projected, head_dim = qkv.shape
+    num_kv_heads, num_slots = rotated.shape[:2]
+    num_heads = num_projected - 2 * num_kv_heads
+    _check(unrotated, (rotated, values), slots, cos, sin)
+    if num_heads < 0 or qkv.dtype != rotated.dtype or not qkv.is_contiguous():
+        raise ValueError(
+            f"qkv {tuple(qkv.shape)} {qkv.dtype} must be contiguous, have {2 * num_kv_heads} heads "
+            f"of keys and values, and the cache's {rotated.dtype}"
+        )
+    if num_rows != len(slots) or head_dim != rotated.shape[-1]:
+        raise ValueError(
+            f"qkv {tuple(qkv.shape)} must be {len(slots)} rows of heads of {rotated.shape[-1]}"
+        )
+    queries = qkv.new_empty(num_rows, num_heads, head_dim)
+    if not num_rows:
+        return queries
+    tile = _FEW_TILE if num_rows <= _FEW_ROWS else _MANY_TILE
+    rows = tile.rows(head_dim, qkv.itemsize)
+    grid = (num_projected, triton.cdiv(num_rows, rows))
+    with torch.cuda.device_of(qkv):
+        write_rows_kernel[grid](
+            qkv,
+            queries,
+            unrotated,
+            rotated,
+            values,
+            slots,
+            cos,
+            sin,
+            num_rows,
+            num_slots,
+            NUM_HEADS=num_heads,
+            NUM_KV_HEADS=num_kv_heads,
+            HEAD_PAD=triton.next_power_of_2(head_dim),
+            INTERLEAVED=interleaved,
+            **_constants(head_dim, cos, rows, tile),
+        )
+    return queries
+
+
+def _constants(head_dim: int, cos: Tensor, rows: int, tile: Tile) -> dict[str, int]:
+    """Return what describes a head and a program; tiles are powers of two."""
+    half = cos.shape[-1]
+    tail = head_dim - 2 * half
+    return {
+        "HEAD_DIM": head_dim,
+        "HALF": half,
+        "HALF_PAD": triton.next_power_of_2(half),
+        "TAIL_PAD": triton.next_power_of_2(tail) if tail else 0,
+        "ROWS": rows,
+        "num_warps": tile.num_warps,
+    }
+
+
+def _check(unrotated: Tensor, others: tuple[Tensor, ...], slots: Tensor, *angles: Tensor) -> None:
+    """Raise ValueError unless the tensors fit: a wrong shape would read or write past the end."""
+    for other in others:
+        if other.shape != unrotated.shape or other.dtype != unrotated.dtype:
+            raise ValueError(
+                f"caches differ: {tuple(unrotated.shape)} {unrotated.dtype} and "
+                f"{tuple(other.shape)} {other.dtype}"
+            )
+    shape = (len(slots), angles[0].shape[-1])
+    for part in angles:
+        if part.dtype != torch.float32 or part.shape != shape or 2 * shape[1] > unrotated.shape[-1]:
+            raise ValueError(
+                f"angles {tuple(part.shape)} {part.dtype} must be ({len(slots)}, rotary_dim / 2) "
+                f"float32, rotary_dim at most {unrotated.shape[-1]}"
+            )
+    if slots.dtype != torch.int64:
+        raise ValueError(f"slots are {slots.dtype}, must be int64")
+    if not all(part.is_contiguous() for part in (unrotated, *others, slots, *angles)):
+        raise ValueError("caches, slots and angles must be contiguous")

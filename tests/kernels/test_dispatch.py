@@ -1,0 +1,128 @@
+"""Which ops a device gets, and that the reason is told."""
+
+import numpy as np
+import pytest
+import torch
+
+from keyturn.engine.config import CompletionParams, EngineConfig
+from keyturn.engine.engine import Engine
+from keyturn.kernels import dispatch, reference, rope_shift
+
+from .conftest import IS_INTERPRETED
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen_yet(monkeypatch):
+    monkeypatch.delenv("KEYTURN_KERNELS", raising=False)
+    dispatch._choose.cache_clear()
+    yield
+    dispatch._choose.cache_clear()
+
+
+def test_a_cpu_gets_the_reference():
+    chosen = dispatch.choose(CPU)
+    assert chosen.backend == "reference"
+    assert chosen.why == "Triton compiles for CUDA devices, this is cpu"
+    assert chosen.rope_shift is reference.rope_shift
+    assert chosen.write_rows is reference.write_rows
+
+
+def test_the_choice_is_made_once():
+    assert dispatch.choose(CPU) is dispatch.choose(CPU)
+
+
+@pytest.mark.skipif(not IS_INTERPRETED, reason="needs the interpreter")
+def test_the_interpreter_is_used_when_asked_for(monkeypatch):
+    monkeypatch.setenv("KEYTURN_KERNELS", "triton")
+    chosen = dispatch.choose(CPU)
+    assert (chosen.backend, chosen.why) == ("triton", "interpreted, tried on one key")
+    assert chosen.rope_shift is rope_shift.rope_shift
+
+
+def test_triton_on_a_cpu_without_the_interpreter_is_the_reference(monkeypatch):
+    monkeypatch.setenv("KEYTURN_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert dispatch.choose(CPU).backend == "reference"
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_the_reference_is_used_when_asked_for(monkeypatch, device):
+    monkeypatch.setenv("KEYTURN_KERNELS", "reference")
+    chosen = dispatch.choose(device)
+    assert (chosen.backend, chosen.why) == ("reference", "KEYTURN_KERNELS=reference")
+
+
+def test_a_value_that_is_not_known_is_ignored_and_named(monkeypatch):
+    monkeypatch.setenv("KEYTURN_KERNELS", "fast")
+    chosen = dispatch.choose(CPU)
+    assert chosen.backend == "reference"
+    assert "KEYTURN_KERNELS=fast is not one of auto, triton, reference" in chosen.why
+
+
+def test_a_gpu_without_triton_gets_the_reference_and_the_remedy(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    chosen = dispatch.choose(CUDA)
+    assert chosen.backend == "reference"
+    assert "pip install 'keyturn[gpu]'" in chosen.why
+
+
+def fail(*_):
+    raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+
+def turn_wrongly(unrotated, rotated, *_):
+    rotated.copy_(unrotated)
+
+
+@pytest.mark.skipif(not IS_INTERPRETED, reason="needs the interpreter")
+@pytest.mark.parametrize(
+    ("turn", "why"),
+    [
+        (fail, "Triton failed here with RuntimeError: Failed to find C compiler."),
+        (turn_wrongly, "Triton turned (3, 4) to [3.0, 4.0], not to (-4, 3)"),
+    ],
+)
+def test_a_failed_trial_ends_in_the_reference_and_the_reason(monkeypatch, turn, why):
+    monkeypatch.setenv("KEYTURN_KERNELS", "triton")
+    monkeypatch.setattr(rope_shift, "rope_shift", turn)
+    chosen = dispatch.choose(CPU)
+    assert (chosen.backend, chosen.why) == ("reference", why)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(IS_INTERPRETED, reason="needs TRITON_INTERPRET=0")
+def test_a_gpu_gets_triton():
+    chosen = dispatch.choose(CUDA)
+    assert chosen.backend == "triton"
+    assert chosen.why.startswith("compiled for sm_")
+
+
+def test_an_engine_patches_and_completes_alike_with_either(monkeypatch, tiny_model):
+    found = {}
+    for backend in ("reference", "triton"):
+        monkeypatch.setenv("KEYTURN_KERNELS", backend)
+        engine = Engine(
+            EngineConfig(
+                device="cpu" if IS_INTERPRETED else "cuda",
+                dtype="float32",
+                num_threads=0,
+                cache_bytes=10**8,
+                window_tokens=200,
+                chunk_tokens=64,
+            )
+        )
+        assert engine.status()["kernels"]["backend"] == backend
+        text = "def add(first, second):\n    return first + second\n"
+        session = engine.open("a", text, path="a.py", model=str(tiny_model), policy="turn")
+        session.set_cursor(len(text))
+        session.sync(lambda: None)
+        session.edit([(0, 0, "import os\n")])
+        params = CompletionParams(8, 0.0, 1.0, 0, (), 0.0)
+        completion = session.complete(len(text) + 10, params, lambda: None)
+        assert session.take_counts().num_turned > 0
+        found[backend] = np.array(completion.token_ids)
+    assert len(found["triton"])
+    assert found["triton"].tolist() == found["reference"].tolist()
