@@ -80,8 +80,8 @@ class LossOptions:
 
     num_exit: int
     chunk: int = 8192
-    exit_weight: float = 0.6
-    soft_share: float = 0.7
+    exit_weight: float = 1.0
+    soft_share: float = 0.85
     of_head: Callable[..., tuple[Tensor, Tensor]] = head_gradient
     of_exit: Callable[..., tuple[Tensor, Tensor, Tensor]] = exit_gradient
 
