@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Bytes of one block, and its number of bytes before the codes: d, and for Q4_1 also m, in fp16.
-_GGUF_BLOCKS = {"Q4_0": (18, 2), "Q4_1": (20, 4), "Q8_0": (34, 2)}
-_GGUF_GROUP = 32
+from .block_matrix import BlockMatrix
+
 # A program of the split kernels covers at least this many output features; each needs a lock.
 _MIN_BLOCK_N = 16
 
@@ -110,31 +109,10 @@ class BitWeight:
         return BitWeight(planes, scales, self.bits, self.group, self.locks.to(device))
 
 
-def pack_gguf(blocks: Tensor, kind: str) -> QuantWeight:
-    """Repack a matrix of GGUF blocks without touching a value.
-
-    Args:
-        blocks: (N, bytes of a row) uint8, as in the file.
-        kind: "Q4_0", "Q4_1" or "Q8_0".
-
-    Raises:
-        ValueError: another kind, or rows that are no whole number of blocks.
-    """
-    if kind not in _GGUF_BLOCKS:
-        raise ValueError(f"GGUF format {kind} is not one of {', '.join(_GGUF_BLOCKS)}; dequantise")
-    size, head = _GGUF_BLOCKS[kind]
-    if blocks.ndim != 2 or blocks.dtype != torch.uint8 or blocks.shape[1] % size:
-        raise ValueError(f"{kind} blocks are (N, multiple of {size}) uint8, not {_told(blocks)}")
-    rows = blocks.reshape(blocks.shape[0], -1, size)
-    halves = rows[..., :head].contiguous().view(torch.float16)
-    codes = rows[..., head:]
-    if kind == "Q8_0":
-        codes = codes ^ 0x80  # int8 to its value + 128
-    else:  # column i in the low half of byte i, column i + 16 in the high half
-        codes = torch.cat([codes & 15, codes >> 4], -1)
-    minimums = halves[..., 1].contiguous() if kind == "Q4_1" else None
-    bits = 8 if kind == "Q8_0" else 4
-    return pack_codes(codes.flatten(1), halves[..., 0].contiguous(), minimums, bits)
+def pack_gguf(matrix: BlockMatrix) -> QuantWeight:
+    """Repack a matrix of GGUF blocks without touching a value."""
+    codes, scales, minimums = matrix.parts()
+    return pack_codes(codes, scales, minimums, 8 if matrix.kind == "Q8_0" else 4)
 
 
 def pack_codes(

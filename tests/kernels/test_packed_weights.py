@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.kernels import packed_weights as packed
+from keyturn.kernels.block_matrix import BlockMatrix
 from keyturn.kernels.reference_matmul import dequantize
 
 
@@ -53,8 +54,13 @@ def test_values_equal_gguf_when_packed_from_its_blocks(kind):
     values = np.random.default_rng(0).standard_normal((7, 576)).astype(np.float32)
     blocks = gguf_quantize(values, GGMLQuantizationType[kind])
     expected = torch.from_numpy(gguf_dequantize(blocks, GGMLQuantizationType[kind]))
-    weight = packed.pack_gguf(torch.from_numpy(blocks), kind)
+    matrix = BlockMatrix(torch.from_numpy(blocks), kind)
+    assert matrix.shape == values.shape
+    weight = packed.pack_gguf(matrix)
     found = dequantize(weight)
+    assert torch.equal(matrix.values(torch.float32), found)
+    some = torch.tensor([3, 0, 3])
+    assert torch.equal(matrix.rows(some, torch.bfloat16), found[some].bfloat16())
     # gguf, too, multiplies and adds in float32; a fused add may differ by one rounding.
     tolerance = 0 if kind != "Q4_1" else 2**-22
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
@@ -99,8 +105,8 @@ def test_error_when_codes_and_scales_do_not_fit(codes, scales):
 def test_error_when_the_format_is_unknown():
     blocks = torch.zeros(1, 36, dtype=torch.uint8)
     with pytest.raises(ValueError, match="Q5_0"):
-        packed.pack_gguf(blocks, "Q5_0")
+        BlockMatrix(blocks, "Q5_0")
     with pytest.raises(ValueError, match="multiple of 34"):
-        packed.pack_gguf(blocks, "Q8_0")
+        BlockMatrix(blocks, "Q8_0")
     with pytest.raises(ValueError, match="9 bits"):
         packed.pack_planes(blocks[:, :32], torch.ones(1, 1), 9)
