@@ -21,6 +21,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels.block_matrix import GGUF_BLOCKS, BlockMatrix
 from .errors import ModelLoadError
 
 _MAGIC = b"GGUF"
@@ -130,6 +131,20 @@ class GGUFFile:
             start = first * block_size
             flat[start : start + len(values)] = torch.from_numpy(writable)
         return result
+
+    def blocks(self, name: str, row_order: NDArray[np.int64] | None = None) -> BlockMatrix | None:
+        """Return a matrix as it is stored, copied out of the file; None if it is not in blocks.
+
+        A copy, since a file that is overwritten or cut short must not reach a loaded model.
+        Arguments as for `tensor`.
+        """
+        info = self.tensors[name]
+        if info.kind.name not in GGUF_BLOCKS or len(info.shape) != 2:
+            return None
+        raw = np.frombuffer(self._data, np.uint8, info.num_bytes, info.start)
+        rows = raw.reshape(info.shape[0], -1)
+        rows = rows.copy() if row_order is None else rows[row_order]
+        return BlockMatrix(torch.from_numpy(rows), info.kind.name)
 
     # Header
 

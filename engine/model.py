@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..kernels import dispatch
+from ..kernels.block_matrix import BlockMatrix
+from ..kernels.linear import Linear, Matrix, fused
 from .attention import attend, causal_bias
 from .kv_cache import KVCache, Slots
 from .model_config import ModelConfig
 
 Check = Callable[[], None]
-
-# With bf16 weights the largest logits of a row are recomputed in float32, so that greedy decoding
-# does not hang on ties of a format with 8 bits of precision.
-_NUM_EXACT_LOGITS = 64
-# Up to this many rows that is cheaper than the whole head in float32.
-_FEW_ROWS = 4
 
 
 @dataclass(slots=True)
@@ -40,17 +37,15 @@ class AttentionRecord:
 
 
 @dataclass(slots=True)
-class _Layer:
+class Layer:
+    """The weights of one layer: norms (hidden_size,), and its projections."""
+
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
+    qkv: Linear
+    output: Linear
     mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
+    gate_up: Linear
+    down: Linear
 
 
 class Decoder:
@@ -58,24 +53,29 @@ class Decoder:
 
     Attributes:
         config: its shape.
-        dtype: of weights and activations.
+        dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
     """
 
-    def __init__(self, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, config: ModelConfig, tensors: dict[str, Matrix]) -> None:
         """Take over the weights of a model.
 
         Args:
             config: the model's shape.
-            tensors: Hugging Face names to weights, all of one dtype; emptied as they are used.
+            tensors: Hugging Face names to weights: tensors of one dtype, or matrices in blocks;
+                emptied as they are used.
         """
         self.config = config
+        norm = tensors.pop("model.norm.weight")
+        assert isinstance(norm, Tensor), "a vector is never in blocks"
+        self._norm, self.dtype, self.device = norm, norm.dtype, norm.device
+        kernels = dispatch.choose(self.device)
         self._embedding = tensors.pop("model.embed_tokens.weight")
-        self._norm = tensors.pop("model.norm.weight")
-        head = tensors.pop("lm_head.weight", None)
-        self._head = self._embedding if head is None else head
-        self.dtype, self.device = self._embedding.dtype, self._embedding.device
-        self._layers = [_take_layer(tensors, index) for index in range(config.num_layers)]
+        head = tensors.pop("lm_head.weight", self._embedding)
+        self._head = kernels.linear(head, None, self.dtype)
+        self._layers = [
+            _make_layer(tensors, index, self.dtype, kernels) for index in range(config.num_layers)
+        ]
 
     @torch.inference_mode()
     def forward(
@@ -105,22 +105,24 @@ class Decoder:
         cos, sin = cache.table.at(row_positions)
         num_projected = config.num_heads + 2 * config.num_kv_heads
         token_ids = torch.from_numpy(cache.token_ids[slots]).to(self.device)
-        hidden = functional.embedding(token_ids, self._embedding)
+        hidden = self._embed(token_ids)
         width = (config.hidden_size,)
         for number, layer in enumerate(self._layers):
             check()
             normed = functional.rms_norm(hidden, width, layer.attention_norm, eps)
-            qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
-            qkv = qkv.view(len(slots), num_projected, config.head_dim)
+            qkv = layer.qkv(normed).view(len(slots), num_projected, config.head_dim)
             queries = cache.write(number, index, qkv, cos, sin)
             mixed = self._attend(cache, number, queries, bias, record)
-            hidden = hidden + functional.linear(mixed, layer.output, layer.output_bias)
+            hidden = hidden + layer.output(mixed)
             normed = functional.rms_norm(hidden, width, layer.mlp_norm, eps)
-            gate, up = functional.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            hidden = hidden + functional.linear(
-                functional.silu(gate) * up, layer.down, layer.down_bias
-            )
+            gate, up = layer.gate_up(normed).chunk(2, -1)
+            hidden = hidden + layer.down(functional.silu(gate) * up)
         return hidden[:num_asked]
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        if isinstance(self._embedding, BlockMatrix):
+            return self._embedding.rows(token_ids, self.dtype)
+        return functional.embedding(token_ids, self._embedding)
 
     def _attend(
         self,
@@ -143,18 +145,13 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs.
 
-        With bf16 weights and few rows only the largest logits of a row are exact to float32; the
-        others carry bf16's rounding.
+        With bf16 weights, on the CPU and for few rows, only the largest logits of a row are exact
+        to float32; the others carry bf16's rounding.
         """
         normed = functional.rms_norm(
             hidden, (self.config.hidden_size,), self._norm, self.config.norm_eps
         )
-        if self.dtype == torch.float32 or len(hidden) > _FEW_ROWS:
-            return functional.linear(normed.float(), self._head.float())
-        rough = functional.linear(normed, self._head).float()
-        top = rough.topk(min(_NUM_EXACT_LOGITS, rough.shape[1])).indices
-        exact = torch.einsum("nkd,nd->nk", self._head[top].float(), normed.float())
-        return rough.scatter(1, top, exact)
+        return self._head(normed, torch.float32)
 
 
 def _padded(slots: Slots) -> Slots:
@@ -168,33 +165,28 @@ def _padded(slots: Slots) -> Slots:
     return np.pad(slots, (0, -count % step), mode="edge")
 
 
-def _take_layer(tensors: dict[str, Tensor], index: int) -> _Layer:
+def _make_layer(
+    tensors: dict[str, Matrix], index: int, dtype: torch.dtype, kernels: dispatch.Kernels
+) -> Layer:
     prefix = f"model.layers.{index}."
 
-    def take(name: str, kind: str = "weight") -> Tensor | None:
-        return tensors.pop(f"{prefix}{name}.{kind}", None)
+    def norm(name: str) -> Tensor:
+        weight = tensors.pop(f"{prefix}{name}.weight")
+        assert isinstance(weight, Tensor), "a vector is never in blocks"
+        return weight
 
-    def fuse(kind: str, *names: str) -> Tensor | None:
-        parts = [take(name, kind) for name in names]
-        return (
-            torch.cat([part for part in parts if part is not None]) if None not in parts else None
-        )
+    def linear(*names: str) -> Linear:
+        weight = fused([tensors.pop(f"{prefix}{name}.weight") for name in names], dtype)
+        found = [tensors.pop(f"{prefix}{name}.bias", None) for name in names]
+        biases = [part for part in found if isinstance(part, Tensor)]
+        bias = torch.cat(biases) if biases else None
+        return kernels.linear(weight, bias, dtype)
 
-    def need(tensor: Tensor | None) -> Tensor:
-        assert tensor is not None, f"layer {index} passed the loader's check but lacks a tensor"
-        return tensor
-
-    attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    mlp = ("mlp.gate_proj", "mlp.up_proj")
-    return _Layer(
-        attention_norm=need(take("input_layernorm")),
-        qkv=need(fuse("weight", *attention)),
-        qkv_bias=fuse("bias", *attention),
-        output=need(take("self_attn.o_proj")),
-        output_bias=take("self_attn.o_proj", "bias"),
-        mlp_norm=need(take("post_attention_layernorm")),
-        gate_up=need(fuse("weight", *mlp)),
-        gate_up_bias=fuse("bias", *mlp),
-        down=need(take("mlp.down_proj")),
-        down_bias=take("mlp.down_proj", "bias"),
+    return Layer(
+        attention_norm=norm("input_layernorm"),
+        qkv=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        output=linear("self_attn.o_proj"),
+        mlp_norm=norm("post_attention_layernorm"),
+        gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
+        down=linear("mlp.down_proj"),
     )

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..kernels.linear import Matrix
 from . import gguf_config, hf_config
 from .errors import ModelLoadError
 from .fim import SIDECAR, FimTemplate, find_template
@@ -28,13 +29,14 @@ class ModelFiles:
 
     Attributes:
         config: its shape.
-        tensors: Hugging Face names to weights of one dtype, on the CPU.
+        tensors: Hugging Face names to weights on the CPU: tensors of one dtype, and matrices in
+            blocks as the file has them.
         tokenizer: its tokenizer.
         fim: its fill-in-the-middle format, None if it only continues text.
     """
 
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Matrix]
     tokenizer: Tokenizer
     fim: FimTemplate | None
 
@@ -44,7 +46,7 @@ def load_model(path: Path, dtype: torch.dtype, progress: Progress | None = None)
 
     Args:
         path: a .gguf file, or a folder with `config.json`, `tokenizer.json` and safetensors.
-        dtype: what the weights are converted to, tensor by tensor.
+        dtype: what the weights are converted to, tensor by tensor; matrices in blocks are not.
         progress: receives what is being done and the percentage.
 
     Raises:
@@ -99,9 +101,9 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
         vocab_size=config.vocab_size,
     )
 
-    def read(name: str) -> Tensor:
-        stored = gguf_config.gguf_name(name)
-        return file.tensor(stored, dtype, gguf_config.row_order(config, name))
+    def read(name: str) -> Matrix:
+        stored, order = gguf_config.gguf_name(name), gguf_config.row_order(config, name)
+        return file.blocks(stored, order) or file.tensor(stored, dtype, order)
 
     return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
 
@@ -182,9 +184,10 @@ def _checked_shapes(
 
 
 def _read_all(
-    names: Iterable[str], read: Callable[[str], Tensor], progress: Progress | None
-) -> dict[str, Tensor]:
-    tensors, names, percent = {}, list(names), -1
+    names: Iterable[str], read: Callable[[str], Matrix], progress: Progress | None
+) -> dict[str, Matrix]:
+    tensors: dict[str, Matrix] = {}
+    names, percent = list(names), -1
     for number, name in enumerate(names):
         if progress is not None and number * 100 // len(names) > percent:
             percent = number * 100 // len(names)

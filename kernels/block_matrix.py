@@ -10,6 +10,10 @@ from torch import Tensor
 # Bytes of one block, and its number of bytes before the codes: d, and for Q4_1 also m, in fp16.
 GGUF_BLOCKS = {"Q4_0": (18, 2), "Q4_1": (20, 4), "Q8_0": (34, 2)}
 _GGUF_GROUP = 32
+# Dequantised at a time on the CPU: a whole embedding at once takes gigabytes of temporaries, and
+# from 32,768 values on torch works with several threads, which wait for each other for seconds when
+# the machine is busy.
+_PIECE_VALUES = 32_768 - 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,28 @@ class BlockMatrix:
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """Return the (N, K) values, rounded once from float32."""
-        codes, scales, minimums = self.parts()
-        groups = codes.reshape(*scales.shape, _GGUF_GROUP).float()
-        if minimums is None:
-            groups -= 128 if self.kind == "Q8_0" else 8
-        groups *= scales.float()[..., None]
-        if minimums is not None:
-            groups += minimums.float()[..., None]
-        return groups.flatten(1).to(dtype)
+        if self.blocks.is_cuda:
+            return self._values().to(dtype)
+        out = torch.empty(self.shape, dtype=dtype)
+        step = max(1, _PIECE_VALUES // self.shape[1])
+        for piece, blocks in zip(out.split(step), self.blocks.split(step), strict=True):
+            piece.copy_(BlockMatrix(blocks, self.kind)._values())
+        return out
+
+    def _values(self) -> Tensor:
+        size, head = GGUF_BLOCKS[self.kind]
+        rows = self.blocks.reshape(self.blocks.shape[0], -1, size)
+        halves = rows[..., :head].contiguous().view(torch.float16).float()
+        codes = rows[..., head:]
+        shape = (*rows.shape[:2], _GGUF_GROUP)
+        groups = torch.empty(shape, dtype=torch.float32, device=self.blocks.device)
+        if self.kind == "Q8_0":
+            groups.copy_(codes.view(torch.int8))
+        else:
+            groups[..., :16], groups[..., 16:] = codes & 15, codes >> 4
+        if self.kind == "Q4_0":
+            groups -= 8
+        groups *= halves[..., :1]
+        if self.kind == "Q4_1":
+            groups += halves[..., 1:]
+        return groups.flatten(1)

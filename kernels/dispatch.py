@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .linear import DenseLinear, Linear, Matrix
 
 # For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
 VARIABLE = "KEYTURN_KERNELS"
@@ -30,12 +31,15 @@ class Kernels:
         why: the reason, in words, for `keyturn doctor`.
         rope_shift: turns cached keys.
         write_rows: rotates and stores one layer's rows.
+        linear: makes a projection of a matrix (N, K), a bias (N,) or None, and the activations'
+            dtype.
     """
 
     backend: str
     why: str
     rope_shift: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], None]
     write_rows: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
+    linear: Callable[[Matrix, Tensor | None, torch.dtype], Linear]
 
 
 def choose(device: torch.device) -> Kernels:
@@ -65,14 +69,16 @@ def _choose(device: torch.device, wanted: str) -> Kernels:
 
 
 def _reference(why: str) -> Kernels:
-    return Kernels("reference", why, reference.rope_shift, reference.write_rows)
+    return Kernels("reference", why, reference.rope_shift, reference.write_rows, DenseLinear)
 
 
 def _triton(why: str) -> Kernels:
     # Only here: importing Triton takes most of a second, and machines without a GPU lack it.
-    from . import rope_shift
+    from . import quant_linear, rope_shift
 
-    return Kernels("triton", why, rope_shift.rope_shift, rope_shift.write_rows)
+    return Kernels(
+        "triton", why, rope_shift.rope_shift, rope_shift.write_rows, quant_linear.make_linear
+    )
 
 
 def _obstacle(device: torch.device, wanted: str) -> str | None:

@@ -11,6 +11,7 @@ from keyturn.engine.kv_cache import KVCache
 from keyturn.engine.model import AttentionRecord, Decoder
 from keyturn.engine.model_config import ModelConfig
 from keyturn.engine.weights import load_model
+from keyturn.kernels.block_matrix import BlockMatrix
 
 from ..tolerance import assert_close
 
@@ -171,7 +172,11 @@ def test_embedded_models_logits_equal_transformers(dtype):
             tie_word_embeddings=True,
         )
     )
-    tensors = {**files.tensors, "lm_head.weight": files.tensors["model.embed_tokens.weight"]}
+    tensors = {
+        name: part.values(dtype) if isinstance(part, BlockMatrix) else part
+        for name, part in files.tensors.items()
+    }
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model.load_state_dict(tensors, assign=True)
     token_ids = files.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")[:800]).token_ids
     with torch.no_grad():

@@ -17,6 +17,7 @@ from keyturn.engine import weights
 from keyturn.engine.errors import ModelLoadError
 from keyturn.engine.gguf_config import row_order
 from keyturn.engine.weights import load_model
+from keyturn.kernels.block_matrix import BlockMatrix
 
 EMBEDDED = Path(weights.__file__).parent / "embedded" / "keyturn-135m-q4_1.gguf"
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 300
@@ -103,6 +104,10 @@ def write_gguf(
     return path
 
 
+def dense(weight, dtype):
+    return weight.values(dtype) if isinstance(weight, BlockMatrix) else weight
+
+
 @pytest.fixture(scope="module")
 def embedded():
     return load_model(EMBEDDED, torch.bfloat16)
@@ -113,7 +118,11 @@ def test_embedded_model_is_complete(embedded):
     assert (config.num_layers, config.hidden_size, config.num_kv_heads) == (30, 576, 3)
     assert config.tied_embeddings and config.rope_theta == 100000.0
     assert embedded.tensors.keys() == weights.expected_shapes(config).keys()
-    assert {tensor.dtype for tensor in embedded.tensors.values()} == {torch.bfloat16}
+    in_blocks = [part for part in embedded.tensors.values() if isinstance(part, BlockMatrix)]
+    assert len(in_blocks) == 7 * config.num_layers + 1
+    assert {part.kind for part in in_blocks} == {"Q4_1"}
+    vectors = [part for part in embedded.tensors.values() if isinstance(part, torch.Tensor)]
+    assert {part.dtype for part in vectors} == {torch.bfloat16}
     assert embedded.fim.layouts == ("spm", "psm") and embedded.fim.layout == "spm"
     assert embedded.tokenizer.vocab_size == 49152 == len(embedded.tokenizer.token_bytes())
     assert embedded.tokenizer.bos_id is None and embedded.tokenizer.eos_id == 0
@@ -155,7 +164,8 @@ def test_gguf_formats_load_as_the_library_dequantises(tmp_path, kind, dtype):
         ("model.layers.0.self_attn.v_proj.weight", "blk.0.attn_v.weight"),
     ):
         rounded = quants.dequantize(quants.quantize(tensors[stored], wanted), wanted)
-        assert torch.equal(model.tensors[name], torch.from_numpy(rounded.copy()).to(dtype)), name
+        found = dense(model.tensors[name], dtype)
+        assert torch.equal(found, torch.from_numpy(rounded.copy()).to(dtype)), name
     assert torch.equal(
         model.tensors["model.norm.weight"],
         torch.from_numpy(tensors["output_norm.weight"]).to(dtype),
@@ -180,7 +190,8 @@ def test_query_and_key_rows_come_back_in_halves(tmp_path, kind):
         rounded = quants.dequantize(
             quants.quantize(plain[f"blk.0.attn_{part}.weight"], wanted), wanted
         )
-        found = model.tensors[f"model.layers.0.self_attn.{part}_proj.weight"]
+        stored = model.tensors[f"model.layers.0.self_attn.{part}_proj.weight"]
+        found = dense(stored, torch.float32)
         assert torch.equal(found, torch.from_numpy(rounded.copy())), part
 
 

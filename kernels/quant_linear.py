@@ -1,0 +1,31 @@
+"""Projections on a GPU: blocks stay packed, dense matrices go to cuBLAS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .block_matrix import BlockMatrix
+from .linear import DenseLinear, Linear, Matrix
+from .packed_weights import QuantWeight, pack_gguf
+from .quant_matmul import quant_matmul
+
+
+class QuantLinear:
+    """A projection whose weight stays in 4 or 8 bits; attributes as in `Linear`."""
+
+    def __init__(self, weight: QuantWeight, bias: Tensor | None) -> None:
+        """Take the packed weight (N, K) and the bias (N,)."""
+        self.weight, self.bias = weight, bias
+        self.num_out, self.num_in = weight.shape
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Multiply, as `Linear` says."""
+        return quant_matmul(x, self.weight, self.bias, out_dtype=out_dtype)
+
+
+def make_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    """Return the projection for a matrix; the packed kernels take bf16 and fp16 activations."""
+    if isinstance(matrix, BlockMatrix) and dtype in (torch.bfloat16, torch.float16):
+        return QuantLinear(pack_gguf(matrix), bias)
+    return DenseLinear(matrix, bias, dtype)
