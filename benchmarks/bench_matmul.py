@@ -284,11 +284,9 @@ def main() -> None:
         print(f"device copy, bytes read plus written: {bandwidth / 1e12:.2f} TB/s", flush=True)
         bench = Bench(device, args.repeats, args.tiny, args.tune, bandwidth)
         if args.tune:
-            shapes = [
-                shape
-                for sizes in (TINY_SHAPES if args.tiny else SHAPES).values()
-                for shape in sizes
-            ]
+            models = (TINY_SHAPES if args.tiny else SHAPES).values()
+            shapes = {"q": [shape for sizes in models for shape in sizes]}
+            shapes["b"] = TINY_SHAPES["tiny"] if args.tiny else BIT_SHAPES
             matmul_tuning.tune(bench, shapes, args.kinds, args.table, random_quant, random_planes)
             return
         found, checks = run(bench)

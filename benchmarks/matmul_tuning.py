@@ -29,20 +29,23 @@ Maker = Callable[[int, int, int, torch.device], Any]
 
 def tune(
     bench: Bench,
-    shapes: list[tuple[int, int]],
+    shapes: dict[str, list[tuple[int, int]]],
     kinds: list[str],
     table: Path,
     make_quant: Maker,
     make_planes: Maker,
 ) -> None:
-    """Fill the table for this GPU, kind by kind; written after each, should the time run out."""
+    """Fill the table for this GPU; written after each kind, should the time run out.
+
+    `shapes` are those of quantised weights, "q", and of bit planes, "b".
+    """
     gpu = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "cpu"
     gpu = next((name for name in ("H100", "H200", "A100") if name in gpu), gpu)
     measured = {name: dict(entries) for name, entries in MEASURED.items()}
     for kind in kinds:
         make = make_quant if kind[0] == "q" else make_planes
         entries = measured.setdefault(gpu, {}).setdefault(kind, {})
-        for num_out, num_in in shapes:
+        for num_out, num_in in shapes[kind[0]]:
             weights = [
                 make(num_out, num_in, int(kind[1:]), bench.device)
                 for _ in range(2 if bench.is_tiny else _COPIES)
