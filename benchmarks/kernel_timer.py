@@ -124,12 +124,20 @@ def captured(run: Run, device: torch.device, calls: int = 1) -> Run:
 
 
 def copy_bandwidth(device: torch.device, repeats: int, is_tiny: bool) -> float:
-    """Return the bytes read plus written per second by a large copy on the device."""
+    """Return the bytes read plus written per second by a large copy on the device.
+
+    The better of the driver's copy and of an elementwise kernel: on an H100 the first reached
+    2.4 TB/s where the second reached 3.0.
+    """
     size = 1 << 16 if is_tiny else _COPIED_BYTES
-    source = torch.ones(size, dtype=torch.uint8, device=device)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    run = captured(lambda: target.copy_(source), device)
-    return 2 * size / (measure({"copy": run}, device, repeats)["copy"].p50_us * 1e-6)
+    runs = {
+        "copy": captured(lambda: target.copy_(source), device),
+        "kernel": captured(lambda: torch.neg(source, out=target), device),
+    }
+    times = measure(runs, device, repeats)
+    return 2 * size / (min(times.values(), key=lambda item: item.p50_us).p50_us * 1e-6)
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

@@ -80,7 +80,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         (M, K) int8 in -127..127, round half to even, and (M,) float32 scales, 1 for a row of zeros.
     """
     peak = x.float().abs().amax(-1)
-    scales = torch.where(peak > 0, peak / 127, 1.0)
+    # By a tensor: on CUDA torch multiplies by the reciprocal of a plain number, which rounds twice.
+    scales = torch.where(peak > 0, peak / torch.full_like(peak, 127), 1.0)
     return (x.float() / scales[:, None]).round().to(torch.int8), scales
 
 
