@@ -38,7 +38,7 @@ class Tile(NamedTuple):
         return max(1, self.num_bytes // (triton.next_power_of_2(head_dim) * itemsize))
 
 
-# The best of 45 for caches of 32,768 slots on an H100, and 3 % off the best for 8,192: with few heads
+# The best of 45 for 32,768 slots on an H100, and 3 % off the best for 8,192: with few heads
 # a program the angles of many slots (16 MB) come from memory again for every group of heads.
 # `benchmarks/bench_kernels.py --sweep` tries others.
 TURN_TILE = Tile(num_bytes=4096, heads=16, num_warps=8)
