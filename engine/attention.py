@@ -2,13 +2,120 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from ..kernels import prefill_attention
 
 # From this many rows on, bf16 matrix products beat the fused CPU kernel (256 rows over 2,048 slots:
 # 2.9 ms against 7.5 ms on AVX512-BF16); below it the fused kernel wins.
 _MATMUL_ROWS = 16
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the rows of one pass see, found once on the host and used in every layer.
+
+    Attributes:
+        row_positions: (rows,) int64, on the device.
+        slot_positions: (slots,) int64, on the device.
+        num_ordered: on a GPU, if the rows are the last by position of the slots they see, how many
+            slots those are; else 0.
+        order: (num_ordered,) those slots in order of position; None if they are the first ones and
+            lie in order.
+        bias: (rows, slots), from `causal_bias`, where there is no such order; None where every row
+            sees every slot.
+    """
+
+    row_positions: Tensor
+    slot_positions: Tensor
+    num_ordered: int
+    order: Tensor | None
+    bias: Tensor | None
+
+
+def look(
+    slots: Ints,
+    positions: Ints,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    few_rows: int = 0,
+) -> Sight:
+    """Find out what the rows of a pass see.
+
+    Args:
+        slots: (rows,) the rows.
+        positions: (slots,) of all the cache's rows.
+        dtype: of the queries.
+        device: where attention will run.
+        few_rows: on a GPU, up to how many rows a kernel that compares positions by itself serves;
+            they get positions only.
+    """
+    # One copy. Either starts at a multiple of 16 bytes: elsewhere Triton would compile anew.
+    start = len(slots) + len(slots) % 2
+    both = np.zeros(start + len(positions), dtype=np.int64)
+    both[: len(slots)], both[start:] = positions[slots], positions
+    on_device = torch.from_numpy(both).to(device, non_blocking=True)
+    row_positions, slot_positions = on_device[: len(slots)], on_device[start:]
+    if device.type == "cuda" and len(slots) <= few_rows:
+        return Sight(row_positions, slot_positions, 0, None, None)
+    if device.type == "cuda":
+        return _look_on_gpu(slots, positions, row_positions, slot_positions, dtype)
+    return Sight(
+        row_positions, slot_positions, 0, None, causal_bias(row_positions, slot_positions, dtype)
+    )
+
+
+def _look_on_gpu(
+    slots: Ints, positions: Ints, row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtype
+) -> Sight:
+    # Compared on the host: a value from the device would come after all that is under way there.
+    order = gathered = bias = None
+    if positions[slots].min() < positions.max():
+        order = seen_in_order(slots, positions) if dtype != torch.float32 else None
+        if order is None:
+            bias = prefill_attention.position_bias(row_positions, slot_positions, dtype)
+        elif (order != np.arange(len(order))).any():
+            gathered = torch.from_numpy(order).to(row_positions.device, non_blocking=True)
+    num_ordered = 0 if order is None else len(order)
+    return Sight(row_positions, slot_positions, num_ordered, gathered, bias)
+
+
+def seen_in_order(slots: Ints, positions: Ints) -> Ints | None:
+    """Return the slots that the last row sees, by position, if the rows are the last of them.
+
+    Then each row sees those before its own: plain causal attention, as in a prefill or in healing.
+    """
+    of_rows = positions[slots]
+    if (np.diff(of_rows) <= 0).any():
+        return None
+    seen = np.flatnonzero(positions <= of_rows[-1])
+    seen = seen[np.argsort(positions[seen])]
+    return seen if np.array_equal(seen[-len(slots) :], slots) else None
+
+
+def attend_on_gpu(queries: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Tensor:
+    """Do as `attend` does, for what `look` found on a GPU.
+
+    Args:
+        queries: as in `attend`.
+        keys: as in `attend`.
+        values: as in `attend`.
+        sight: of this pass.
+    """
+    if not sight.num_ordered:
+        return prefill_attention.attend_by_position(queries, keys, values, sight.bias)
+    if sight.order is None:
+        keys, values = keys[:, : sight.num_ordered], values[:, : sight.num_ordered]
+    return prefill_attention.attend_in_order(queries, keys, values, sight.order)
 
 
 def causal_bias(row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -18,6 +18,8 @@ Ints = NDArray[np.int64]
 # a jump of the cursor two stretches of code have shorter runs in common by chance ("return self."):
 # those rows saw another text, and to recompute a few costs little.
 _SHORTEST_RUN = 16
+# Of the hash: odd, and otherwise of no meaning.
+_FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 def match_rows(
@@ -42,7 +44,7 @@ def match_rows(
     the first and the last difference of a side costs a sort more.
     """
     source = np.full(len(wanted_ids), -1, dtype=np.int64)
-    for side in np.unique(wanted_sides):
+    for side in wanted_sides[np.diff(wanted_sides, prepend=-1) != 0]:  # each once, they ascend
         old_start, old_end = np.searchsorted(resident_sides, [side, side + 1])
         new_start, new_end = np.searchsorted(wanted_sides, [side, side + 1])
         old, new = resident_ids[old_start:old_end], wanted_ids[new_start:new_end]
@@ -85,25 +87,53 @@ def _common_prefix(first: Ints, second: Ints) -> int:
 def _anchors(old: Ints, new: Ints) -> list[tuple[int, int]]:
     """Return pairs of places where runs unique in both sequences agree, in increasing order.
 
-    Patience diff: the unique common runs, of which the longest increasing sequence is kept.
+    Patience diff: the unique common runs, of which the longest increasing sequence is kept. Of runs
+    that follow one another in both sequences the first and the last may stand for all.
     """
     size = _SHORTEST_RUN
     if len(old) < size or len(new) < size:
         return []
-    windows = np.lib.stride_tricks.sliding_window_view
-    both = np.concatenate([windows(old, size), windows(new, size)])
-    _, codes = np.unique(both, axis=0, return_inverse=True)
-    codes = codes.reshape(-1)
-    num_old = len(old) - size + 1
-    old_at, new_at = _unique_places(codes[:num_old]), _unique_places(codes[num_old:])
-    pairs = sorted((place, new_at[code]) for code, place in old_at.items() if code in new_at)
-    return _longest_increasing(pairs)
+    old_at, new_at = _unique_pairs(_hashes(old), _hashes(new))
+    if (np.diff(new_at) > 0).all():  # nothing crosses: all are in the sequence
+        breaks = (np.diff(old_at) != 1) | (np.diff(new_at) != 1)
+        is_end = np.concatenate([[True], breaks]) | np.concatenate([breaks, [True]])
+        old_at, new_at = old_at[is_end[: len(old_at)]], new_at[is_end[: len(new_at)]]
+    return _longest_increasing(list(zip(old_at.tolist(), new_at.tolist(), strict=True)))
 
 
-def _unique_places(codes: Ints) -> dict[int, int]:
-    values, first, counts = np.unique(codes, return_index=True, return_counts=True)
-    single = counts == 1
-    return dict(zip(values[single].tolist(), first[single].tolist(), strict=True))
+def _hashes(ids: Ints) -> NDArray[np.uint64]:
+    """Return a hash of each run of `_SHORTEST_RUN` tokens, a power of two.
+
+    Two runs hashed alike cost an anchor; they are never taken for the same, for what an anchor
+    grows into is compared token by token.
+    """
+    hashes, length = ids.astype(np.uint64), 1
+    while length < _SHORTEST_RUN:
+        # Odd factors lose nothing modulo 2^64; the shift lets high bits count among the low ones.
+        hashes = hashes[:-length] * _FACTORS[0] + hashes[length:] * _FACTORS[1]
+        hashes ^= hashes >> np.uint64(29)
+        length *= 2
+    return hashes
+
+
+def _unique_pairs(old: NDArray[np.uint64], new: NDArray[np.uint64]) -> tuple[Ints, Ints]:
+    """Return the places of values that occur once in either sequence, in order of the first."""
+    # Sorted together with their places in the low bits: to sort plain numbers is what is fast.
+    num_bits = np.uint64(len(old) + len(new)).item().bit_length()
+    both = np.concatenate([old, new]) >> np.uint64(num_bits) << np.uint64(num_bits)
+    both |= np.arange(len(both), dtype=np.uint64)
+    both.sort()
+    value = both >> np.uint64(num_bits)
+    place = (both & np.uint64((1 << num_bits) - 1)).astype(np.int64)
+    is_new_value = np.concatenate([[True], value[1:] != value[:-1], [True]])
+    # A value that is there twice, once in each sequence: the old place was sorted before the new.
+    is_pair = is_new_value[:-2] & ~is_new_value[1:-1] & is_new_value[2:]
+    first, second = place[:-1][is_pair], place[1:][is_pair]
+    is_shared = (first < len(old)) & (second >= len(old))
+    partner = np.full(len(old), -1)
+    partner[first[is_shared]] = second[is_shared] - len(old)
+    old_at = np.flatnonzero(partner >= 0)
+    return old_at, partner[old_at]
 
 
 def _longest_increasing(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
