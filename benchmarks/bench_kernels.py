@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import bench_matmul
 import harness
+import kernels_dependency_record
 import kernels_rope_shift
+import kernels_slot_attention
 import torch
 from kernel_timer import Bench, copy_bandwidth
 
 Section = Callable[[Bench], tuple[dict[str, Any], list[dict[str, Any]]]]
 
 # A section prints its table and returns its figures and its checks.
-SECTIONS: dict[str, Section] = {"rope_shift": kernels_rope_shift.run}
+SECTIONS: dict[str, Section] = {
+    "rope_shift": kernels_rope_shift.run,
+    "matmul": bench_matmul.run,
+    "slot_attention": kernels_slot_attention.run,
+    "dependency_record": kernels_dependency_record.run,
+}
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ class KVCache:
             every earlier one was when it was computed and none has changed since, so the fresh
             rows are always the first ones and one number tells them all.
         table: the rotary table that every key of this cache is rotated by.
+        step: what a decoder keeps with the cache for its decode steps; goes when the cache does.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class KVCache:
             ) from None
         self.capacity = capacity
         self.table = RotaryTable(config, capacity, device)
+        self.step: object | None = None
         self._kernels = dispatch.choose(device)
         if device.type == "cuda":
             # Compiled now, on a row that nobody uses yet, and not at the first keystroke.
@@ -194,6 +196,13 @@ class KVCache:
         """Return the rotated keys and the values of a layer, (num_kv_heads, num_rows, head_dim)."""
         rows = self.num_rows
         return self._keys[layer, :, :rows], self._values[layer, :, :rows]
+
+    def storage(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return unrotated and rotated keys and values of a layer, rows not in use included.
+
+        Each is (num_kv_heads, capacity, head_dim) and stays where it is as long as the cache.
+        """
+        return self._unrotated[layer], self._keys[layer], self._values[layer]
 
     def unrotated(self, layer: int) -> Tensor:
         """Return the unrotated keys of a layer, (num_kv_heads, num_rows, head_dim)."""

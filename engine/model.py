@@ -13,11 +13,15 @@ from torch.nn import functional
 from ..kernels import dispatch
 from ..kernels.block_matrix import BlockMatrix
 from ..kernels.linear import Linear, Matrix, fused
-from .attention import attend, causal_bias
+from .attention import Sight, attend, attend_on_gpu, causal_bias, look
+from .decode_graph import DecodeGraph, sees_every_slot
 from .kv_cache import KVCache, Slots
 from .model_config import ModelConfig
 
 Check = Callable[[], None]
+
+# Up to this many rows a kernel of our own attends on a GPU: it compares positions by itself.
+_FEW_ROWS = 64
 
 
 @dataclass(slots=True)
@@ -69,7 +73,9 @@ class Decoder:
         norm = tensors.pop("model.norm.weight")
         assert isinstance(norm, Tensor), "a vector is never in blocks"
         self._norm, self.dtype, self.device = norm, norm.dtype, norm.device
-        kernels = dispatch.choose(self.device)
+        self._kernels = kernels = dispatch.choose(self.device)
+        self._is_triton = kernels.backend == "triton" and self.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._is_triton else None
         self._embedding = tensors.pop("model.embed_tokens.weight")
         head = tensors.pop("lm_head.weight", self._embedding)
         self._head = kernels.linear(head, None, self.dtype)
@@ -95,29 +101,30 @@ class Decoder:
         Returns:
             (n, hidden_size): the last layer's output, before the final norm.
         """
-        config, eps = self.config, self.config.norm_eps
+        config, kernels, eps = self.config, self._kernels, self.config.norm_eps
         num_asked = len(slots)
-        slots = _padded(slots)
-        index = torch.from_numpy(slots).to(self.device)
-        positions = torch.from_numpy(cache.positions.copy()).to(self.device)
-        row_positions = positions[index]
-        bias = causal_bias(row_positions, positions, self.dtype)
-        cos, sin = cache.table.at(row_positions)
+        if self.device.type == "cpu":
+            slots = _padded(slots)
+        few = _FEW_ROWS if self._is_triton else 0
+        sight = look(slots, cache.positions, self.dtype, self.device, few_rows=few)
+        index = torch.from_numpy(slots).to(self.device, non_blocking=True)
+        cos, sin = cache.table.at(sight.row_positions)
         num_projected = config.num_heads + 2 * config.num_kv_heads
-        token_ids = torch.from_numpy(cache.token_ids[slots]).to(self.device)
-        hidden = self._embed(token_ids)
-        width = (config.hidden_size,)
+        token_ids = torch.from_numpy(cache.token_ids[slots])
+        hidden = self._embed(token_ids.to(self.device, non_blocking=True))
+        update = None
         for number, layer in enumerate(self._layers):
             check()
-            normed = functional.rms_norm(hidden, width, layer.attention_norm, eps)
+            if update is None:
+                normed = kernels.rms_norm(hidden, layer.attention_norm, eps)
+            else:
+                hidden, normed = kernels.add_rms_norm(hidden, update, layer.attention_norm, eps)
             qkv = layer.qkv(normed).view(len(slots), num_projected, config.head_dim)
             queries = cache.write(number, index, qkv, cos, sin)
-            mixed = self._attend(cache, number, queries, bias, record)
-            hidden = hidden + layer.output(mixed)
-            normed = functional.rms_norm(hidden, width, layer.mlp_norm, eps)
-            gate, up = layer.gate_up(normed).chunk(2, -1)
-            hidden = hidden + layer.down(functional.silu(gate) * up)
-        return hidden[:num_asked]
+            mixed = self._attend(cache, number, queries, sight, record)
+            hidden, normed = kernels.add_rms_norm(hidden, layer.output(mixed), layer.mlp_norm, eps)
+            update = layer.down(kernels.silu_mul(layer.gate_up(normed)))
+        return (hidden if update is None else hidden + update)[:num_asked]
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         if isinstance(self._embedding, BlockMatrix):
@@ -129,17 +136,39 @@ class Decoder:
         cache: KVCache,
         number: int,
         queries: Tensor,
-        bias: Tensor | None,
+        sight: Sight,
         record: AttentionRecord | None,
     ) -> Tensor:
-        keys, values = cache.layer(number)
         weights = None
         if record is not None and number in record.layers:
-            weights = torch.empty(len(queries), keys.shape[1], device=self.device)
-        mixed = attend(queries, keys, values, bias, weights)
+            weights = torch.empty(len(queries), cache.num_rows, device=self.device)
+        if self._is_triton and len(queries) <= _FEW_ROWS:
+            _, keys, values = cache.storage(number)
+            at = (cache.num_rows, sight.row_positions, sight.slot_positions)
+            mixed = self._kernels.attend_slots(queries, keys, values, *at, weights=weights)
+        elif self.device.type == "cuda" and weights is None:
+            mixed = attend_on_gpu(queries, *cache.layer(number), sight)
+        else:
+            bias = sight.bias
+            if sight.num_ordered:
+                bias = causal_bias(sight.row_positions, sight.slot_positions, self.dtype)
+            mixed = attend(queries, *cache.layer(number), bias, weights)
         if record is not None and weights is not None:
             record.weights[number] = weights[record.rows]
         return mixed.reshape(len(queries), -1)
+
+    @torch.inference_mode()
+    def last_logits(self, cache: KVCache, slots: Slots, check: Check) -> Tensor:
+        """Compute rows as `forward` does; return the (vocab_size,) logits after the last of them.
+
+        On a GPU one row that sees all others, a decode step, is a captured graph.
+        """
+        if self._is_triton and sees_every_slot(cache, slots):
+            check()
+            if not isinstance(cache.step, DecodeGraph):
+                cache.step = DecodeGraph(self, cache, self._kernels, self._pool)
+            return cache.step.step(int(slots[0])).clone()
+        return self.logits(self.forward(cache, slots, check)[-1:])[0]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -148,9 +177,7 @@ class Decoder:
         With bf16 weights, on the CPU and for few rows, only the largest logits of a row are exact
         to float32; the others carry bf16's rounding.
         """
-        normed = functional.rms_norm(
-            hidden, (self.config.hidden_size,), self._norm, self.config.norm_eps
-        )
+        normed = self._kernels.rms_norm(hidden, self._norm, self.config.norm_eps)
         return self._head(normed, torch.float32)
 
 

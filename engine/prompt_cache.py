@@ -269,9 +269,9 @@ class PromptCache:
 
     def _compute(self, slots: Slots, check: Check) -> Tensor:
         cache = self._rows()
-        hidden = self._decoder.forward(cache, slots, check)
+        logits = self._decoder.last_logits(cache, slots, check)
         cache.mark_computed(slots)
-        return self._decoder.logits(hidden[-1:])[0]
+        return logits
 
     def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
         """Recompute a chunk of stale rows in order of position; return their slots."""

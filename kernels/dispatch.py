@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, reference_attention, reference_step
 from .linear import DenseLinear, Linear, Matrix
 
 # For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
@@ -33,6 +33,11 @@ class Kernels:
         write_rows: rotates and stores one layer's rows.
         linear: makes a projection of a matrix (N, K), a bias (N,) or None, and the activations'
             dtype.
+        rms_norm: norms rows.
+        add_rms_norm: adds to the residual stream, and norms that.
+        silu_mul: lets a gate's values through.
+        fused_linear: a product of up to four rows with what precedes and follows it.
+        attend_slots: attention of a few rows to slots in any order.
     """
 
     backend: str
@@ -40,6 +45,11 @@ class Kernels:
     rope_shift: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], None]
     write_rows: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
     linear: Callable[[Matrix, Tensor | None, torch.dtype], Linear]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    silu_mul: Callable[[Tensor], Tensor]
+    fused_linear: Callable[..., Tensor]
+    attend_slots: Callable[..., Tensor]
 
 
 def choose(device: torch.device) -> Kernels:
@@ -69,15 +79,35 @@ def _choose(device: torch.device, wanted: str) -> Kernels:
 
 
 def _reference(why: str) -> Kernels:
-    return Kernels("reference", why, reference.rope_shift, reference.write_rows, DenseLinear)
+    return Kernels(
+        "reference",
+        why,
+        rope_shift=reference.rope_shift,
+        write_rows=reference.write_rows,
+        linear=DenseLinear,
+        rms_norm=reference_step.rms_norm,
+        add_rms_norm=reference_step.add_rms_norm,
+        silu_mul=reference_step.silu_mul,
+        fused_linear=reference_step.fused_linear,
+        attend_slots=reference_attention.attend_slots,
+    )
 
 
 def _triton(why: str) -> Kernels:
     # Only here: importing Triton takes most of a second, and machines without a GPU lack it.
-    from . import quant_linear, rope_shift
+    from . import quant_linear, rope_shift, slot_attention, step
 
     return Kernels(
-        "triton", why, rope_shift.rope_shift, rope_shift.write_rows, quant_linear.make_linear
+        "triton",
+        why,
+        rope_shift=rope_shift.rope_shift,
+        write_rows=rope_shift.write_rows,
+        linear=quant_linear.make_linear,
+        rms_norm=step.rms_norm,
+        add_rms_norm=step.add_rms_norm,
+        silu_mul=step.silu_mul,
+        fused_linear=step.fused_linear,
+        attend_slots=slot_attention.attend_slots,
     )
 
 

@@ -15,6 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .early_launch import prefetch, wait_for_inputs
+from .gemv_epilogue import norm_factor, store_row, weight_row
+
 
 @triton.jit
 def code_pair(words, n, T: tl.constexpr, BITS: tl.constexpr):
@@ -48,6 +51,7 @@ def code_pair(words, n, T: tl.constexpr, BITS: tl.constexpr):
 def load_units(
     words, scales, minimums, first_n, start, n, k, BITS: tl.constexpr, GROUP: tl.constexpr,
     ASYM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    GATED: tl.constexpr = False, HEAD_DIM: tl.constexpr = 0, HALF: tl.constexpr = 0,
 ):  # fmt: skip
     """Return words (BLOCK_N, BLOCK_U, 4), scales and minimums (BLOCK_N, BLOCK_U) from unit `start`.
 
@@ -60,7 +64,7 @@ def load_units(
     num_words = (
         k // UNIT * 4
     )  # in this form known to be a multiple of 4, so that loads are 16 bytes
-    rows = tl.minimum(first_n + tl.arange(0, BLOCK_N), n - 1)
+    rows = weight_row(first_n + tl.arange(0, BLOCK_N), n, GATED, HEAD_DIM, HALF)
     at_word = start * 4 + tl.arange(0, BLOCK_U * 4)
     packed = tl.load(
         words + rows[:, None] * num_words + at_word[None, :],
@@ -72,7 +76,7 @@ def load_units(
     minimum = 0.0
     if GROUP > 0:
         flat = tl.arange(0, BLOCK_N * BLOCK_U)
-        row = tl.minimum(first_n + flat // BLOCK_U, n - 1)
+        row = weight_row(first_n + flat // BLOCK_U, n, GATED, HEAD_DIM, HALF)
         unit = start + flat % BLOCK_U
         inside = unit * UNIT < k
         at = tl.max_contiguous(row * (k // GROUP) + unit * UNIT // GROUP, 1)
@@ -85,13 +89,26 @@ def load_units(
 
 
 @triton.jit
-def _row_step(low, high, x, at, inside, acc, offsets, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Add one pair of codes times one row's activations; and what the offsets add, to subtract."""
+def _halves(x, at, inside):
+    """Return even and odd columns of eight that follow each other, in float32."""
     # Loaded as eight in a row, which is one 16-byte load a thread, and only then taken apart.
     octets = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    even, odd = tl.split(tl.reshape(octets, [1, octets.shape[1], 4, 2]))
+    return tl.split(tl.reshape(octets, [1, octets.shape[1], 4, 2]))
+
+
+@triton.jit
+def _row_step(
+    low, high, x, at, inside, even_gain, odd_gain, acc, offsets, squares,
+    LOW: tl.constexpr, HIGH: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """Add one pair of codes times one row's activations; and what the offsets add, to subtract."""
+    even, odd = _halves(x, at, inside)
+    if NORM:
+        squares = tl.fma(odd, odd, tl.fma(even, even, squares))
+        even *= even_gain
+        odd *= odd_gain
     acc = tl.fma(high, odd, tl.fma(low, even, acc))
-    return acc, tl.fma(odd, HIGH, tl.fma(even, LOW, offsets)), even + odd
+    return acc, tl.fma(odd, HIGH, tl.fma(even, LOW, offsets)), even + odd, squares
 
 
 @triton.jit
@@ -107,16 +124,17 @@ def _row_end(total, acc, offsets, sums, scale, minimum, GROUP: tl.constexpr, ASY
 
 
 @triton.jit
-def _store_row(total, row, scale, bias, out, at_n, n, HAS_BIAS: tl.constexpr, GROUP: tl.constexpr):
+def _row_value(total, squares, scale, k, eps, GROUP: tl.constexpr, NORM: tl.constexpr):
+    """Return the sums of one row over all threads, scaled."""
     value = tl.sum(total, 1)
     if GROUP == 0:
         value *= scale
-    if HAS_BIAS:
-        value += tl.load(bias + at_n, mask=at_n < n, other=0.0).to(tl.float32)
-    tl.store(out + row * n + at_n, value.to(out.dtype.element_ty), mask=at_n < n)
+    if NORM:
+        value *= norm_factor(squares, k, eps)
+    return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "eps"])
 def gemv_kernel(
     x,  # (ROWS, k)
     words,
@@ -135,6 +153,26 @@ def gemv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_U: tl.constexpr,
     STAGES: tl.constexpr,
+    gain=None,  # from here on: `fusion.Fusion`
+    residual=None,
+    unrotated=None,
+    rotated=None,
+    values=None,
+    slots=None,
+    positions=None,
+    cos=None,
+    sin=None,
+    num_slots=0,
+    eps=0.0,
+    NORM: tl.constexpr = False,
+    GATED: tl.constexpr = False,
+    HAS_RESIDUAL: tl.constexpr = False,
+    NUM_HEADS: tl.constexpr = 0,
+    NUM_KV_HEADS: tl.constexpr = 0,
+    HEAD_DIM: tl.constexpr = 0,
+    HALF: tl.constexpr = 0,
+    INTERLEAVED: tl.constexpr = False,
+    EARLY: tl.constexpr = False,
 ):
     """Multiply up to four rows: each thread takes 16 bytes of BLOCK_N weight rows at a time.
 
@@ -145,18 +183,26 @@ def gemv_kernel(
     ZERO: tl.constexpr = 0 if ASYM else 2 ** (BITS - 1)
     LOW: tl.constexpr = 256.0 + ZERO
     HIGH: tl.constexpr = (16.0 if BITS == 4 else 256.0) + ZERO
-    at_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    APART: tl.constexpr = 0 if INTERLEAVED else HALF
+    first_n = tl.program_id(0) * BLOCK_N
     num_units = k // UNIT
+    if EARLY:  # the first step's words, a line of 128 bytes at a time
+        row = weight_row(first_n + tl.arange(0, BLOCK_N), n, GATED, HEAD_DIM, APART)
+        line = tl.minimum(tl.arange(0, BLOCK_U // 8) * 32, num_units * 4 - 1)
+        prefetch(words + row[:, None] * (num_units * 4) + line[None, :], EARLY)
+    wait_for_inputs(EARLY)
     total0 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
     total1 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
     total2 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
     total3 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
+    squares0 = tl.zeros([1, BLOCK_U, 4], tl.float32)
+    squares1, squares2, squares3 = squares0, squares0, squares0
     for start in tl.range(0, num_units, BLOCK_U, num_stages=STAGES):
         unit = start + tl.arange(0, BLOCK_U)
         inside = unit < num_units
         packed, scale, minimum = load_units(
-            words, scales, minimums, tl.program_id(0) * BLOCK_N, start, n, k,
-            BITS, GROUP, ASYM, BLOCK_N, BLOCK_U,
+            words, scales, minimums, first_n, start, n, k,
+            BITS, GROUP, ASYM, BLOCK_N, BLOCK_U, GATED, HEAD_DIM, APART,
         )  # fmt: skip
         acc0 = tl.zeros([BLOCK_N, BLOCK_U, 4], tl.float32)
         acc1, acc2, acc3 = acc0, acc0, acc0
@@ -167,19 +213,66 @@ def gemv_kernel(
             low, high = code_pair(packed, n, t, BITS)
             at = unit[None, :, None] * UNIT + 8 * t + tl.arange(0, 8)[None, None, :]
             there = inside[None, :, None]
-            acc0, off0, both = _row_step(low, high, x, at, there, acc0, off0, LOW, HIGH)
+            even_gain, odd_gain = 1.0, 1.0
+            if NORM:
+                even_gain, odd_gain = _halves(gain, at, there)
+            acc0, off0, both, squares0 = _row_step(
+                low, high, x, at, there, even_gain, odd_gain, acc0, off0, squares0, LOW, HIGH, NORM
+            )
             sum0 += both
             if ROWS > 1:
                 at += x_stride
-                acc1, off1, both = _row_step(low, high, x, at, there, acc1, off1, LOW, HIGH)
+                acc1, off1, both, squares1 = _row_step(
+                    low,
+                    high,
+                    x,
+                    at,
+                    there,
+                    even_gain,
+                    odd_gain,
+                    acc1,
+                    off1,
+                    squares1,
+                    LOW,
+                    HIGH,
+                    NORM,
+                )
                 sum1 += both
             if ROWS > 2:
                 at += x_stride
-                acc2, off2, both = _row_step(low, high, x, at, there, acc2, off2, LOW, HIGH)
+                acc2, off2, both, squares2 = _row_step(
+                    low,
+                    high,
+                    x,
+                    at,
+                    there,
+                    even_gain,
+                    odd_gain,
+                    acc2,
+                    off2,
+                    squares2,
+                    LOW,
+                    HIGH,
+                    NORM,
+                )
                 sum2 += both
             if ROWS > 3:
                 at += x_stride
-                acc3, off3, both = _row_step(low, high, x, at, there, acc3, off3, LOW, HIGH)
+                acc3, off3, both, squares3 = _row_step(
+                    low,
+                    high,
+                    x,
+                    at,
+                    there,
+                    even_gain,
+                    odd_gain,
+                    acc3,
+                    off3,
+                    squares3,
+                    LOW,
+                    HIGH,
+                    NORM,
+                )
                 sum3 += both
         total0 = _row_end(total0, acc0, off0, sum0, scale, minimum, GROUP, ASYM)
         if ROWS > 1:
@@ -190,11 +283,19 @@ def gemv_kernel(
             total3 = _row_end(total3, acc3, off3, sum3, scale, minimum, GROUP, ASYM)
     last = 1.0
     if GROUP == 0:
-        last = tl.load(scales + tl.minimum(at_n, n - 1)).to(tl.float32)
-    _store_row(total0, 0, last, bias, out, at_n, n, HAS_BIAS, GROUP)
-    if ROWS > 1:
-        _store_row(total1, 1, last, bias, out, at_n, n, HAS_BIAS, GROUP)
-    if ROWS > 2:
-        _store_row(total2, 2, last, bias, out, at_n, n, HAS_BIAS, GROUP)
-    if ROWS > 3:
-        _store_row(total3, 3, last, bias, out, at_n, n, HAS_BIAS, GROUP)
+        at_n = weight_row(first_n + tl.arange(0, BLOCK_N), n, GATED, HEAD_DIM, APART)
+        last = tl.load(scales + at_n).to(tl.float32)
+    for number in tl.static_range(ROWS):
+        if number == 0:
+            value = _row_value(total0, squares0, last, k, eps, GROUP, NORM)
+        elif number == 1:
+            value = _row_value(total1, squares1, last, k, eps, GROUP, NORM)
+        elif number == 2:
+            value = _row_value(total2, squares2, last, k, eps, GROUP, NORM)
+        else:
+            value = _row_value(total3, squares3, last, k, eps, GROUP, NORM)
+        store_row(
+            value, number, bias, residual, out, unrotated, rotated, values, slots, positions,
+            cos, sin, first_n, n, num_slots, HAS_BIAS, GATED, HAS_RESIDUAL, NUM_HEADS,
+            NUM_KV_HEADS, HEAD_DIM, HALF, INTERLEAVED, BLOCK_N,
+        )  # fmt: skip

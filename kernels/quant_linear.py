@@ -1,10 +1,11 @@
-"""Projections on a GPU: blocks stay packed, dense matrices go to cuBLAS."""
+"""Projections on a GPU: blocks stay packed; dense matrices go to cuBLAS, few rows excepted."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from . import dense_gemv
 from .block_matrix import BlockMatrix
 from .linear import DenseLinear, Linear, Matrix
 from .packed_weights import QuantWeight, pack_gguf
@@ -24,8 +25,20 @@ class QuantLinear:
         return quant_matmul(x, self.weight, self.bias, out_dtype=out_dtype)
 
 
+class GpuLinear(DenseLinear):
+    """A dense projection, for few rows by a kernel of our own; attributes as in `Linear`."""
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Multiply, as `Linear` says."""
+        if x.numel() <= dense_gemv.MAX_ROWS * self.num_in:
+            return dense_gemv.dense_gemv(x, self.weight, self.bias, out_dtype=out_dtype)
+        return super().__call__(x, out_dtype)
+
+
 def make_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
     """Return the projection for a matrix; the packed kernels take bf16 and fp16 activations."""
-    if isinstance(matrix, BlockMatrix) and dtype in (torch.bfloat16, torch.float16):
+    if dtype not in dense_gemv.DTYPES:
+        return DenseLinear(matrix, bias, dtype)
+    if isinstance(matrix, BlockMatrix):
         return QuantLinear(pack_gguf(matrix), bias)
-    return DenseLinear(matrix, bias, dtype)
+    return GpuLinear(matrix, bias, dtype)

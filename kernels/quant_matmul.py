@@ -10,6 +10,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
+from .early_launch import early
+from .fusion import PLAIN, Fusion
 from .matmul_table import DotTile, GemvTile, plan_for
 from .packed_weights import BitWeight, QuantWeight
 from .quant_dot_kernels import dequantize_kernel, dot_kernel
@@ -47,9 +49,14 @@ def quant_matmul(
 
 
 def gemv(
-    rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, tile: GemvTile
+    rows: Tensor,
+    weight: QuantWeight,
+    bias: Tensor | None,
+    out: Tensor,
+    tile: GemvTile,
+    fusion: Fusion = PLAIN,
 ) -> None:
-    """Launch the kernel for 1 to 4 rows."""
+    """Launch the kernel for 1 to 4 rows; `out` is as `fusion.new_output` makes it."""
     num_out, num_in = weight.shape
     gemv_kernel[(triton.cdiv(num_out, tile.block_n),)](
         rows,
@@ -70,6 +77,8 @@ def gemv(
         BLOCK_U=tile.block_u,
         STAGES=tile.num_stages,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
+        **early(rows),
+        **({} if fusion is PLAIN else fusion.arguments(out)),
     )
 
 

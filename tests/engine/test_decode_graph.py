@@ -1,0 +1,170 @@
+"""A decode step over a cache that is patched in between gives what the forward pass gives."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from keyturn.engine.attention import attend
+from keyturn.engine.decode_graph import DecodeGraph, sees_every_slot
+from keyturn.engine.kv_cache import KVCache
+from keyturn.engine.model import Decoder
+from keyturn.engine.model_config import ModelConfig
+from keyturn.engine.weights import expected_shapes
+from keyturn.kernels import dense_gemv, reference_step, step
+from keyturn.kernels.matmul_table import GemvTile, Plan
+from keyturn.kernels.packed_weights import quantize_groups
+from keyturn.kernels.quant_linear import QuantLinear
+
+from ..tolerance import assert_close
+
+IS_INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
+CAPACITY = 24
+
+
+def check():
+    pass
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter likes few large programs."""
+    if IS_INTERPRETED:
+        monkeypatch.setattr(step, "plan_for", lambda *_: Plan(GemvTile(64, 32, 1, 1), None, 4, 5))
+        monkeypatch.setattr(dense_gemv, "plan_for", step.plan_for)
+
+
+def attend_slots(queries, keys, values, num_slots):
+    used = int(num_slots)
+    return attend(queries, keys[:, :used], values[:, :used], None, None)
+
+
+def kernels(name):
+    if name == "reference":
+        if not IS_INTERPRETED:
+            pytest.skip("reads a number on the host, which a graph cannot")
+        return SimpleNamespace(fused_linear=reference_step.fused_linear, attend_slots=attend_slots)
+    if IS_INTERPRETED:
+        return SimpleNamespace(fused_linear=step.fused_linear, attend_slots=attend_slots)
+    slot_attention = pytest.importorskip("keyturn.kernels.slot_attention")
+    return SimpleNamespace(fused_linear=step.fused_linear, attend_slots=slot_attention.attend_slots)
+
+
+def decoder_of(dtype, *, bias=True, tied=False, interleaved=False, packed=False):
+    config = ModelConfig(
+        family="llama",
+        num_layers=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        vocab_size=50,
+        max_positions=64,
+        norm_eps=1e-6,
+        rope_theta=10000.0,
+        rotary_dim=16,
+        rope_interleaved=interleaved,
+        rope_scaling=None,
+        tied_embeddings=tied,
+        attention_bias=bias,
+        output_bias=False,
+        mlp_bias=bias,
+    )
+    random = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name, shape in expected_shapes(config).items():
+        values = torch.randn(*shape, generator=random) * (1 if "embed" in name else 0.2)
+        values = values + 1 if "norm" in name else values
+        tensors[name] = values.to(DEVICE, dtype)
+    decoder = Decoder(config, tensors)
+    if packed:
+        for layer in decoder._layers:
+            for name in ("qkv", "output", "gate_up", "down"):
+                dense = getattr(layer, name)
+                weight = quantize_groups(dense.weight, 4, 32, symmetric=True)
+                setattr(layer, name, QuantLinear(weight, dense.bias))
+    return decoder
+
+
+def filled(decoder, length):
+    cache = KVCache(decoder.config, CAPACITY, decoder.dtype, decoder.device)
+    slots = cache.append(np.arange(length) % 50, np.arange(length))
+    decoder.forward(cache, slots, check)
+    return cache
+
+
+def both(decoder, graph, cache, slot):
+    """Return a row's logits, keys and values by the graph and by the forward pass."""
+    answers = []
+    for is_graph in (True, False):
+        if is_graph:
+            logits = graph.step(slot).clone()
+        else:
+            logits = decoder.logits(decoder.forward(cache, np.array([slot]), check))[0]
+        rows = [part[:, slot].clone() for layer in range(2) for part in cache.layer(layer)]
+        rows += [cache.unrotated(layer)[:, slot].clone() for layer in range(2)]
+        answers.append([logits, *rows])
+    return answers
+
+
+def assert_alike(answers, dtype):
+    for found, expected in zip(*answers, strict=True):
+        assert_close(found, expected, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("reference", torch.float32), ("reference", torch.bfloat16), ("triton", torch.bfloat16)],
+)
+def test_steps_equal_the_forward_pass_while_the_cache_is_patched(name, dtype):
+    decoder = decoder_of(dtype)
+    cache = filled(decoder, 9)
+    graph = DecodeGraph(decoder, cache, kernels(name))
+
+    def append(position):
+        (slot,) = cache.append(np.array([int(position) % 50]), np.array([position]))
+        assert sees_every_slot(cache, np.array([slot]))
+        assert_alike(both(decoder, graph, cache, slot), dtype)
+
+    append(9)
+    append(10)
+    cache.remove(np.array([2, 3]))  # the last rows move there
+    append(11)
+    order = cache.by_position()
+    cache.turn(order, np.arange(len(order)))
+    append(len(order))
+    # The last row again, which is not the last slot.
+    last = int(cache.positions.argmax())
+    cache.append(np.array([7]), np.array([cache.num_rows]))
+    cache.positions[[last, cache.num_rows - 1]] = cache.positions[[cache.num_rows - 1, last]]
+    decoder.forward(cache, np.array([cache.num_rows - 1, last]), check)
+    assert_alike(both(decoder, graph, cache, last), dtype)
+
+
+@pytest.mark.parametrize("name", ["reference", "triton"])
+def test_packed_weights_tied_heads_and_interleaved_pairs(name):
+    decoder = decoder_of(torch.bfloat16, bias=False, tied=True, interleaved=True, packed=True)
+    cache = filled(decoder, 5)
+    graph = DecodeGraph(decoder, cache, kernels(name))
+    (slot,) = cache.append(np.array([3]), np.array([5]))
+    assert_alike(both(decoder, graph, cache, slot), torch.bfloat16)
+
+
+def test_only_one_row_at_the_last_position_sees_every_slot():
+    cache = filled(decoder_of(torch.float32), 4)
+    assert sees_every_slot(cache, np.array([3]))
+    assert not sees_every_slot(cache, np.array([2]))
+    assert not sees_every_slot(cache, np.array([2, 3]))
+
+
+def test_a_released_graph_steps_again():
+    decoder = decoder_of(torch.bfloat16)
+    cache = filled(decoder, 4)
+    graph = DecodeGraph(decoder, cache, kernels("triton"))
+    before = graph.step(3).clone()
+    graph.release()
+    assert torch.equal(graph.step(3), before)

@@ -1,0 +1,378 @@
+"""Attention over slots against float64: ragged shapes, arbitrary order, invariance, determinism."""
+
+import itertools
+
+import pytest
+import torch
+import triton
+
+from keyturn.engine.attention import attend, causal_bias
+from keyturn.kernels import reference_attention as reference
+from keyturn.kernels import slot_attention as kernel
+from keyturn.kernels.slot_attention import DOT_TILE, VECTOR_TILE, Tile, attend_slots, workspace_for
+
+from .ahead_of_time import Case, compile_all
+from .conftest import IS_INTERPRETED
+
+# Norm of the difference over norm of the expected: results, and on the dot path shares, are rounded
+# to the dtype; the interpreter rounds bfloat16 towards zero.
+ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 7e-3, torch.float16: 1e-3}
+# Small blocks, so that few slots are several blocks and splits.
+SMALL = Tile(num_bytes=4096, num_warps=4, num_stages=2, programs=2)
+CAPACITY = 150
+# (KV heads, group, head_dim)
+HEADS = [(4, 1, 64), (2, 3, 80), (1, 4, 128), (2, 7, 64)]
+ALL_SHAPES = list(itertools.product(HEADS, [1, 3, 17], [1, 3, 64, 129]))
+# The interpreter takes seconds for what is in many blocks.
+FEW_SHAPES = [
+    ((4, 1, 64), 3, 129),
+    ((2, 3, 80), 1, 64),
+    ((2, 3, 80), 3, 129),
+    ((1, 1, 128), 17, 17),
+    ((1, 7, 64), 3, 33),
+    ((2, 1, 64), 1, 129),
+]
+
+
+def random(*shape, device, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def make_cache(heads, num_slots, device, dtype, capacity=CAPACITY):
+    """Keys and values whose unused slots are NaN, and positions in random order."""
+    num_kv_heads, _, head_dim = heads
+    keys, values = (
+        random(num_kv_heads, capacity, head_dim, device=device, dtype=dtype, seed=seed)
+        for seed in (1, 2)
+    )
+    keys[:, num_slots:] = values[:, num_slots:] = float("nan")
+    order = torch.randperm(num_slots, generator=torch.Generator().manual_seed(3))
+    positions = torch.full((capacity,), -1)
+    positions[:num_slots] = order
+    return keys, values, positions.to(device)
+
+
+def make_queries(heads, num_rows, device, dtype):
+    return random(num_rows, heads[0] * heads[1], heads[2], device=device, dtype=dtype)
+
+
+def run(queries, keys, values, num_slots, *positions, with_weights=False, tile=SMALL, **options):
+    """Attend into poisoned memory."""
+    out = torch.full_like(queries, torch.nan)
+    workspace = workspace_for(
+        keys, len(queries), queries.shape[1], with_weights=with_weights, tiles=(tile,)
+    )
+    for part in (workspace.sums, workspace.largest, workspace.totals, workspace.log_sums):
+        part.fill_(torch.nan)
+    workspace.scores.fill_(torch.nan)
+    done = attend_slots(
+        queries, keys, values, num_slots, *positions,
+        out=out, workspace=workspace, tile=tile, **options,
+    )  # fmt: skip
+    assert done is out
+    return out
+
+
+def exact(queries, keys, values, num_slots, *positions, **options):
+    wide = [part.double() for part in (queries, keys, values)]
+    return reference.attend_slots(*wide, num_slots, *positions, **options)
+
+
+def error(found, expected):
+    assert found.shape == expected.shape
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def row_positions(num_rows, num_slots, device):
+    """Positions of rows somewhere in the cache, the last one at its end."""
+    generator = torch.Generator().manual_seed(4)
+    positions = torch.randint(num_slots, (num_rows,), generator=generator)
+    positions[-1] = num_slots - 1
+    return positions.to(device)
+
+
+@pytest.mark.parametrize("dtype", ALLOWED, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "num_slots"), [*zip(HEADS, (129, 64, 17, 1), strict=True), (HEADS[0], 1)], ids=str
+)
+def test_one_row_that_sees_all_equals_float64(device, heads, num_slots, dtype):
+    cache = make_cache(heads, num_slots, device, dtype)[:2]
+    queries = make_queries(heads, 1, device, dtype)
+    found = run(queries, *cache, num_slots)
+    assert error(found, exact(queries, *cache, num_slots)) < ALLOWED[dtype]
+
+
+@pytest.mark.parametrize(
+    ("heads", "num_rows", "num_slots"), FEW_SHAPES if IS_INTERPRETED else ALL_SHAPES, ids=str
+)
+def test_rows_see_slots_by_position(device, heads, num_rows, num_slots):
+    for dtype in (torch.bfloat16, torch.float32):
+        *cache, slot_positions = make_cache(heads, num_slots, device, dtype)
+        queries = make_queries(heads, num_rows, device, dtype)
+        positions = row_positions(num_rows, num_slots, device)
+        weights = torch.full((num_rows, CAPACITY), torch.nan, device=device)
+        expected_weights = weights.clone()
+        found = run(
+            queries, *cache, num_slots, positions, slot_positions.int(),
+            weights=weights, with_weights=True,
+        )  # fmt: skip
+        expected = exact(
+            queries, *cache, num_slots, positions, slot_positions, weights=expected_weights
+        )
+        assert error(found, expected) < ALLOWED[dtype]
+        used = slice(num_slots)
+        assert error(weights[:, used], expected_weights[:, used].double()) < 1e-5
+        assert weights[:, num_slots:].isnan().all()
+
+
+def test_many_rows_equal_float64(device):
+    heads, num_slots = (1, 1, 64), 129
+    *cache, slot_positions = make_cache(heads, num_slots, device, torch.bfloat16)
+    queries = make_queries(heads, 129, device, torch.bfloat16)
+    positions = row_positions(129, num_slots, device)
+    found = run(queries, *cache, num_slots, positions, slot_positions)
+    expected = exact(queries, *cache, num_slots, positions, slot_positions)
+    assert error(found, expected) < ALLOWED[torch.bfloat16]
+
+
+@pytest.mark.parametrize("num_slots", [15, 16, 17, 127, 128, 130])
+@pytest.mark.parametrize("heads", [(1, 1, 64), (1, 3, 64)], ids=str)
+def test_slots_around_the_edges_of_blocks_and_splits(device, heads, num_slots):
+    cache = make_cache(heads, num_slots, device, torch.float32)[:2]
+    queries = make_queries(heads, 1, device, torch.float32)
+    found = run(queries, *cache, num_slots)
+    assert error(found, exact(queries, *cache, num_slots)) < ALLOWED[torch.float32]
+
+
+def test_the_reference_equals_the_engine(device):
+    heads, num_slots, num_rows = (2, 3, 64), 65, 5
+    keys, values, slot_positions = make_cache(heads, num_slots, device, torch.float32)
+    queries = make_queries(heads, num_rows, device, torch.float32)
+    positions = row_positions(num_rows, num_slots, device)
+    weights, of_engine = (torch.empty(num_rows, num_slots, device=device) for _ in range(2))
+    bias = causal_bias(positions, slot_positions[:num_slots], torch.float32)
+    expected = attend(queries, keys[:, :num_slots], values[:, :num_slots], bias, of_engine)
+    found = reference.attend_slots(
+        queries, keys, values, num_slots, positions, slot_positions, weights=weights
+    )
+    assert error(found, expected.double()) < ALLOWED[torch.float32]
+    assert error(weights, of_engine.double()) < 1e-5
+
+
+@pytest.mark.parametrize("heads", [(2, 1, 64), (1, 3, 80)], ids=str)
+def test_a_row_does_not_depend_on_the_others(device, heads):
+    num_slots, num_rows = 129, 15
+    *cache, slot_positions = make_cache(heads, num_slots, device, torch.bfloat16)
+    queries = make_queries(heads, num_rows, device, torch.bfloat16)
+    positions = row_positions(num_rows, num_slots, device)
+    together = run(queries, *cache, num_slots, positions, slot_positions, path="dot")
+    for first, last in [(0, 1), (3, 4), (4, 11), (14, 15)]:
+        alone = run(
+            queries[first:last], *cache, num_slots, positions[first:last], slot_positions,
+            path="dot",
+        )  # fmt: skip
+        assert torch.equal(alone, together[first:last])
+    last_row = run(queries[-1:], *cache, num_slots, path="dot")  # it sees all: no positions needed
+    assert torch.equal(last_row, together[-1:])
+
+
+@pytest.mark.parametrize("heads", [(4, 1, 64), (2, 3, 64)], ids=str)
+def test_the_number_of_slots_may_be_on_the_device(device, heads):
+    count = torch.zeros(1, dtype=torch.int32, device=device)
+    for num_slots in (1, 33, 150):
+        cache = make_cache(heads, num_slots, device, torch.bfloat16)[:2]
+        queries = make_queries(heads, 1, device, torch.bfloat16)
+        count.fill_(num_slots)
+        weights = torch.full((2, 1, CAPACITY), torch.nan, device=device)
+        options = {"with_weights": True}
+        found = run(queries, *cache, count, weights=weights[0], **options)
+        expected = run(queries, *cache, num_slots, weights=weights[1], **options)
+        assert torch.equal(found, expected)
+        assert torch.equal(weights[0, :, :num_slots], weights[1, :, :num_slots])
+        assert weights[0, :, num_slots:].isnan().all()
+
+
+@pytest.mark.parametrize("heads", [(4, 1, 64), (2, 3, 64)], ids=str)
+def test_rows_that_see_nothing_are_zero(device, heads):
+    *cache, slot_positions = make_cache(heads, 40, device, torch.bfloat16)
+    queries = make_queries(heads, 1, device, torch.bfloat16)
+    weights = torch.full((1, 40), torch.nan, device=device)
+    before_all = torch.full((1,), -7, device=device)
+    options = {"weights": weights, "with_weights": True}
+    assert not run(queries, *cache, 40, before_all, slot_positions, **options).any()
+    assert not weights.any()
+    assert not run(queries, *cache, 0).any()
+
+
+def test_weights_add_up_over_layers(device):
+    heads, num_slots = (2, 3, 64), 33
+    cache = make_cache(heads, num_slots, device, torch.float32)[:2]
+    queries = make_queries(heads, 2, device, torch.float32)
+    once = torch.full((2, num_slots), torch.nan, device=device)
+    run(queries, *cache, num_slots, weights=once, with_weights=True)
+    twice = once.clone()
+    run(queries, *cache, num_slots, weights=twice, add=True, with_weights=True)
+    assert torch.equal(twice, 2 * once)
+    assert torch.allclose(once.sum(1), torch.ones(2, device=device))
+
+
+def test_large_scores_do_not_overflow(device):
+    heads, num_slots = (2, 1, 64), 70
+    keys, values, _ = make_cache(heads, num_slots, device, torch.float32)
+    keys[:, :num_slots] *= 1e3
+    queries = make_queries(heads, 1, device, torch.float32)
+    for path in kernel.PATHS:
+        found = run(queries, keys, values, num_slots, path=path)
+        assert error(found, exact(queries, keys, values, num_slots)) < ALLOWED[torch.float32]
+
+
+def test_a_workspace_serves_fewer_rows_and_both_paths(device):
+    heads, num_slots = (4, 1, 64), 100
+    cache = make_cache(heads, num_slots, device, torch.bfloat16)[:2]
+    workspace = workspace_for(cache[0], 5, 4)
+    for num_rows in (5, 1, 2):
+        queries = make_queries(heads, num_rows, device, torch.bfloat16)
+        found = attend_slots(queries, *cache, num_slots, workspace=workspace)
+        assert error(found, exact(queries, *cache, num_slots)) < ALLOWED[torch.bfloat16]
+    with pytest.raises(ValueError, match="workspace"):
+        attend_slots(
+            make_queries(heads, 6, device, torch.bfloat16), *cache, num_slots, workspace=workspace
+        )
+
+
+def test_what_does_not_fit_is_refused(device):
+    heads, num_slots = (2, 3, 64), 40
+    keys, values, positions = make_cache(heads, num_slots, device, torch.bfloat16)
+    queries = make_queries(heads, 2, device, torch.bfloat16)
+    wrong = [
+        ((queries.float(), keys, values, num_slots), {}),
+        ((queries[:, :5], keys, values, num_slots), {}),
+        ((queries, keys, values[:, 1:], num_slots), {}),
+        ((queries, keys, values, CAPACITY + 1), {}),
+        ((queries, keys, values, torch.ones(1, device=device)), {}),
+        ((queries, keys, values, num_slots, positions[:2]), {}),
+        ((queries, keys, values, num_slots, positions[:1], positions), {}),
+        ((queries, keys, values, num_slots), {"weights": torch.empty(2, 39, device=device)}),
+        ((queries, keys, values, num_slots), {"path": "vector"}),
+        ((queries, keys, values, num_slots), {"path": "other"}),
+        ((queries, keys, values, num_slots), {"out": queries[:1]}),
+    ]
+    for arguments, options in wrong:
+        with pytest.raises(ValueError):
+            attend_slots(*arguments, **options)
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="graphs are CUDA's")
+def test_a_captured_graph_survives_a_cache_that_grows(device):
+    heads = (4, 1, 64)
+    count = torch.full((1,), 20, dtype=torch.int32, device=device)
+    keys, values, _ = make_cache(heads, CAPACITY, device, torch.bfloat16)
+    queries = make_queries(heads, 1, device, torch.bfloat16)
+    weights, out = torch.empty(1, CAPACITY, device=device), torch.empty_like(queries)
+    workspace = workspace_for(keys, 1, 4, with_weights=True)
+    options = {"weights": weights, "out": out, "workspace": workspace}
+    attend_slots(queries, keys, values, count, **options)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attend_slots(queries, keys, values, count, **options)
+    for num_slots in (1, 64, 65, 150):
+        count.fill_(num_slots)
+        out.fill_(torch.nan)
+        graph.replay()
+        expected_weights = torch.empty(1, CAPACITY, device=device)
+        expected = exact(queries, keys, values, num_slots, weights=expected_weights)
+        assert error(out, expected) < ALLOWED[torch.bfloat16]
+        used = slice(num_slots)
+        assert error(weights[:, used], expected_weights[:, used].double()) < 1e-5
+
+
+# Ahead-of-time compilation
+
+
+def split_case(path, dtype, head_dim, group, by_position, positions, with_weights):
+    size = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype]
+    tile = kernel.default_tile(path, size)
+    numbers = ["num_slots", "head_slots", "num_splits", "max_slots"]
+    constants = {
+        "HEAD_DIM": head_dim,
+        "HEAD_PAD": triton.next_power_of_2(head_dim),
+        "BLOCK": tile.block(head_dim, size),
+        "STAGES": tile.num_stages,
+        "BY_POSITION": by_position,
+        "ON_DEVICE": True,
+        "KEEP_SCORES": with_weights,
+    }
+    if path == "dot":
+        numbers += ["num_rows"]
+        constants |= {"GROUP": group, "BLOCK_M": 16, "WIDEN": False}
+    return Case(
+        "keyturn.kernels.slot_attention_kernels",
+        f"{path}_kernel",
+        {name: f"*{dtype}" for name in ("queries", "keys", "values")}
+        | {name: f"*{positions}" for name in ("row_positions", "slot_positions")}
+        | {name: "*fp32" for name in ("sums", "largest", "totals", "scores")}
+        | {"num_used": "*i32", "scale": "fp32"}
+        | {name: "i32" for name in numbers},
+        constants,
+        options={"num_warps": tile.num_warps},
+    )
+
+
+def test_the_parts_compile_without_spilling_and_load_16_bytes_at_a_time():
+    cases = [
+        split_case(path, *rest)
+        for path in kernel.PATHS
+        for rest in [
+            ("bf16", 128, 1, False, "fp32", False),
+            ("bf16", 64, 3, True, "i64", True),
+            ("fp16", 80, 4, True, "i32", True),
+            ("fp32", 128, 7, True, "i64", True),
+        ]
+    ]
+    for case, of_case in zip(cases, compile_all(cases), strict=True):
+        for compiled in of_case:
+            assert compiled.num_spilled_bytes == 0, case
+            assert "cp.async.cg.shared.global" in compiled.ptx, case  # 16 bytes, under way early
+            assert compiled.num_shared_bytes <= 100 << 10, case  # two programs, on an A100 too
+            assert (".mma." in compiled.ptx or "mma.sync" in compiled.ptx) == (
+                case.kernel == "dot_kernel" and case.types["keys"] != "*fp32"
+            )
+
+
+def test_the_sums_and_the_weights_compile_without_spilling():
+    floats = {name: "*fp32" for name in ("sums", "largest", "totals", "log_sums")}
+    cases = [
+        Case(
+            "keyturn.kernels.slot_attention_kernels",
+            "combine_kernel",
+            floats | {"out": "*bf16", "num_used": "*i32", "num_slots": "i32", "num_splits": "i32"},
+            {"HEAD_DIM": head_dim, "HEAD_PAD": triton.next_power_of_2(head_dim), "BLOCK": 32}
+            | {"SPLITS_PAD": splits, "CHUNK": min(64, splits), "ON_DEVICE": True},
+            options={"num_warps": 4},
+        )
+        for head_dim, splits in [(128, 1), (128, 16), (80, 256), (256, 256)]
+    ]
+    cases += [
+        Case(
+            "keyturn.kernels.slot_attention_kernels",
+            "weights_kernel",
+            {name: "*fp32" for name in ("scores", "log_sums", "weights")}
+            | {"num_used": "*i32"}
+            | {name: "i32" for name in ("num_slots", "num_heads", "max_slots", "row_stride")},
+            {"HEADS": 32, "BLOCK": 128, "ADD": add, "ON_DEVICE": True},
+            options={"num_warps": 4},
+        )
+        for add in (False, True)
+    ]
+    for case, of_case in zip(cases, compile_all(cases), strict=True):
+        for compiled in of_case:
+            assert compiled.num_spilled_bytes == 0, case
+
+
+def test_the_default_tiles_fit_any_head(device):
+    keys = torch.empty(2, 64, 8, device=device)
+    for tile in (VECTOR_TILE, DOT_TILE):
+        assert tile.block(8, 4) >= 16
+        assert tile.num_splits(keys) >= 1
