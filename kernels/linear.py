@@ -16,7 +16,7 @@ Matrix = Tensor | BlockMatrix
 # does not hang on ties of a format with 8 bits of precision.
 _NUM_EXACT = 64
 # Up to this many rows that is cheaper than the whole product in float32.
-_FEW_ROWS = 4
+FEW_ROWS = 4
 
 
 class Linear(Protocol):
@@ -48,7 +48,7 @@ class DenseLinear:
 
     def __init__(self, matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> None:
         """Take the matrix (N, K) and the bias (N,); blocks are turned into values of `dtype`."""
-        self.weight = matrix.values(dtype) if isinstance(matrix, BlockMatrix) else matrix
+        self.weight = values_of(matrix, dtype)
         self.bias = bias
         self.num_out, self.num_in = self.weight.shape
 
@@ -60,17 +60,38 @@ class DenseLinear:
         """
         if out_dtype is None or out_dtype == x.dtype:
             return functional.linear(x, self.weight, self.bias)
-        bias = 0.0 if self.bias is None else self.bias.to(out_dtype)
+        rows = x.reshape(-1, self.num_in)
         if x.is_cuda:
-            rows = x.reshape(-1, self.num_in)
             out = torch.mm(rows, self.weight.T, out_dtype=out_dtype)
-            return out.view(*x.shape[:-1], self.num_out) + bias
-        if x.numel() > _FEW_ROWS * self.num_in:
-            return functional.linear(x.to(out_dtype), self.weight.to(out_dtype)) + bias
-        rough = functional.linear(x, self.weight).to(out_dtype)
-        top = rough.topk(min(_NUM_EXACT, self.num_out)).indices
-        exact = torch.einsum("...kd,...d->...k", self.weight[top].to(out_dtype), x.to(out_dtype))
-        return rough.scatter(-1, top, exact) + bias
+        elif len(rows) > FEW_ROWS:
+            out = functional.linear(rows.to(out_dtype), self.weight.to(out_dtype))
+        else:
+            out = functional.linear(rows, self.weight).to(out_dtype)
+            out = with_exact_top(out, rows, self.weight)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.num_out)
+
+
+def values_of(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Return the (N, K) values of a matrix in a dtype."""
+    return matrix.values(dtype) if isinstance(matrix, BlockMatrix) else matrix.to(dtype)
+
+
+def with_exact_top(rough: Tensor, x: Tensor, matrix: Matrix) -> Tensor:
+    """Return products with the largest of each row computed in float32.
+
+    Args:
+        rough: (rows, N) float32, of a product in lower precision.
+        x: (rows, K), what was multiplied.
+        matrix: (N, K).
+    """
+    top = rough.topk(min(_NUM_EXACT, rough.shape[1])).indices
+    if isinstance(matrix, BlockMatrix):
+        chosen = matrix.rows(top.flatten(), torch.float32).view(*top.shape, -1)
+    else:
+        chosen = matrix[top].float()
+    return rough.scatter(1, top, torch.einsum("nkd,nd->nk", chosen, x.float()))
 
 
 def fused(matrices: list[Matrix], dtype: torch.dtype) -> Matrix:
@@ -79,6 +100,4 @@ def fused(matrices: list[Matrix], dtype: torch.dtype) -> Matrix:
     if len(kinds) == 1 and "" not in kinds:
         parts = [part.blocks for part in matrices if isinstance(part, BlockMatrix)]
         return BlockMatrix(torch.cat(parts), kinds.pop())
-    return torch.cat(
-        [part.values(dtype) if isinstance(part, BlockMatrix) else part for part in matrices]
-    )
+    return torch.cat([values_of(part, dtype) for part in matrices])

@@ -20,9 +20,9 @@ def blocks(kind, rows, columns, seed=0):
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 @pytest.mark.parametrize("rows", [1, 3, 17])
 @pytest.mark.parametrize("out_dtype", [None, torch.float32])
-def test_both_kinds_multiply_alike(kind, rows, out_dtype):
-    matrix, bias = blocks(kind, 33, 64), torch.randn(33).bfloat16()
-    x = torch.randn(rows, 64).bfloat16()
+def test_both_kinds_multiply_alike(kind, rows, out_dtype, device):
+    matrix, bias = blocks(kind, 33, 64).to(device), torch.randn(33, device=device).bfloat16()
+    x = torch.randn(rows, 64, device=device).bfloat16()
     exact = x.double() @ matrix.values(torch.float32).double().T + bias.double()
     kept = make_linear(matrix, bias, torch.bfloat16)
     assert isinstance(kept, QuantLinear) and (kept.num_out, kept.num_in) == (33, 64)
