@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from kernel_timer import Bench, captured, copy_bandwidth, relative_error
 
-from keyturn.engine.decode_graph import DecodeGraph
+from keyturn.engine.captured_pass import DecodeGraph
 from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model import Decoder
+from keyturn.engine.model import AttentionRecord, Decoder
 from keyturn.kernels import dispatch
 from keyturn.kernels.fusion import CacheRows, Fusion
 
@@ -178,7 +178,9 @@ def _error(bench: Bench, decoder: Decoder, cache: KVCache, graph: DecodeGraph) -
     """Return how far logits are from the forward pass's, at worst, while the cache is patched."""
 
     def compared(slot: int) -> float:
-        hidden = decoder.forward(cache, np.array([slot]), lambda: None)
+        # Asked for a record, an empty one here, the pass is not captured.
+        record = AttentionRecord(frozenset(), [])
+        hidden = decoder.forward(cache, np.array([slot]), lambda: None, record)
         expected = decoder.logits(hidden)[0].double()
         return relative_error(graph.step(slot), expected)
 
@@ -230,15 +232,15 @@ def _parts(bench: Bench, decoder: Decoder, cache: KVCache) -> dict[str, float]:
 
     def over_layers(call: Callable[[Any, int], object]) -> Callable[[], None]:
         def run() -> None:
-            for number, layer in enumerate(decoder._layers):
+            for number, layer in enumerate(decoder.layers):
                 call(layer, number)
 
         return run
 
     runs = {name: captured(over_layers(call), device) for name, call in calls.items()}
     found = _times_us(bench, runs, config.num_layers)
-    head: Any = decoder._head
-    fusion = Fusion(decoder._norm, eps)
+    head: Any = decoder.head
+    fusion = Fusion(decoder.norm, eps)
 
     def last() -> None:
         kernels.fused_linear(hidden, head.weight, head.bias, fusion, out_dtype=torch.float32)

@@ -85,8 +85,13 @@ def random_blocks(shape: tuple[int, ...], kind: str, device: torch.device) -> Bl
     """Return blocks of random codes whose values have about the size of `_random`'s."""
     (num_out, num_in), (size, head) = shape, GGUF_BLOCKS[kind]
     parts = (num_out, num_in // 32, size)
-    blocks = torch.randint(0, 256, parts, dtype=torch.uint8, device=device)
-    spread = 75.0 if kind == "Q8_0" else 4.6  # of evenly distributed codes
+    # Zero on average: biased weights make a random model bistable, and a rounding flips its logits.
+    if kind == "Q8_0":
+        blocks = torch.randint(-127, 128, parts, dtype=torch.int8, device=device).view(torch.uint8)
+    else:
+        low, high = torch.randint(1, 16, (2, *parts), dtype=torch.uint8, device=device)
+        blocks = low | high << 4
+    spread = 73.3 if kind == "Q8_0" else 4.3  # of evenly distributed codes
     scale = torch.full((num_out, num_in // 32, 1), num_in**-0.5 / spread, device=device).half()
     blocks[..., :head] = scale.view(torch.uint8)
     return BlockMatrix(blocks.flatten(1), kind)
@@ -106,9 +111,9 @@ def full_cache(decoder: Decoder, context: int) -> KVCache:
 
 def num_weight_bytes(decoder: Decoder) -> int:
     """Return what a step reads of the weights: projections, head, norms."""
-    total = decoder._norm.nbytes
-    linears: list[Any] = [decoder._head]
-    for layer in decoder._layers:
+    total = decoder.norm.nbytes
+    linears: list[Any] = [decoder.head]
+    for layer in decoder.layers:
         linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         total += layer.attention_norm.nbytes + layer.mlp_norm.nbytes
     for linear in linears:

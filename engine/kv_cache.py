@@ -33,7 +33,7 @@ class KVCache:
             every earlier one was when it was computed and none has changed since, so the fresh
             rows are always the first ones and one number tells them all.
         table: the rotary table that every key of this cache is rotated by.
-        step: what a decoder keeps with the cache for its decode steps; goes when the cache does.
+        graphs: number of rows to the pass that a decoder captured over this cache; they go with it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class KVCache:
             ) from None
         self.capacity = capacity
         self.table = RotaryTable(config, capacity, device)
-        self.step: object | None = None
+        self.graphs: dict[int, object] = {}
         self._kernels = dispatch.choose(device)
         if device.type == "cuda":
             # Compiled now, on a row that nobody uses yet, and not at the first keystroke.

@@ -14,14 +14,15 @@ from ..kernels import dispatch
 from ..kernels.block_matrix import BlockMatrix
 from ..kernels.linear import Linear, Matrix, fused
 from .attention import Sight, attend, attend_on_gpu, causal_bias, look
-from .decode_graph import DecodeGraph, sees_every_slot
+from .captured_pass import PATCH_ROWS, DecodeGraph, PatchGraph, sees_every_slot
 from .kv_cache import KVCache, Slots
 from .model_config import ModelConfig
 
 Check = Callable[[], None]
+Attend = Callable[[int, Tensor], Tensor]
 
 # Up to this many rows a kernel of our own attends on a GPU: it compares positions by itself.
-_FEW_ROWS = 64
+_FEW_ROWS = PATCH_ROWS[-1]
 
 
 @dataclass(slots=True)
@@ -59,6 +60,9 @@ class Decoder:
         config: its shape.
         dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
+        layers: its layers' weights.
+        norm: (hidden_size,), before the head.
+        head: the projection to logits.
     """
 
     def __init__(self, config: ModelConfig, tensors: dict[str, Matrix]) -> None:
@@ -72,14 +76,14 @@ class Decoder:
         self.config = config
         norm = tensors.pop("model.norm.weight")
         assert isinstance(norm, Tensor), "a vector is never in blocks"
-        self._norm, self.dtype, self.device = norm, norm.dtype, norm.device
+        self.norm, self.dtype, self.device = norm, norm.dtype, norm.device
         self._kernels = kernels = dispatch.choose(self.device)
         self._is_triton = kernels.backend == "triton" and self.device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if self._is_triton else None
         self._embedding = tensors.pop("model.embed_tokens.weight")
         head = tensors.pop("lm_head.weight", self._embedding)
-        self._head = kernels.linear(head, None, self.dtype)
-        self._layers = [
+        self.head = kernels.linear(head, None, self.dtype)
+        self.layers = [
             _make_layer(tensors, index, self.dtype, kernels) for index in range(config.num_layers)
         ]
 
@@ -101,32 +105,66 @@ class Decoder:
         Returns:
             (n, hidden_size): the last layer's output, before the final norm.
         """
-        config, kernels, eps = self.config, self._kernels, self.config.norm_eps
         num_asked = len(slots)
+        if self._is_triton and num_asked <= _FEW_ROWS and record is None:
+            check()
+            return self._patch_graph(cache, num_asked).forward(slots)
         if self.device.type == "cpu":
             slots = _padded(slots)
         few = _FEW_ROWS if self._is_triton else 0
         sight = look(slots, cache.positions, self.dtype, self.device, few_rows=few)
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
-        cos, sin = cache.table.at(sight.row_positions)
-        num_projected = config.num_heads + 2 * config.num_kv_heads
         token_ids = torch.from_numpy(cache.token_ids[slots])
-        hidden = self._embed(token_ids.to(self.device, non_blocking=True))
-        update = None
-        for number, layer in enumerate(self._layers):
-            check()
+        token_ids = token_ids.to(self.device, non_blocking=True)
+
+        def attend(number: int, queries: Tensor) -> Tensor:
+            return self._attend(cache, number, queries, sight, record)
+
+        hidden = self.run_layers(cache, token_ids, index, sight.row_positions, attend, check)
+        return hidden[:num_asked]
+
+    def run_layers(
+        self,
+        cache: KVCache,
+        token_ids: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        check: Check | None = None,
+    ) -> Tensor:
+        """Launch all layers over rows that are described on the device; the heart of `forward`.
+
+        Args:
+            cache: its keys and values are written at the rows.
+            token_ids: (n,) int64.
+            slots: (n,) int64; where one occurs twice, its tokens and positions are the same.
+            positions: (n,) int64.
+            attend: takes a layer's number and its (n, num_heads, head_dim) rotated queries; returns
+                what the rows see, like the queries.
+            check: called between layers.
+
+        Returns:
+            (n, hidden_size).
+        """
+        config, kernels, eps = self.config, self._kernels, self.config.norm_eps
+        num_projected = config.num_heads + 2 * config.num_kv_heads
+        cos, sin = cache.table.at(positions)
+        hidden, update = self.embed(token_ids), None
+        for number, layer in enumerate(self.layers):
+            if check is not None:
+                check()
             if update is None:
                 normed = kernels.rms_norm(hidden, layer.attention_norm, eps)
             else:
                 hidden, normed = kernels.add_rms_norm(hidden, update, layer.attention_norm, eps)
             qkv = layer.qkv(normed).view(len(slots), num_projected, config.head_dim)
-            queries = cache.write(number, index, qkv, cos, sin)
-            mixed = self._attend(cache, number, queries, sight, record)
+            mixed = attend(number, cache.write(number, slots, qkv, cos, sin)).flatten(1)
             hidden, normed = kernels.add_rms_norm(hidden, layer.output(mixed), layer.mlp_norm, eps)
             update = layer.down(kernels.silu_mul(layer.gate_up(normed)))
-        return (hidden if update is None else hidden + update)[:num_asked]
+        return hidden if update is None else hidden + update
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the (n, hidden_size) embeddings of (n,) tokens."""
         if isinstance(self._embedding, BlockMatrix):
             return self._embedding.rows(token_ids, self.dtype)
         return functional.embedding(token_ids, self._embedding)
@@ -155,7 +193,7 @@ class Decoder:
             mixed = attend(queries, *cache.layer(number), bias, weights)
         if record is not None and weights is not None:
             record.weights[number] = weights[record.rows]
-        return mixed.reshape(len(queries), -1)
+        return mixed
 
     @torch.inference_mode()
     def last_logits(self, cache: KVCache, slots: Slots, check: Check) -> Tensor:
@@ -165,10 +203,19 @@ class Decoder:
         """
         if self._is_triton and sees_every_slot(cache, slots):
             check()
-            if not isinstance(cache.step, DecodeGraph):
-                cache.step = DecodeGraph(self, cache, self._kernels, self._pool)
-            return cache.step.step(int(slots[0])).clone()
+            graph = cache.graphs.get(1)
+            if not isinstance(graph, DecodeGraph):
+                graph = cache.graphs[1] = DecodeGraph(self, cache, self._kernels, self._pool)
+            return graph.step(int(slots[0])).clone()
         return self.logits(self.forward(cache, slots, check)[-1:])[0]
+
+    def _patch_graph(self, cache: KVCache, num_rows: int) -> PatchGraph:
+        size = next(size for size in PATCH_ROWS if num_rows <= size)
+        graph = cache.graphs.get(size)
+        if not isinstance(graph, PatchGraph):
+            graph = PatchGraph(self, cache, self._kernels, size, self._pool)
+            cache.graphs[size] = graph
+        return graph
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -177,8 +224,8 @@ class Decoder:
         With bf16 weights, on the CPU and for few rows, only the largest logits of a row are exact
         to float32; the others carry bf16's rounding.
         """
-        normed = self._kernels.rms_norm(hidden, self._norm, self.config.norm_eps)
-        return self._head(normed, torch.float32)
+        normed = self._kernels.rms_norm(hidden, self.norm, self.config.norm_eps)
+        return self.head(normed, torch.float32)
 
 
 def _padded(slots: Slots) -> Slots:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from keyturn.engine.attention import attend
-from keyturn.engine.decode_graph import DecodeGraph, sees_every_slot
+from keyturn.engine.captured_pass import DecodeGraph, PatchGraph, sees_every_slot
 from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model import Decoder
+from keyturn.engine.model import AttentionRecord, Decoder
 from keyturn.engine.model_config import ModelConfig
 from keyturn.engine.weights import expected_shapes
-from keyturn.kernels import dense_gemv, reference_step, step
+from keyturn.kernels import dense_gemv, dispatch, reference_step, step
 from keyturn.kernels.matmul_table import GemvTile, Plan
 from keyturn.kernels.packed_weights import quantize_groups
 from keyturn.kernels.quant_linear import QuantLinear
@@ -23,6 +23,10 @@ from ..tolerance import assert_close
 IS_INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 CAPACITY = 24
+
+
+# A forward pass that is asked for a record, an empty one here, is never captured.
+UNCAPTURED = AttentionRecord(frozenset(), [])
 
 
 def check():
@@ -82,7 +86,7 @@ def decoder_of(dtype, *, bias=True, tied=False, interleaved=False, packed=False)
         tensors[name] = values.to(DEVICE, dtype)
     decoder = Decoder(config, tensors)
     if packed:
-        for layer in decoder._layers:
+        for layer in decoder.layers:
             for name in ("qkv", "output", "gate_up", "down"):
                 dense = getattr(layer, name)
                 weight = quantize_groups(dense.weight, 4, 32, symmetric=True)
@@ -104,7 +108,7 @@ def both(decoder, graph, cache, slot):
         if is_graph:
             logits = graph.step(slot).clone()
         else:
-            logits = decoder.logits(decoder.forward(cache, np.array([slot]), check))[0]
+            logits = decoder.logits(decoder.forward(cache, np.array([slot]), check, UNCAPTURED))[0]
         rows = [part[:, slot].clone() for layer in range(2) for part in cache.layer(layer)]
         rows += [cache.unrotated(layer)[:, slot].clone() for layer in range(2)]
         answers.append([logits, *rows])
@@ -152,6 +156,28 @@ def test_packed_weights_tied_heads_and_interleaved_pairs(name):
     graph = DecodeGraph(decoder, cache, kernels(name))
     (slot,) = cache.append(np.array([3]), np.array([5]))
     assert_alike(both(decoder, graph, cache, slot), torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_equal_the_forward_pass_while_the_cache_changes(rows, dtype):
+    decoder = decoder_of(dtype)
+    cache = filled(decoder, 12)
+    if cache.layer(0)[0].is_cuda and dtype == torch.float32:
+        pytest.skip("the tolerance of float32 is for torch's own products")
+    graph = PatchGraph(decoder, cache, dispatch.choose(decoder.device), 4)
+    for removed in ([], [2, 3]):
+        cache.remove(np.array(removed, dtype=np.int64))
+        order = cache.by_position()
+        cache.turn(order, np.arange(len(order)))
+        slots = np.random.default_rng(rows).permutation(cache.num_rows)[:rows]
+        # Each row twice, by the graph and by the pass that it captures.
+        found = graph.forward(slots)
+        keys = [cache.layer(layer)[0].clone() for layer in range(2)]
+        expected = decoder.forward(cache, slots, check, UNCAPTURED)
+        assert_close(found, expected, dtype)
+        for layer in range(2):
+            assert_close(keys[layer], cache.layer(layer)[0], dtype)
 
 
 def test_only_one_row_at_the_last_position_sees_every_slot():
