@@ -150,7 +150,7 @@ class DecodeGraph(CapturedPass):
         attend = self._kernels.attend_slots
         hidden = decoder.embed(token_id)
         for number, layer in enumerate(decoder.layers):
-            unrotated, keys, values = cache.storage(number)
+            unrotated, keys, values = (part[number] for part in cache.storage)
             angles = (table.cos, table.sin, table.interleaved)
             rows = CacheRows(unrotated, keys, values, slot, position, *angles)
             queries = self._linear(hidden, layer.qkv, Fusion(layer.attention_norm, eps, cache=rows))
@@ -205,7 +205,7 @@ class PatchGraph(CapturedPass):
         slot_positions = self._input(3 * count + 2, cache.capacity)
 
         def attend(number: int, queries: Tensor) -> Tensor:
-            _, keys, values = cache.storage(number)
+            _, keys, values = (part[number] for part in cache.storage)
             at = (num_slots, positions, slot_positions)
             return self._kernels.attend_slots(queries, keys, values, *at)
 

@@ -197,12 +197,14 @@ class KVCache:
         rows = self.num_rows
         return self._keys[layer, :, :rows], self._values[layer, :, :rows]
 
-    def storage(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return unrotated and rotated keys and values of a layer, rows not in use included.
+    @property
+    def storage(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Unrotated and rotated keys, and values, of all layers, rows not in use included.
 
-        Each is (num_kv_heads, capacity, head_dim) and stays where it is as long as the cache.
+        Each is (num_layers, num_kv_heads, capacity, head_dim) and stays where it is as long as the
+        cache.
         """
-        return self._unrotated[layer], self._keys[layer], self._values[layer]
+        return self._unrotated, self._keys, self._values
 
     def unrotated(self, layer: int) -> Tensor:
         """Return the unrotated keys of a layer, (num_kv_heads, num_rows, head_dim)."""

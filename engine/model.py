@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ..kernels import dispatch
 from ..kernels.block_matrix import BlockMatrix
+from ..kernels.cpu_step import CpuStep, StepLayer
 from ..kernels.linear import Linear, Matrix, fused
 from .attention import Sight, attend, attend_on_gpu, causal_bias, look
 from .captured_pass import PATCH_ROWS, DecodeGraph, PatchGraph, sees_every_slot
@@ -23,6 +24,8 @@ Attend = Callable[[int, Tensor], Tensor]
 
 # Up to this many rows a kernel of our own attends on a GPU: it compares positions by itself.
 _FEW_ROWS = PATCH_ROWS[-1]
+# On the CPU up to so many rows go through all layers in one call, and so many to logits.
+_STEP_ROWS, _STEP_LOGITS = 16, 64
 
 
 @dataclass(slots=True)
@@ -46,11 +49,15 @@ class Layer:
     """The weights of one layer: norms (hidden_size,), and its projections."""
 
     attention_norm: Tensor
+    mlp_norm: Tensor
     qkv: Linear
     output: Linear
-    mlp_norm: Tensor
     gate_up: Linear
     down: Linear
+
+
+# A layer's two norms; and matrix and bias of its projections, in the order of `Layer`.
+_Source = tuple[list[Tensor], list[tuple[Matrix, Tensor | None]]]
 
 
 class Decoder:
@@ -82,10 +89,25 @@ class Decoder:
         self._pool = torch.cuda.graph_pool_handle() if self._is_triton else None
         self._embedding = tensors.pop("model.embed_tokens.weight")
         head = tensors.pop("lm_head.weight", self._embedding)
-        self.head = kernels.linear(head, None, self.dtype)
+        self.head = kernels.head(head, self.dtype)
+        sources = [_take_layer(tensors, index, self.dtype) for index in range(config.num_layers)]
         self.layers = [
-            _make_layer(tensors, index, self.dtype, kernels) for index in range(config.num_layers)
+            Layer(
+                *norms, *(kernels.linear(matrix, bias, self.dtype) for matrix, bias in projections)
+            )
+            for norms, projections in sources
         ]
+        self._whole_step: CpuStep | None = None
+        if kernels.whole_step is not None:
+            self._whole_step = kernels.whole_step(
+                [_step_layer(*source) for source in sources],
+                self.norm,
+                head,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                eps=config.norm_eps,
+                interleaved=config.rope_interleaved,
+            )
 
     @torch.inference_mode()
     def forward(
@@ -103,12 +125,16 @@ class Decoder:
             record: asks for attention weights.
 
         Returns:
-            (n, hidden_size): the last layer's output, before the final norm.
+            (n, hidden_size): the last layer's output, before the final norm; in float32 where a
+            few rows went through all layers in one call.
         """
         num_asked = len(slots)
         if self._is_triton and num_asked <= _FEW_ROWS and record is None:
             check()
             return self._patch_graph(cache, num_asked).forward(slots)
+        if self._whole_step is not None and num_asked <= _STEP_ROWS:
+            check()
+            return self._step(self._whole_step, cache, slots, record)
         if self.device.type == "cpu":
             slots = _padded(slots)
         few = _FEW_ROWS if self._is_triton else 0
@@ -163,11 +189,35 @@ class Decoder:
             update = layer.down(kernels.silu_mul(layer.gate_up(normed)))
         return hidden if update is None else hidden + update
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the (n, hidden_size) embeddings of (n,) tokens."""
+    def embed(self, token_ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the (n, hidden_size) embeddings of (n,) tokens, by default in the model's dtype."""
         if isinstance(self._embedding, BlockMatrix):
-            return self._embedding.rows(token_ids, self.dtype)
-        return functional.embedding(token_ids, self._embedding)
+            return self._embedding.rows(token_ids, dtype or self.dtype)
+        return functional.embedding(token_ids, self._embedding).to(dtype or self.dtype)
+
+    def _step(
+        self, step: CpuStep, cache: KVCache, slots: Slots, record: AttentionRecord | None
+    ) -> Tensor:
+        index, positions = torch.from_numpy(slots), torch.from_numpy(cache.positions)
+        token_ids = torch.from_numpy(cache.token_ids[slots])
+        row_positions = positions[index]
+        weights = {
+            layer: torch.empty(len(slots), cache.num_rows)
+            for layer in (record.layers if record is not None else ())
+        }
+        hidden = step.forward(
+            self.embed(token_ids, torch.float32),
+            *cache.storage,
+            index,
+            cache.num_rows,
+            row_positions,
+            positions,
+            *cache.table.at(row_positions),
+            weights,
+        )
+        if record is not None:
+            record.weights |= {layer: each[record.rows] for layer, each in weights.items()}
+        return hidden
 
     def _attend(
         self,
@@ -181,7 +231,7 @@ class Decoder:
         if record is not None and number in record.layers:
             weights = torch.empty(len(queries), cache.num_rows, device=self.device)
         if self._is_triton and len(queries) <= _FEW_ROWS:
-            _, keys, values = cache.storage(number)
+            _, keys, values = (part[number] for part in cache.storage)
             at = (cache.num_rows, sight.row_positions, sight.slot_positions)
             mixed = self._kernels.attend_slots(queries, keys, values, *at, weights=weights)
         elif self.device.type == "cuda" and weights is None:
@@ -221,10 +271,12 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs.
 
-        With bf16 weights, on the CPU and for few rows, only the largest logits of a row are exact
-        to float32; the others carry bf16's rounding.
+        With bf16 weights, on a CPU without the C library and for few rows, only the largest logits
+        of a row are exact to float32; the others carry bf16's rounding.
         """
-        normed = self._kernels.rms_norm(hidden, self.norm, self.config.norm_eps)
+        if self._whole_step is not None and len(hidden) <= _STEP_LOGITS:
+            return self._whole_step.logits(hidden)
+        normed = self._kernels.rms_norm(hidden.to(self.dtype), self.norm, self.config.norm_eps)
         return self.head(normed, torch.float32)
 
 
@@ -239,9 +291,7 @@ def _padded(slots: Slots) -> Slots:
     return np.pad(slots, (0, -count % step), mode="edge")
 
 
-def _make_layer(
-    tensors: dict[str, Matrix], index: int, dtype: torch.dtype, kernels: dispatch.Kernels
-) -> Layer:
+def _take_layer(tensors: dict[str, Matrix], index: int, dtype: torch.dtype) -> _Source:
     prefix = f"model.layers.{index}."
 
     def norm(name: str) -> Tensor:
@@ -249,18 +299,20 @@ def _make_layer(
         assert isinstance(weight, Tensor), "a vector is never in blocks"
         return weight
 
-    def linear(*names: str) -> Linear:
+    def projection(*names: str) -> tuple[Matrix, Tensor | None]:
         weight = fused([tensors.pop(f"{prefix}{name}.weight") for name in names], dtype)
         found = [tensors.pop(f"{prefix}{name}.bias", None) for name in names]
         biases = [part for part in found if isinstance(part, Tensor)]
-        bias = torch.cat(biases) if biases else None
-        return kernels.linear(weight, bias, dtype)
+        return weight, torch.cat(biases) if biases else None
 
-    return Layer(
-        attention_norm=norm("input_layernorm"),
-        qkv=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        output=linear("self_attn.o_proj"),
-        mlp_norm=norm("post_attention_layernorm"),
-        gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
-        down=linear("mlp.down_proj"),
-    )
+    return [norm("input_layernorm"), norm("post_attention_layernorm")], [
+        projection("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        projection("self_attn.o_proj"),
+        projection("mlp.gate_proj", "mlp.up_proj"),
+        projection("mlp.down_proj"),
+    ]
+
+
+def _step_layer(norms: list[Tensor], projections: list[tuple[Matrix, Tensor | None]]) -> StepLayer:
+    qkv, output, gate_up, down = projections
+    return StepLayer(norms[0], [qkv], output, norms[1], [gate_up], down)

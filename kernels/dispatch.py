@@ -5,6 +5,7 @@ The engine holds a `Kernels` and calls its fields: nothing is decided again on t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import reference, reference_attention, reference_step
+from . import cpu_step, reference, reference_attention, reference_step
+from .cpu_linear import CpuHead, CpuLinear, choose_plan
 from .linear import DenseLinear, Linear, Matrix
 
 # For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
@@ -27,17 +29,20 @@ class Kernels:
     """The ops of one device, as `reference` describes them.
 
     Attributes:
-        backend: "triton" or "reference".
+        backend: "triton", "cpu" or "reference".
         why: the reason, in words, for `keyturn doctor`.
         rope_shift: turns cached keys.
         write_rows: rotates and stores one layer's rows.
         linear: makes a projection of a matrix (N, K), a bias (N,) or None, and the activations'
             dtype.
+        head: makes the projection to logits, of a matrix and that dtype.
         rms_norm: norms rows.
         add_rms_norm: adds to the residual stream, and norms that.
         silu_mul: lets a gate's values through.
         fused_linear: a product of up to four rows with what precedes and follows it.
         attend_slots: attention of a few rows to slots in any order.
+        whole_step: makes a `cpu_step.CpuStep`, which runs all layers over a few rows in one call;
+            None where there is none.
     """
 
     backend: str
@@ -45,11 +50,13 @@ class Kernels:
     rope_shift: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], None]
     write_rows: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
     linear: Callable[[Matrix, Tensor | None, torch.dtype], Linear]
+    head: Callable[[Matrix, torch.dtype], Linear]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     silu_mul: Callable[[Tensor], Tensor]
     fused_linear: Callable[..., Tensor]
     attend_slots: Callable[..., Tensor]
+    whole_step: Callable[..., cpu_step.CpuStep] | None = None
 
 
 def choose(device: torch.device) -> Kernels:
@@ -71,6 +78,8 @@ def _choose(device: torch.device, wanted: str) -> Kernels:
     if wanted == "reference":
         return _reference(f"{VARIABLE}=reference")
     obstacle = _obstacle(device, wanted) or _failed_trial(device)
+    if obstacle and device.type == "cpu" and wanted == "auto":
+        return _cpu(note)
     if obstacle:
         return _reference(obstacle + note)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -85,11 +94,33 @@ def _reference(why: str) -> Kernels:
         rope_shift=reference.rope_shift,
         write_rows=reference.write_rows,
         linear=DenseLinear,
+        head=lambda matrix, dtype: DenseLinear(matrix, None, dtype),
         rms_norm=reference_step.rms_norm,
         add_rms_norm=reference_step.add_rms_norm,
         silu_mul=reference_step.silu_mul,
         fused_linear=reference_step.fused_linear,
         attend_slots=reference_attention.attend_slots,
+    )
+
+
+def _cpu(note: str) -> Kernels:
+    library = cpu_step.load()
+    plan = choose_plan(torch.bfloat16)
+    is_built = isinstance(library, cpu_step.Library)
+    few = f"few rows in C ({library.why})" if is_built else f"no C library: it is {library}"
+
+    def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+        # The C library reads a dense matrix where it is: packed, it would be in memory twice.
+        if is_built and isinstance(matrix, Tensor):
+            return DenseLinear(matrix, bias, dtype)
+        return CpuLinear(matrix, bias, choose_plan(dtype))
+
+    return dataclasses.replace(
+        _reference(f"{few}; many rows: {plan.why}{note}"),
+        backend="cpu",
+        linear=linear,
+        head=lambda matrix, dtype: CpuHead(matrix, choose_plan(dtype)),
+        whole_step=functools.partial(cpu_step.CpuStep, library) if is_built else None,
     )
 
 
@@ -103,6 +134,7 @@ def _triton(why: str) -> Kernels:
         rope_shift=rope_shift.rope_shift,
         write_rows=rope_shift.write_rows,
         linear=quant_linear.make_linear,
+        head=lambda matrix, dtype: quant_linear.make_linear(matrix, None, dtype),
         rms_norm=step.rms_norm,
         add_rms_norm=step.add_rms_norm,
         silu_mul=step.silu_mul,

@@ -1,0 +1,22 @@
+"""The optional C extension; everything else is in pyproject.toml.
+
+Without a compiler the installation goes on without it, and torch computes decode steps. The library
+has no Python in it: it is loaded with ctypes, so only Linux, where any shared object will do, is
+built for.
+"""
+
+import sys
+
+from setuptools import Extension, setup
+
+CPU_STEP = Extension(
+    "keyturn.kernels._cpu_step",
+    ["kernels/cpu_step.c"],
+    depends=["kernels/cpu_step_ops.h"],
+    # Products and sums are joined only where the source says so: the order of every sum is fixed.
+    extra_compile_args="-std=gnu11 -O2 -g0 -ffp-contract=off -fno-math-errno -Wno-psabi".split(),
+    libraries=["m"],
+    optional=True,
+)
+
+setup(ext_modules=[CPU_STEP] if sys.platform == "linux" else [])

@@ -1,0 +1,403 @@
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from keyturn.engine import gguf_config
+from keyturn.engine.gguf_file import GGUFFile
+from keyturn.engine.kv_cache import KVCache
+from keyturn.engine.model import Decoder
+from keyturn.engine.weights import load_model
+from keyturn.kernels import cpu_step, reference
+from keyturn.kernels.block_matrix import GGUF_BLOCKS, BlockMatrix
+
+from ..tolerance import ONE_ROUNDING, RELATIVE, assert_close
+
+EMBEDDED = next((Path(__file__).parents[2] / "engine" / "embedded").glob("*.gguf"))
+KINDS = ("Q4_0", "Q4_1", "Q8_0", torch.float32, torch.bfloat16, torch.float16)
+ISAS = [isa for isa in cpu_step.ISAS if not isinstance(cpu_step.load(isa), str)]
+
+pytestmark = pytest.mark.skipif(
+    isinstance(cpu_step.load(), str), reason=f"the C library is {cpu_step.load()}"
+)
+
+
+@dataclass
+class Shape:
+    hidden: int = 96
+    heads: int = 3
+    kv_heads: int = 1
+    dim: int = 32
+    inner: int = 160
+    rotary: int = 32
+    interleaved: bool = False
+    kind: object = "Q4_1"
+    bias: bool = False
+    dtype: torch.dtype = torch.float32
+    layers: int = 2
+    vocab: int = 301
+
+
+class Model:
+    """A small random model: its CpuStep, and the same in float64."""
+
+    def __init__(self, shape, isa="auto"):
+        self.shape, self.random = shape, torch.Generator().manual_seed(3)
+        width, kv_width = shape.heads * shape.dim, shape.kv_heads * shape.dim
+        self.layers = [
+            cpu_step.StepLayer(
+                1 + self.normal(shape.hidden) / 5,
+                [self.linear(rows, shape.hidden) for rows in (width, kv_width, kv_width)],
+                self.linear(shape.hidden, width),
+                1 + self.normal(shape.hidden) / 5,
+                [self.linear(2 * shape.inner, shape.hidden)],
+                self.linear(shape.hidden, shape.inner),
+            )
+            for _ in range(shape.layers)
+        ]
+        self.norm = 1 + self.normal(shape.hidden) / 5
+        self.head = self.linear(shape.vocab, shape.hidden)[0]
+        self.step = self.build(isa)
+
+    def build(self, isa):
+        library = cpu_step.load(isa)
+        assert not isinstance(library, str), library
+        return cpu_step.CpuStep(
+            library,
+            self.layers,
+            self.norm,
+            self.head,
+            num_heads=self.shape.heads,
+            num_kv_heads=self.shape.kv_heads,
+            eps=1e-5,
+            interleaved=self.shape.interleaved,
+        )
+
+    def normal(self, *size):
+        return torch.randn(*size, generator=self.random)
+
+    def linear(self, rows, columns):
+        bias = self.normal(rows) if self.shape.bias else None
+        kind = self.shape.kind
+        if isinstance(kind, torch.dtype):
+            return (self.normal(rows, columns) / columns**0.5).to(kind), bias
+        size, head = GGUF_BLOCKS[kind]
+        blocks = torch.randint(0, 256, (rows, columns // 32, size), generator=self.random)
+        blocks = blocks.to(torch.uint8)
+        spread = {"Q4_0": 4.6, "Q4_1": 4.6, "Q8_0": 74}[kind] * columns**0.5
+        scales = (1 + torch.rand(rows, columns // 32, 1, generator=self.random)) / spread
+        parts = [scales.half()] + ([(-7.5 * scales).half()] if kind == "Q4_1" else [])
+        blocks[..., :head] = torch.cat(parts, -1).contiguous().view(torch.uint8)
+        return BlockMatrix(blocks.flatten(1), kind), bias
+
+    def inputs(self, rows, slots, capacity=None):
+        """Random arguments of `CpuStep.forward`: slots in any order, rows anywhere among them."""
+        shape = self.shape
+        size = (shape.layers, shape.kv_heads, capacity or slots + 3, shape.dim)
+        order = torch.randperm(slots, generator=self.random)
+        chosen = torch.randperm(slots, generator=self.random)[:rows]
+        angles = order[chosen][:, None] * 0.37 ** torch.arange(shape.rotary // 2)
+        return {
+            "hidden": self.normal(rows, shape.hidden),
+            "unrotated": self.normal(*size).to(shape.dtype),
+            "rotated": self.normal(*size).to(shape.dtype),
+            "values": self.normal(*size).to(shape.dtype),
+            "slots": chosen,
+            "num_rows": slots,
+            "row_positions": order[chosen],
+            "slot_positions": order,
+            "cos": angles.cos(),
+            "sin": angles.sin(),
+        }
+
+    def expect(self, inputs):
+        """The layers in float64; returns hidden, caches and weights per layer."""
+        shape, slots, count = self.shape, inputs["slots"], inputs["num_rows"]
+        caches = [inputs[name].clone() for name in ("unrotated", "rotated", "values")]
+        hidden, recorded = inputs["hidden"].double(), []
+        cos, sin = inputs["cos"].double()[:, None], inputs["sin"].double()[:, None]
+        hides = inputs["row_positions"][:, None] < inputs["slot_positions"][None]
+        for number, layer in enumerate(self.layers):
+            normed = norm(hidden, layer.attention_norm)
+            qkv = torch.cat([product(normed, linear) for linear in layer.qkv], -1)
+            qkv = qkv.view(len(hidden), -1, shape.dim)
+            queries, keys, values = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
+            keys, values = (new.transpose(0, 1).to(shape.dtype) for new in (keys, values))
+            caches[0][number][:, slots] = keys
+            turned = rotate(keys.transpose(0, 1).double(), cos, sin, shape.interleaved)
+            caches[1][number][:, slots] = turned.transpose(0, 1).to(shape.dtype)
+            caches[2][number][:, slots] = values
+            queries = rotate(queries, cos, sin, shape.interleaved).transpose(0, 1)
+            keys, values = (
+                cache[number, :, :count]
+                .double()
+                .repeat_interleave(shape.heads // shape.kv_heads, 0)
+                for cache in caches[1:]
+            )
+            scores = queries @ keys.transpose(1, 2) * shape.dim**-0.5
+            shares = scores.masked_fill(hides, float("-inf")).softmax(-1)
+            recorded.append(shares.mean(0))
+            mixed = (shares @ values).transpose(0, 1).flatten(1)
+            hidden = hidden + product(mixed, layer.output)
+            normed = norm(hidden, layer.mlp_norm)
+            gate, up = product(normed, layer.gate_up[0]).chunk(2, -1)
+            hidden = hidden + product(functional.silu(gate) * up, layer.down)
+        return hidden, caches, recorded
+
+
+def norm(x, weight):
+    return functional.rms_norm(x, (x.shape[-1],), weight.double(), 1e-5)
+
+
+def values_of(matrix):
+    if isinstance(matrix, BlockMatrix):
+        return matrix.values(torch.float32).double()
+    return matrix.double()
+
+
+def product(x, linear):
+    matrix, bias = linear
+    return functional.linear(x, values_of(matrix), None if bias is None else bias.double())
+
+
+def rotate(x, cos, sin, interleaved):
+    half = cos.shape[-1]
+    out, part = x.clone(), x[..., : 2 * half]
+    pairs = part.unflatten(-1, (half, 2) if interleaved else (2, half))
+    first, second = pairs.unbind(-1 if interleaved else -2)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    out[..., : 2 * half] = torch.stack(turned, -1 if interleaved else -2).flatten(-2)
+    return out
+
+
+def run(step, inputs, **more):
+    """Run on copies of the caches; returns hidden and caches."""
+    own = dict(inputs)
+    for name in ("unrotated", "rotated", "values"):
+        own[name] = inputs[name].clone()
+    hidden = step.forward(**own, **more)
+    return hidden, [own[name] for name in ("unrotated", "rotated", "values")]
+
+
+SHAPES = [
+    *(Shape(kind=kind) for kind in KINDS),
+    Shape(hidden=32, heads=6, kv_heads=2, dim=64, rotary=64, dtype=torch.bfloat16),
+    Shape(bias=True, interleaved=True, dtype=torch.bfloat16),
+    Shape(rotary=8, dtype=torch.float16),
+    Shape(rotary=16, interleaved=True),
+    Shape(heads=4, kv_heads=4, dim=80, rotary=80, hidden=64),
+    Shape(hidden=40, heads=4, kv_heads=2, dim=10, rotary=10, inner=52, kind=torch.float32),
+    Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layers_match_float64_when_shapes_are_ragged(shape, isa):
+    model = Model(shape, isa)
+    for rows, slots in ((1, 1), (3, 17), (1, 129), (16, 130)):
+        inputs = model.inputs(rows, slots)
+        weights = {1: torch.full((rows, slots), float("nan"))}
+        hidden, caches = run(model.step, inputs, weights=weights)
+        expected, expected_caches, recorded = model.expect(inputs)
+        # A key rounded one unit differently is seen in the layers after it.
+        allowed = max(RELATIVE[torch.float32], ONE_ROUNDING[shape.dtype])
+        assert (hidden - expected).norm() <= allowed * expected.norm()
+        for cache, wanted in zip(caches, expected_caches, strict=True):
+            assert (cache.double() - wanted).norm() <= allowed * wanted.double().norm()
+            untouched = torch.ones(cache.shape[2], dtype=torch.bool)
+            untouched[inputs["slots"]] = False
+            assert torch.equal(cache[:, :, untouched], wanted[:, :, untouched])
+        assert (weights[1] - recorded[1]).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_logits_match_float64_when_rows_vary(kind, isa):
+    model = Model(Shape(kind=kind), isa)
+    for rows in (1, 3, 16):
+        hidden = model.normal(rows, model.shape.hidden)
+        expected = norm(hidden.double(), model.norm) @ values_of(model.head).T
+        assert_close(model.step.logits(hidden), expected, torch.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_row_is_the_same_to_the_bit_when_batchmates_and_threads_change(isa):
+    model = Model(Shape(heads=6, kv_heads=2, dtype=torch.bfloat16), isa)
+    inputs = model.inputs(16, 300)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        hidden, caches = run(model.step, inputs)
+        logits = model.step.logits(hidden)
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            again, caches_again = run(model.build(isa), inputs)
+            assert torch.equal(hidden, again)
+            assert all(map(torch.equal, caches, caches_again))
+        # The other rows' keys stand in the cache already: only who is computed beside changes.
+        names = ("hidden", "slots", "row_positions", "cos", "sin")
+        done = inputs | dict(zip(("unrotated", "rotated", "values"), caches, strict=True))
+        for size in range(1, 6):
+            for start in range(0, 16 - size, size + 3):
+                few = done | {name: inputs[name][start : start + size] for name in names}
+                assert torch.equal(run(model.step, few)[0], hidden[start : start + size])
+                few_logits = model.step.logits(hidden[start : start + size])
+                assert torch.equal(few_logits, logits[start : start + size])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_turned_key_equals_written_key_when_the_position_is_the_same():
+    model = Model(Shape(dtype=torch.bfloat16))
+    inputs = model.inputs(3, 17)
+    _, (unrotated, rotated, _) = run(model.step, inputs)
+    turned = rotated.clone()
+    slots, cos, sin = (inputs[name] for name in ("slots", "cos", "sin"))
+    reference.rope_shift(unrotated, turned, slots, cos, sin, False)
+    assert torch.equal(turned, rotated)
+
+
+def test_fused_and_separate_matrices_agree_when_the_rows_are_the_same():
+    model = Model(Shape(bias=True))
+    inputs = model.inputs(2, 9)
+    layers = []
+    for layer in model.layers:
+        blocks = torch.cat([matrix.blocks for matrix, _ in layer.qkv])
+        fused = (BlockMatrix(blocks, "Q4_1"), torch.cat([bias for _, bias in layer.qkv]))
+        matrix, bias = layer.gate_up[0]
+        halves = [
+            (BlockMatrix(half, "Q4_1"), part)
+            for half, part in zip(matrix.blocks.chunk(2), bias.chunk(2), strict=True)
+        ]
+        layers.append(
+            cpu_step.StepLayer(
+                layer.attention_norm, [fused], layer.output, layer.mlp_norm, halves, layer.down
+            )
+        )
+    expected = run(model.step, inputs)[0]
+    model.layers = layers
+    assert torch.equal(run(model.build("auto"), inputs)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": torch.zeros(1, 95)}, "hidden is"),
+        ({"slots": torch.tensor([17])}, "below 17"),
+        ({"slots": torch.tensor([-1])}, "below 17"),
+        ({"num_rows": 99, "slot_positions": torch.zeros(99, dtype=torch.int64)}, "99 rows"),
+        ({"values": torch.zeros(2, 1, 20, 31)}, "values is"),
+        ({"cos": torch.zeros(1, 20), "sin": torch.zeros(1, 20)}, "20 angles"),
+    ],
+)
+def test_forward_names_the_argument_when_it_does_not_fit(change, message):
+    model = Model(Shape())
+    with pytest.raises(ValueError, match=message):
+        model.step.forward(**(model.inputs(1, 17) | change))
+
+
+def test_build_refuses_a_matrix_when_it_cannot_be_read():
+    model = Model(Shape(kind=torch.float32))
+    model.head = model.head.double()
+    with pytest.raises(ValueError, match=r"torch\.float64"):
+        model.build("auto")
+    model.head = torch.zeros(5, 31)
+    with pytest.raises(ValueError, match="31"):
+        model.build("auto")
+
+
+def test_load_gives_a_reason_when_the_library_is_unusable(tmp_path):
+    broken = tmp_path / "_cpu_step.so"
+    assert "cannot be loaded" in str(cpu_step.load_file(broken))
+    broken.write_bytes(b"no library")
+    assert "cannot be loaded" in str(cpu_step.load_file(broken))
+    assert "not one of" in str(cpu_step.load("sse9"))
+
+
+def test_embedded_model_gives_the_same_logits_and_tokens_when_decoding():
+    files = load_model(EMBEDDED, torch.float32)
+    config, decoder = files.config, Decoder(files.config, files.tensors)
+    step, head = _embedded_step()
+    prompt = files.tokenizer.encode("def add(a, b):\n    return").token_ids
+    caches = [KVCache(config, 64, torch.float32, torch.device("cpu")) for _ in range(2)]
+    every = [cache.append(prompt, np.arange(len(prompt))) for cache in caches][0]
+    hidden = [decoder.forward(cache, every, lambda: None) for cache in caches][0]
+    token = int(decoder.logits(hidden[-1:]).argmax())
+    for _ in range(6):
+        at = caches[0].num_rows
+        one, place = np.array([token]), np.array([at])
+        slots = [cache.append(one, place) for cache in caches][0]
+        expected = decoder.logits(decoder.forward(caches[0], slots, lambda: None))
+        index = torch.from_numpy(slots)
+        positions = torch.from_numpy(caches[1].positions.copy())
+        cos, sin = caches[1].table.at(positions[index])
+        hidden = step.forward(
+            head.rows(torch.tensor([token]), torch.float32),
+            caches[1]._unrotated,
+            caches[1]._keys,
+            caches[1]._values,
+            index,
+            caches[1].num_rows,
+            positions[index],
+            positions,
+            cos,
+            sin,
+        )
+        logits = step.logits(hidden)
+        assert_close(logits, expected, torch.float32)
+        token = int(expected.argmax())
+        assert int(logits.argmax()) == token
+
+
+def _embedded_step():
+    file = GGUFFile(EMBEDDED)
+    config = gguf_config.read_config(file)
+
+    def blocks(name):
+        info = file.tensors[gguf_config.gguf_name(name)]
+        raw = np.frombuffer(file._data, np.uint8, info.num_bytes, info.start)
+        raw = raw.reshape(info.shape[0], -1)
+        order = gguf_config.row_order(config, name)
+        return BlockMatrix(torch.tensor(raw if order is None else raw[order]), info.kind.name)
+
+    def norm_weight(name):
+        return file.tensor(gguf_config.gguf_name(name), torch.float32)
+
+    layers = []
+    for index in range(config.num_layers):
+        at = f"model.layers.{index}."
+        linear = {
+            name: (blocks(f"{at}{name}_proj.weight"), None)
+            for name in itertools.chain(
+                (f"self_attn.{letter}" for letter in "qkvo"), ("mlp.gate", "mlp.up", "mlp.down")
+            )
+        }
+        layers.append(
+            cpu_step.StepLayer(
+                norm_weight(at + "input_layernorm.weight"),
+                [linear[f"self_attn.{letter}"] for letter in "qkv"],
+                linear["self_attn.o"],
+                norm_weight(at + "post_attention_layernorm.weight"),
+                [linear["mlp.gate"], linear["mlp.up"]],
+                linear["mlp.down"],
+            )
+        )
+    head = blocks("model.embed_tokens.weight")
+    library = cpu_step.load()
+    assert not isinstance(library, str)
+    step = cpu_step.CpuStep(
+        library,
+        layers,
+        norm_weight("model.norm.weight"),
+        head,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        eps=config.norm_eps,
+        interleaved=config.rope_interleaved,
+    )
+    return step, head
