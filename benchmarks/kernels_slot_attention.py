@@ -29,9 +29,17 @@ MODELS = [
 LENGTHS = [(2048, 8192), (8192, 8192), (30_000, 32_768)]
 TINY_MODELS = [("tiny", 2, 2), ("tiny, grouped", 6, 2)]
 TINY_LENGTHS = [(40, 64)]
-ROWS = [1, 4, 16]
+# Of a step that decodes, of one that checks guesses, of an edit's stale rows.
+ROWS = [1, 4, 16, 60]
+TINY_ROWS = [1, 17]
 Positions = tuple[Tensor | None, Tensor | None]
 OURS = "slot_attention"
+# What --sweep tries, each with each, and for the path "wide" only where an edit is typical.
+TILES = {"num_bytes": (4096, 8192, 16_384), "num_warps": (2, 4, 8), "num_stages": (1, 2, 3, 4)}
+TILES |= {"programs": (1, 2, 4, 8)}
+WIDE_TILES = {"num_bytes": (8192, 16_384), "num_warps": (4, 8), "num_stages": (2, 3, 4)}
+WIDE_TILES |= {"programs": (1, 2, 3), "num_rows": (32, 64)}
+WIDE_SLOTS = 8192
 # Of models without groups: they are bound by memory, and have enough of it to reach its pace.
 TARGET, TARGET_SLOTS = ">= 0.8", range(2048, 8193)
 # Each call reads another layer's cache, and all together more than any second-level cache holds.
@@ -70,14 +78,18 @@ class Layers:
 def run(bench: Bench) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure all shapes; print a table; return figures and checks."""
     models, lengths = (TINY_MODELS, TINY_LENGTHS) if bench.is_tiny else (MODELS, LENGTHS)
-    shapes = itertools.product(lengths, models, ROWS[:2] if bench.is_tiny else ROWS)
+    shapes = itertools.product(lengths, models, TINY_ROWS if bench.is_tiny else ROWS)
     rows, found, checks, sweeps = [], [], [], []
     for (num_slots, capacity), (model, num_heads, num_kv_heads), num_rows in shapes:
+        path = slot_attention.default_path(num_rows, num_heads // num_kv_heads, 2)
+        is_edit = bench.is_tiny or (num_rows, num_slots) == (ROWS[-1], WIDE_SLOTS)
+        if bench.is_sweep and path == "wide" and not is_edit:
+            continue
         head_dim = 64 if bench.is_tiny else 128
         made = _layers(bench, num_rows, num_heads, num_kv_heads, head_dim, num_slots, capacity)
         what = f"{model}, {num_slots} slots, {num_rows} rows"
         if bench.is_sweep:
-            sweeps.append(_sweep(bench, what, made))
+            sweeps.append(_sweep(bench, what, made, path))
             continue
         measured, left_out = _measure(bench, made)
         found.append(
@@ -234,17 +246,18 @@ def _candidates(made: Layers) -> dict[str, Callable[[int], Tensor | None]]:
         found[f"{OURS}, by position"] = ours(with_positions)
         if num_heads == num_kv_heads:
             found[f"{OURS}, on tensor cores"] = ours(positions, path="dot")
+    if slot_attention.default_path(num_rows, num_heads // num_kv_heads, out.itemsize) == "wide":
+        found[f"{OURS}, keys read for 16 rows at a time"] = ours(positions, path="dot")
     found["torch, fused"] = fused
     found["torch, fused, heads folded"] = folded_fused
     return found
 
 
-def _sweep(bench: Bench, what: str, made: Layers) -> dict[str, Any]:
+def _sweep(bench: Bench, what: str, made: Layers, path: str) -> dict[str, Any]:
     """Print and return every tile's share of the copy bandwidth, the best first."""
     num_rows, num_heads, _ = made.queries.shape
-    path = "vector" if num_rows == 1 and num_heads == made.keys.shape[1] else "dot"
-    in_use = slot_attention.default_tile(path, made.keys.itemsize)
-    choices = itertools.product((4096, 8192, 16_384), (2, 4, 8), (1, 2, 3, 4), (1, 2, 4, 8))
+    in_use = slot_attention.default_tile(path, made.keys[0])
+    choices = itertools.product(*(WIDE_TILES if path == "wide" else TILES).values())
     tiles = [slot_attention.Tile(*choice) for choice in choices]
     positions: Positions = (made.row_positions, made.slot_positions)
     if num_rows == 1:
@@ -252,7 +265,9 @@ def _sweep(bench: Bench, what: str, made: Layers) -> dict[str, Any]:
     num_bytes = 2 * made.used(0)[0].numel() * made.keys.itemsize
     runs: dict[str, Run] = {}
     for tile in tiles[:2] if bench.is_tiny else tiles:
-        workspace = slot_attention.workspace_for(made.keys[0], num_rows, num_heads, tiles=(tile,))
+        workspace = slot_attention.workspace_for(
+            made.keys[0], num_rows, num_heads, path=path, tile=tile
+        )
 
         def attend(
             layer: int,
@@ -261,7 +276,7 @@ def _sweep(bench: Bench, what: str, made: Layers) -> dict[str, Any]:
         ) -> Tensor:
             return slot_attention.attend_slots(
                 made.queries, made.keys[layer], made.values[layer], made.count, *positions,
-                workspace=workspace, tile=tile,
+                workspace=workspace, path=path, tile=tile,
             )  # fmt: skip
 
         try:

@@ -190,7 +190,7 @@ class Decoder:
         return hidden if update is None else hidden + update
 
     def embed(self, token_ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the (n, hidden_size) embeddings of (n,) tokens, by default in the model's dtype."""
+        """Return (n, hidden_size) embeddings of (n,) tokens, by default in the model's dtype."""
         if isinstance(self._embedding, BlockMatrix):
             return self._embedding.rows(token_ids, dtype or self.dtype)
         return functional.embedding(token_ids, self._embedding).to(dtype or self.dtype)

@@ -23,11 +23,14 @@ from torch import Tensor
 from .early_launch import early
 from .slot_attention_kernels import combine_kernel, dot_kernel, vector_kernel, weights_kernel
 
-PATHS = ("vector", "dot")
-# One more would be another instruction, and other bits, for the same row.
-_BLOCK_M = 16
-# Splits that the second kernel adds up at a time, and heads and slots of a program of the third.
-_CHUNK = 64
+PATHS = ("vector", "dot", "wide")
+# Folded rows, query heads of one KV head, up to which they fit one tile of "dot".
+_NARROW = 16
+# More slots in one step would need more registers than there are to keep their scores.
+_MAX_BLOCK = 64
+# Splits that a warp of the second kernel adds up at a time, and its warps at most.
+_WARP_SPLITS, _MAX_WARPS = 16, 4
+# Heads and slots of a program of the third kernel.
 _WEIGHT_HEADS, _WEIGHT_SLOTS = 32, 128
 # What the interpreter has instead of multiprocessors: a few splits, so that there are some.
 _NO_PROCESSORS = 4
@@ -41,21 +44,30 @@ class Tile(NamedTuple):
         num_warps: of one program.
         num_stages: of the loop over slots; loads of so many steps are under way.
         programs: for each multiprocessor, for as many splits as the capacity has blocks.
+        num_rows: query heads of one KV head that share one reading of its keys; a power of two.
     """
 
     num_bytes: int
     num_warps: int
     num_stages: int
     programs: int
+    num_rows: int = _NARROW
 
     def block(self, head_dim: int, itemsize: int) -> int:
         """Return the slots of one step; 16 at least, the least that tensor cores take."""
-        return max(16, self.num_bytes // (triton.next_power_of_2(head_dim) * itemsize))
+        wanted = self.num_bytes // (triton.next_power_of_2(head_dim) * itemsize)
+        return max(16, min(_MAX_BLOCK, wanted))
 
-    def num_splits(self, keys: Tensor) -> int:
-        """Return how many programs share the slots of one KV head."""
-        num_kv_heads, capacity, head_dim = keys.shape
-        wanted = triton.cdiv(self.programs * _num_processors(keys.device), num_kv_heads)
+    def num_splits(self, keys: Tensor, num_heads: int) -> int:
+        """Return how many programs share the slots of one KV head: one wave of them at most.
+
+        Args:
+            keys: a cache layer.
+            num_heads: KV heads where one tile takes all rows; query heads on the path "wide", where
+                each KV head has about as many tiles as query heads, and many rows make parts large.
+        """
+        _, capacity, head_dim = keys.shape
+        wanted = self.programs * _num_processors(keys.device) // num_heads
         return max(1, min(wanted, triton.cdiv(capacity, self.block(head_dim, keys.itemsize))))
 
 
@@ -64,14 +76,27 @@ class Tile(NamedTuple):
 VECTOR_TILE = Tile(num_bytes=8192, num_warps=4, num_stages=3, programs=4)
 DOT_TILE = Tile(num_bytes=16_384, num_warps=4, num_stages=3, programs=2)
 # Without tensor cores the sums of float32 need more registers.
-_WIDE_DOT_TILE = Tile(num_bytes=8192, num_warps=4, num_stages=3, programs=2)
+_FLOAT_TILE = Tile(num_bytes=8192, num_warps=4, num_stages=3, programs=2)
+# 64 rows are what a warp group's instruction of Hopper takes. Elsewhere sums of 64 rows do not fit
+# the registers, and half of them fill the shared memory of two programs.
+WIDE_TILE = Tile(num_bytes=16_384, num_warps=4, num_stages=3, programs=2, num_rows=64)
+WIDE_TILE_BEFORE_HOPPER = WIDE_TILE._replace(num_rows=32)
 
 
-def default_tile(path: str, itemsize: int) -> Tile:
-    """Return the tile of a path for elements of that many bytes."""
+def default_path(num_rows: int, group: int, itemsize: int) -> str:
+    """Return the path for that many rows, query heads per KV head, and bytes per element."""
+    if num_rows * group == 1:
+        return "vector"
+    return "dot" if num_rows * group <= _NARROW or itemsize == 4 else "wide"
+
+
+def default_tile(path: str, keys: Tensor) -> Tile:
+    """Return the tile of a path for a cache of that dtype on that device."""
     if path == "vector":
         return VECTOR_TILE
-    return _WIDE_DOT_TILE if itemsize == 4 else DOT_TILE
+    if path == "wide":
+        return WIDE_TILE if _is_hopper(keys.device) else WIDE_TILE_BEFORE_HOPPER
+    return _FLOAT_TILE if keys.itemsize == 4 else DOT_TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +124,8 @@ def workspace_for(
     num_heads: int,
     *,
     with_weights: bool = False,
-    tiles: tuple[Tile, ...] | None = None,
+    path: str | None = None,
+    tile: Tile | None = None,
 ) -> Workspace:
     """Reserve what `attend_slots` needs for any number of rows up to `num_rows`.
 
@@ -109,11 +135,14 @@ def workspace_for(
         num_heads: query heads.
         with_weights: whether attention weights will be asked for; they need
             4 * num_rows * num_heads * capacity bytes.
-        tiles: the tiles that will be used; the default is both paths' own.
+        path: that will be used; the default is any.
+        tile: that will be used; the default is each path's own.
     """
-    tiles = tiles or tuple(default_tile(path, keys.itemsize) for path in PATHS)
     heads = num_rows * num_heads
-    parts = heads * max(tile.num_splits(keys) for tile in tiles)
+    parts = heads * max(
+        _num_splits(each, tile or default_tile(each, keys), keys, num_heads)
+        for each in ((path,) if path else PATHS)
+    )
 
     def room(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=keys.device)
@@ -146,7 +175,8 @@ def attend_slots(
 
     Deterministic. A row's bits are the same whatever rows are beside it, whether positions are
     given or not as long as it sees the same slots, and with `num_slots` as a number or on the
-    device; they differ between the two paths, tiles, and caches of another capacity.
+    device; they differ between paths, tiles, and caches of another capacity. The path follows from
+    the number of rows: whoever compares rows that come alone and with others pins it.
 
     Args:
         queries: as in the reference; contiguous.
@@ -162,9 +192,10 @@ def attend_slots(
         out: receives the result instead of a new tensor.
         workspace: from `workspace_for`, otherwise allocated; one must not serve two launches that
             run at the same time.
-        path: "vector" (one row and one query head per KV head; float32 throughout) or "dot"
-            (tensor cores; shares are rounded to the values' dtype). By default vector where it can
-            be; "dot" pins the bits of rows that come alone and with others.
+        path: "vector" (one row and one query head per KV head; float32 throughout), "dot" (tensor
+            cores; shares are rounded to the values' dtype) or "wide" (the same with keys and values
+            read once for many rows; not for float32). The default is vector where it can be, dot
+            for up to 16 query heads of all rows per KV head and for float32, wide for more.
         tile: the default is the path's own.
 
     Raises:
@@ -172,18 +203,18 @@ def attend_slots(
     """
     num_rows, num_heads, head_dim = queries.shape
     _check(queries, keys, values, num_slots, row_positions, slot_positions, weights)
-    path = _choose_path(path, num_rows, num_heads // keys.shape[0])
+    path = _choose_path(path, num_rows, num_heads // keys.shape[0], keys.itemsize)
     out = torch.empty_like(queries) if out is None else out
     if out.shape != queries.shape or out.dtype != queries.dtype or not out.is_contiguous():
         raise ValueError(f"out {tuple(out.shape)} {out.dtype} must be like the queries, contiguous")
     if not num_rows:
         return out
-    tile = tile or default_tile(path, keys.itemsize)
+    tile = tile or default_tile(path, keys)
     if workspace is None:
         workspace = workspace_for(
-            keys, num_rows, num_heads, with_weights=weights is not None, tiles=(tile,)
+            keys, num_rows, num_heads, with_weights=weights is not None, path=path, tile=tile
         )
-    num_splits = tile.num_splits(keys)
+    num_splits = _num_splits(path, tile, keys, num_heads)
     _check_workspace(workspace, num_rows * num_heads, num_splits, keys, weights is not None)
     on_device = isinstance(num_slots, Tensor)
     count = 0 if isinstance(num_slots, Tensor) else num_slots
@@ -204,6 +235,8 @@ def attend_slots(
             **head,
         )
         splits_pad = triton.next_power_of_2(num_splits)
+        # Few splits are one warp's: it waits for no other, and more programs run at a time.
+        num_warps = max(1, min(_MAX_WARPS, splits_pad // _WARP_SPLITS))
         combine_kernel[(num_rows * num_heads,)](
             workspace.sums,
             workspace.largest,
@@ -214,10 +247,10 @@ def attend_slots(
             count,
             num_splits,
             SPLITS_PAD=splits_pad,
-            CHUNK=min(_CHUNK, splits_pad),
+            CHUNK=min(_WARP_SPLITS * num_warps, splits_pad),
             BLOCK=block,
             ON_DEVICE=on_device,
-            num_warps=4,
+            num_warps=num_warps,
             **early(queries),
             **head,
         )
@@ -278,13 +311,13 @@ def _launch_parts(
     if path == "vector":
         vector_kernel[(num_splits, num_kv_heads)](*arguments, scale, **common)
     else:
-        blocks = triton.cdiv(num_rows * group, _BLOCK_M)
+        blocks = triton.cdiv(num_rows * group, tile.num_rows)
         dot_kernel[(blocks, num_splits, num_kv_heads)](
             *arguments,
             num_rows,
             scale,
             GROUP=group,
-            BLOCK_M=_BLOCK_M,
+            BLOCK_M=tile.num_rows,
             WIDEN=not queries.is_cuda,
             **common,
         )
@@ -296,15 +329,25 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _choose_path(path: str | None, num_rows: int, group: int) -> str:
-    """Return the path asked for, else the one for that many rows and query heads a KV head."""
-    fits_vector = num_rows * group == 1
+def _is_hopper(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _num_splits(path: str, tile: Tile, keys: Tensor, num_heads: int) -> int:
+    """Return the splits of a path: the same for any number of rows, or their bits would differ."""
+    return tile.num_splits(keys, num_heads if path == "wide" else keys.shape[0])
+
+
+def _choose_path(path: str | None, num_rows: int, group: int, itemsize: int) -> str:
+    """Return the path asked for if it can do it, else the default."""
     if path is None:
-        return "vector" if fits_vector else "dot"
+        return default_path(num_rows, group, itemsize)
     if path not in PATHS:
         raise ValueError(f"path {path!r} is not one of {', '.join(PATHS)}")
-    if path == "vector" and not fits_vector:
+    if path == "vector" and num_rows * group != 1:
         raise ValueError(f"path 'vector' is for one row without groups, not {num_rows} of {group}")
+    if path == "wide" and itemsize == 4:
+        raise ValueError("path 'wide' is for elements of 16 bits, float32 needs 'dot'")
     return path
 
 
@@ -342,6 +385,8 @@ def _check(
     else:
         raise ValueError(f"{num_slots} slots of {capacity}")
     _check_positions(row_positions, slot_positions, num_rows, columns)
+    if weights is not None and num_rows * num_heads * capacity >= 2**31:
+        raise ValueError(f"scores of {num_rows} rows x {num_heads} heads x {capacity} slots")
     if weights is not None and (
         weights.dtype != torch.float32
         or weights.ndim != 2

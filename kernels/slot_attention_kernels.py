@@ -13,8 +13,8 @@ import triton.language as tl
 from .early_launch import wait_for_inputs
 
 # Scores are in powers of two throughout: `scale` has the factor log2(e) in it. Offsets inside a
-# head are int32, a head's own is int64. `head_slots` times HEAD_DIM is the distance of two heads,
-# so that the compiler sees how it is aligned.
+# head and among all scores are int32, to spare registers; a head's own is int64. `head_slots` times
+# HEAD_DIM is the distance of two heads, so that the compiler sees how it is aligned.
 
 
 @triton.jit
@@ -101,8 +101,7 @@ def vector_kernel(
                 visible = visible & (position <= row_position)
             score = tl.where(visible, score, float("-inf"))
             if KEEP_SCORES:
-                kept = scores + tl.cast(head, tl.int64) * max_slots
-                tl.store(kept + slots, score, mask=is_slot)
+                tl.store(scores + head * max_slots + slots, score, mask=is_slot)
             new_largest = tl.maximum(lane_largest, score)
             base = _finite(new_largest)
             shrink = tl.exp2(lane_largest - base)
@@ -196,8 +195,8 @@ def dot_kernel(
                 visible = visible & (position[None, :] <= row_position[:, None])
             score = tl.where(visible, score, float("-inf"))
             if KEEP_SCORES:
-                kept = scores + tl.cast(head, tl.int64)[:, None] * max_slots
-                tl.store(kept + slots[None, :], score, mask=is_row[:, None] & is_slot[None, :])
+                kept = (head * max_slots)[:, None] + slots[None, :]
+                tl.store(scores + kept, score, mask=is_row[:, None] & is_slot[None, :])
             new_largest = tl.maximum(row_largest, tl.max(score, 1))
             base = _finite(new_largest)
             shrink = tl.exp2(row_largest - base)

@@ -9,9 +9,9 @@ import triton
 from keyturn.engine.attention import attend, causal_bias
 from keyturn.kernels import reference_attention as reference
 from keyturn.kernels import slot_attention as kernel
-from keyturn.kernels.slot_attention import DOT_TILE, VECTOR_TILE, Tile, attend_slots, workspace_for
+from keyturn.kernels.slot_attention import Tile, attend_slots, workspace_for
 
-from .ahead_of_time import Case, compile_all
+from .ahead_of_time import CAPABILITIES, Case, compile_all
 from .conftest import IS_INTERPRETED
 
 # Norm of the difference over norm of the expected: results, and on the dot path shares, are rounded
@@ -19,6 +19,7 @@ from .conftest import IS_INTERPRETED
 ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 7e-3, torch.float16: 1e-3}
 # Small blocks, so that few slots are several blocks and splits.
 SMALL = Tile(num_bytes=4096, num_warps=4, num_stages=2, programs=2)
+SMALL_WIDE = SMALL._replace(programs=4, num_rows=64)
 CAPACITY = 150
 # (KV heads, group, head_dim)
 HEADS = [(4, 1, 64), (2, 3, 80), (1, 4, 128), (2, 7, 64)]
@@ -57,18 +58,21 @@ def make_queries(heads, num_rows, device, dtype):
     return random(num_rows, heads[0] * heads[1], heads[2], device=device, dtype=dtype)
 
 
-def run(queries, keys, values, num_slots, *positions, with_weights=False, tile=SMALL, **options):
+def run(queries, keys, values, num_slots, *positions, with_weights=False, path=None, **options):
     """Attend into poisoned memory."""
     out = torch.full_like(queries, torch.nan)
+    (num_rows, num_heads, _), num_kv_heads = queries.shape, len(keys)
+    of_default = kernel.default_path(num_rows, num_heads // num_kv_heads, keys.itemsize)
+    tile = SMALL_WIDE if (path or of_default) == "wide" else SMALL
     workspace = workspace_for(
-        keys, len(queries), queries.shape[1], with_weights=with_weights, tiles=(tile,)
+        keys, num_rows, num_heads, with_weights=with_weights, path=path or of_default, tile=tile
     )
     for part in (workspace.sums, workspace.largest, workspace.totals, workspace.log_sums):
         part.fill_(torch.nan)
     workspace.scores.fill_(torch.nan)
     done = attend_slots(
         queries, keys, values, num_slots, *positions,
-        out=out, workspace=workspace, tile=tile, **options,
+        out=out, workspace=workspace, path=path, tile=tile, **options,
     )  # fmt: skip
     assert done is out
     return out
@@ -126,14 +130,17 @@ def test_rows_see_slots_by_position(device, heads, num_rows, num_slots):
         assert weights[:, num_slots:].isnan().all()
 
 
-def test_many_rows_equal_float64(device):
-    heads, num_slots = (1, 1, 64), 129
-    *cache, slot_positions = make_cache(heads, num_slots, device, torch.bfloat16)
-    queries = make_queries(heads, 129, device, torch.bfloat16)
-    positions = row_positions(129, num_slots, device)
-    found = run(queries, *cache, num_slots, positions, slot_positions)
+@pytest.mark.parametrize("dtype", ALLOWED, ids=str)
+@pytest.mark.parametrize(("heads", "num_rows"), [((1, 1, 64), 129), ((1, 3, 80), 23)], ids=str)
+def test_many_rows_equal_float64(device, heads, num_rows, dtype):
+    num_slots = 129
+    *cache, slot_positions = make_cache(heads, num_slots, device, dtype)
+    queries = make_queries(heads, num_rows, device, dtype)
+    positions = row_positions(num_rows, num_slots, device)
     expected = exact(queries, *cache, num_slots, positions, slot_positions)
-    assert error(found, expected) < ALLOWED[torch.bfloat16]
+    for path in ("dot", None) if dtype.itemsize == 2 else ("dot",):
+        found = run(queries, *cache, num_slots, positions, slot_positions, path=path)
+        assert error(found, expected) < ALLOWED[dtype]
 
 
 @pytest.mark.parametrize("num_slots", [15, 16, 17, 127, 128, 130])
@@ -160,20 +167,25 @@ def test_the_reference_equals_the_engine(device):
     assert error(weights, of_engine.double()) < 1e-5
 
 
-@pytest.mark.parametrize("heads", [(2, 1, 64), (1, 3, 80)], ids=str)
-def test_a_row_does_not_depend_on_the_others(device, heads):
-    num_slots, num_rows = 129, 15
+@pytest.mark.parametrize(
+    ("path", "heads", "num_rows"),
+    [("dot", (2, 1, 64), 15), ("dot", (1, 3, 80), 15)]
+    + [("wide", (2, 1, 64), 70), ("wide", (1, 3, 80), 23)],
+    ids=str,
+)
+def test_a_row_does_not_depend_on_the_others(device, path, heads, num_rows):
+    num_slots = 129
     *cache, slot_positions = make_cache(heads, num_slots, device, torch.bfloat16)
     queries = make_queries(heads, num_rows, device, torch.bfloat16)
     positions = row_positions(num_rows, num_slots, device)
-    together = run(queries, *cache, num_slots, positions, slot_positions, path="dot")
-    for first, last in [(0, 1), (3, 4), (4, 11), (14, 15)]:
+    together = run(queries, *cache, num_slots, positions, slot_positions, path=path)
+    for first, last in [(0, 1), (3, 4), (4, 11), (14, 15), (num_rows - 2, num_rows)]:
         alone = run(
             queries[first:last], *cache, num_slots, positions[first:last], slot_positions,
-            path="dot",
+            path=path,
         )  # fmt: skip
         assert torch.equal(alone, together[first:last])
-    last_row = run(queries[-1:], *cache, num_slots, path="dot")  # it sees all: no positions needed
+    last_row = run(queries[-1:], *cache, num_slots, path=path)  # it sees all: no positions needed
     assert torch.equal(last_row, together[-1:])
 
 
@@ -222,23 +234,31 @@ def test_large_scores_do_not_overflow(device):
     keys, values, _ = make_cache(heads, num_slots, device, torch.float32)
     keys[:, :num_slots] *= 1e3
     queries = make_queries(heads, 1, device, torch.float32)
-    for path in kernel.PATHS:
+    for path in ("vector", "dot"):
         found = run(queries, keys, values, num_slots, path=path)
         assert error(found, exact(queries, keys, values, num_slots)) < ALLOWED[torch.float32]
 
 
-def test_a_workspace_serves_fewer_rows_and_both_paths(device):
+def test_a_workspace_serves_fewer_rows_and_all_paths(device):
     heads, num_slots = (4, 1, 64), 100
     cache = make_cache(heads, num_slots, device, torch.bfloat16)[:2]
-    workspace = workspace_for(cache[0], 5, 4)
-    for num_rows in (5, 1, 2):
+    workspace = workspace_for(cache[0], 17, 4)
+    for num_rows in (17, 5, 1):
         queries = make_queries(heads, num_rows, device, torch.bfloat16)
         found = attend_slots(queries, *cache, num_slots, workspace=workspace)
         assert error(found, exact(queries, *cache, num_slots)) < ALLOWED[torch.bfloat16]
     with pytest.raises(ValueError, match="workspace"):
         attend_slots(
-            make_queries(heads, 6, device, torch.bfloat16), *cache, num_slots, workspace=workspace
-        )
+            make_queries(heads, 18, device, torch.bfloat16), *cache, num_slots,
+            workspace=workspace, path="dot",
+        )  # fmt: skip
+
+
+def test_the_path_follows_from_the_rows_of_a_head():
+    cases = [(1, 1, 2, "vector"), (1, 7, 2, "dot"), (16, 1, 2, "dot"), (17, 1, 2, "wide")]
+    cases += [(3, 7, 2, "wide"), (1, 1, 4, "vector"), (60, 1, 4, "dot")]
+    for num_rows, group, itemsize, path in cases:
+        assert kernel.default_path(num_rows, group, itemsize) == path
 
 
 def test_what_does_not_fit_is_refused(device):
@@ -256,6 +276,7 @@ def test_what_does_not_fit_is_refused(device):
         ((queries, keys, values, num_slots), {"weights": torch.empty(2, 39, device=device)}),
         ((queries, keys, values, num_slots), {"path": "vector"}),
         ((queries, keys, values, num_slots), {"path": "other"}),
+        ((queries.float(), keys.float(), values.float(), num_slots), {"path": "wide"}),
         ((queries, keys, values, num_slots), {"out": queries[:1]}),
     ]
     for arguments, options in wrong:
@@ -291,25 +312,23 @@ def test_a_captured_graph_survives_a_cache_that_grows(device):
 # Ahead-of-time compilation
 
 
-def split_case(path, dtype, head_dim, group, by_position, positions, with_weights):
-    size = {"bf16": 2, "fp16": 2, "fp32": 4}[dtype]
-    tile = kernel.default_tile(path, size)
+def split_case(path, tile, dtype, head_dim, group, by_position, positions, with_weights):
     numbers = ["num_slots", "head_slots", "num_splits", "max_slots"]
     constants = {
         "HEAD_DIM": head_dim,
         "HEAD_PAD": triton.next_power_of_2(head_dim),
-        "BLOCK": tile.block(head_dim, size),
+        "BLOCK": tile.block(head_dim, 4 if dtype == "fp32" else 2),
         "STAGES": tile.num_stages,
         "BY_POSITION": by_position,
         "ON_DEVICE": True,
         "KEEP_SCORES": with_weights,
     }
-    if path == "dot":
+    if path != "vector":
         numbers += ["num_rows"]
-        constants |= {"GROUP": group, "BLOCK_M": 16, "WIDEN": False}
+        constants |= {"GROUP": group, "BLOCK_M": tile.num_rows, "WIDEN": False}
     return Case(
         "keyturn.kernels.slot_attention_kernels",
-        f"{path}_kernel",
+        "vector_kernel" if path == "vector" else "dot_kernel",
         {name: f"*{dtype}" for name in ("queries", "keys", "values")}
         | {name: f"*{positions}" for name in ("row_positions", "slot_positions")}
         | {name: "*fp32" for name in ("sums", "largest", "totals", "scores")}
@@ -320,25 +339,51 @@ def split_case(path, dtype, head_dim, group, by_position, positions, with_weight
     )
 
 
+HEADS_TO_COMPILE = [
+    ("bf16", 128, 1, False, "fp32", False),
+    ("bf16", 64, 3, True, "i64", True),
+    ("fp16", 80, 4, True, "i32", True),
+    ("fp32", 128, 7, True, "i64", True),
+]
+
+
+def check_parts(compiled, case):
+    assert compiled.num_spilled_bytes == 0, case
+    assert "cp.async.cg.shared.global" in compiled.ptx, case  # 16 bytes, under way early
+
+
 def test_the_parts_compile_without_spilling_and_load_16_bytes_at_a_time():
+    sizes = {2: torch.empty(1, dtype=torch.bfloat16), 4: torch.empty(1)}
     cases = [
-        split_case(path, *rest)
-        for path in kernel.PATHS
-        for rest in [
-            ("bf16", 128, 1, False, "fp32", False),
-            ("bf16", 64, 3, True, "i64", True),
-            ("fp16", 80, 4, True, "i32", True),
-            ("fp32", 128, 7, True, "i64", True),
-        ]
+        split_case(path, kernel.default_tile(path, sizes[4 if rest[0] == "fp32" else 2]), *rest)
+        for path in ("vector", "dot")
+        for rest in HEADS_TO_COMPILE
     ]
     for case, of_case in zip(cases, compile_all(cases), strict=True):
         for compiled in of_case:
-            assert compiled.num_spilled_bytes == 0, case
-            assert "cp.async.cg.shared.global" in compiled.ptx, case  # 16 bytes, under way early
-            assert compiled.num_shared_bytes <= 100 << 10, case  # two programs, on an A100 too
-            assert (".mma." in compiled.ptx or "mma.sync" in compiled.ptx) == (
+            check_parts(compiled, case)
+            assert compiled.num_shared_bytes <= 100 << 10, case  # one program at least, everywhere
+            assert ("mma.sync" in compiled.ptx) == (
                 case.kernel == "dot_kernel" and case.types["keys"] != "*fp32"
             )
+
+
+def test_the_parts_of_many_rows_compile_without_spilling():
+    hopper = [("bf16", 128, 1, True, "i64", True), ("bf16", 128, 7, True, "i64", False)]
+    ampere = [HEADS_TO_COMPILE[2], *hopper[:1]]
+    for capability, tile, instruction, shapes in (
+        (80, kernel.WIDE_TILE_BEFORE_HOPPER, "mma.sync", ampere),
+        (90, kernel.WIDE_TILE, "wgmma", [*HEADS_TO_COMPILE[:3], *hopper]),
+    ):
+        cases = [split_case("wide", tile, *shape) for shape in shapes]
+        for case, of_case in zip(cases, compile_all(cases), strict=True):
+            compiled = of_case[CAPABILITIES.index(capability)]
+            check_parts(compiled, case)
+            assert instruction in compiled.ptx
+            with_weights = case.constants["KEEP_SCORES"]  # then one program is enough
+            # Two programs, each with a KiB of the system's, in what a multiprocessor has.
+            room = {80: 164, 90: 228}[capability] // (1 if with_weights else 2) - 1
+            assert compiled.num_shared_bytes <= room << 10, case
 
 
 def test_the_sums_and_the_weights_compile_without_spilling():
@@ -349,10 +394,10 @@ def test_the_sums_and_the_weights_compile_without_spilling():
             "combine_kernel",
             floats | {"out": "*bf16", "num_used": "*i32", "num_slots": "i32", "num_splits": "i32"},
             {"HEAD_DIM": head_dim, "HEAD_PAD": triton.next_power_of_2(head_dim), "BLOCK": 32}
-            | {"SPLITS_PAD": splits, "CHUNK": min(64, splits), "ON_DEVICE": True},
-            options={"num_warps": 4},
+            | {"SPLITS_PAD": splits, "CHUNK": min(16 * num_warps, splits), "ON_DEVICE": True},
+            options={"num_warps": num_warps},
         )
-        for head_dim, splits in [(128, 1), (128, 16), (80, 256), (256, 256)]
+        for head_dim, splits, num_warps in [(128, 1, 1), (128, 16, 1), (80, 256, 4), (256, 32, 2)]
     ]
     cases += [
         Case(
@@ -373,6 +418,7 @@ def test_the_sums_and_the_weights_compile_without_spilling():
 
 def test_the_default_tiles_fit_any_head(device):
     keys = torch.empty(2, 64, 8, device=device)
-    for tile in (VECTOR_TILE, DOT_TILE):
+    for path in kernel.PATHS:
+        tile = kernel.default_tile(path, keys)
         assert tile.block(8, 4) >= 16
-        assert tile.num_splits(keys) >= 1
+        assert tile.num_splits(keys, 2) >= 1
