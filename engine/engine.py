@@ -23,6 +23,9 @@ _SPARE_TOKENS = 576
 # What a model that does not say is shown; most code models were trained on far more.
 _UNKNOWN_WINDOW_TOKENS = 2048
 
+# A GPU takes so many rows at once in the time of a processor's few hundred.
+_GPU_CHUNK_TOKENS = 2048
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -46,6 +49,9 @@ class Engine:
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self._kernels = dispatch.choose(self.device)
+        self._chunk_tokens = config.chunk_tokens
+        if self.device.type == "cuda":
+            self._chunk_tokens = max(config.chunk_tokens, _GPU_CHUNK_TOKENS)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
@@ -89,6 +95,10 @@ class Engine:
                 capacity=max_prompt + spare,
                 max_prompt_tokens=max_prompt,
             )
+            if self.device.type == "cuda":
+                if progress is not None:
+                    progress("compiling kernels", 100)
+                decoder.warm_up(max_prompt + spare)
         return self._models[model]
 
     def _most_rows(self, config: ModelConfig) -> int:
@@ -143,7 +153,7 @@ class Engine:
             path=path,
             policy=policy,
             layout=layout,
-            chunk_tokens=self.config.chunk_tokens,
+            chunk_tokens=self._chunk_tokens,
             make_room=self._make_room,
         )
         self.sessions[key] = session

@@ -149,6 +149,21 @@ class Decoder:
         hidden = self.run_layers(cache, token_ids, index, sight.row_positions, attend, check)
         return hidden[:num_asked]
 
+    def warm_up(self, capacity: int) -> None:
+        """Run every kind of pass once over a cache of that capacity, so that all is compiled.
+
+        Minutes of a first keystroke become seconds of loading; what Triton compiled it keeps on the
+        disk for the next time.
+        """
+        cache = KVCache(self.config, capacity, self.dtype, self.device)
+        rows = min(capacity, _FEW_ROWS + 1)
+        slots = cache.append(np.zeros(rows, dtype=np.int64), np.arange(rows))
+        for count in (rows, *PATCH_ROWS):
+            self.forward(cache, slots[:count], lambda: None)
+        self.last_logits(cache, slots[-1:], lambda: None)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def run_layers(
         self,
         cache: KVCache,

@@ -29,6 +29,12 @@ CAPACITY = 24
 UNCAPTURED = AttentionRecord(frozenset(), [])
 
 
+@pytest.fixture(autouse=True)
+def plain_projections(monkeypatch):
+    if IS_INTERPRETED:  # the CPU's own hold their weights packed
+        monkeypatch.setenv(dispatch.VARIABLE, "reference")
+
+
 def check():
     pass
 
