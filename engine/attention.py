@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..kernels import prefill_attention
+from .causal_order import CausalOrder, causal_order
 
 # From this many rows on, bf16 matrix products beat the fused CPU kernel (256 rows over 2,048 slots:
 # 2.9 ms against 7.5 ms on AVX512-BF16); below it the fused kernel wins.
 _MATMUL_ROWS = 16
 
 Ints = NDArray[np.int64]
+# What tells rows which slots they see: what to add to scores, an order, or nothing if they see all.
+Causality = Tensor | CausalOrder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,15 @@ class Sight:
             slots those are; else 0.
         order: (num_ordered,) those slots in order of position; None if they are the first ones and
             lie in order.
-        bias: (rows, slots), from `causal_bias`, where there is no such order; None where every row
-            sees every slot.
+        bias: where there is no such order: (rows, slots), from `causal_bias`, or on the CPU an
+            order of another kind; None where every row sees every slot.
     """
 
     row_positions: Tensor
     slot_positions: Tensor
     num_ordered: int
     order: Tensor | None
-    bias: Tensor | None
+    bias: Causality
 
 
 def look(
@@ -69,9 +72,12 @@ def look(
         return Sight(row_positions, slot_positions, 0, None, None)
     if device.type == "cuda":
         return _look_on_gpu(slots, positions, row_positions, slot_positions, dtype)
-    return Sight(
-        row_positions, slot_positions, 0, None, causal_bias(row_positions, slot_positions, dtype)
-    )
+    bias: Causality = None
+    if device.type == "cpu":
+        bias = causal_order(row_positions, slot_positions, dtype)
+    if bias is None:
+        bias = causal_bias(row_positions, slot_positions, dtype)
+    return Sight(row_positions, slot_positions, 0, None, bias)
 
 
 def _look_on_gpu(
@@ -112,6 +118,7 @@ def attend_on_gpu(queries: Tensor, keys: Tensor, values: Tensor, sight: Sight) -
         sight: of this pass.
     """
     if not sight.num_ordered:
+        assert not isinstance(sight.bias, CausalOrder), "for the CPU"
         return prefill_attention.attend_by_position(queries, keys, values, sight.bias)
     if sight.order is None:
         keys, values = keys[:, : sight.num_ordered], values[:, : sight.num_ordered]
@@ -140,7 +147,7 @@ def causal_bias(row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtyp
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, weights: Tensor | None
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Causality, weights: Tensor | None
 ) -> Tensor:
     """Attend from every row to the slots.
 
@@ -152,13 +159,15 @@ def attend(
         queries: (rows, num_heads, head_dim), rotated.
         keys: (num_kv_heads, slots, head_dim), rotated.
         values: (num_kv_heads, slots, head_dim).
-        bias: from `causal_bias`.
+        bias: from `causal_bias`, or from `causal_order`.
         weights: None, or (rows, slots) float32 that receives the attention weights, mean over
             heads.
 
     Returns:
         (rows, num_heads, head_dim).
     """
+    if isinstance(bias, CausalOrder):
+        return bias.attend(queries, keys, values, weights)
     rows, num_heads, head_dim = queries.shape
     num_kv_heads = keys.shape[0]
     group = num_heads // num_kv_heads

@@ -6,6 +6,7 @@ import torch
 
 from keyturn.engine import attention
 from keyturn.engine.attention import attend, attend_on_gpu, causal_bias, look, seen_in_order
+from keyturn.engine.causal_order import CausalOrder
 
 from ..tolerance import assert_close
 
@@ -82,8 +83,8 @@ def test_float32_has_no_causal_kernel_on_a_gpu():
     assert sight_on_gpu(*PASSES["prefill"], torch.float32).bias is not None
 
 
-def test_on_the_cpu_a_pass_is_masked_as_ever():
-    slots, positions = PASSES["healing after an insertion"]
+def test_on_the_cpu_a_pass_of_few_rows_is_masked():
+    slots, positions = PASSES["inserted rows"]
     sight = look(slots, positions, torch.bfloat16, CPU)
     assert sight.row_positions.tolist() == positions[slots].tolist()
     assert sight.slot_positions.tolist() == positions.tolist()
@@ -95,3 +96,12 @@ def test_rows_out_of_sight_are_not_among_the_slots_seen():
     positions = ORDERED.copy()
     positions[30:] += 1 << 40
     assert seen_in_order(np.arange(20, 30), positions).tolist() == list(range(30))
+
+
+def test_on_the_cpu_many_rows_in_order_take_the_causal_path():
+    slots, positions = PASSES["healing after an insertion"]
+    sight = look(slots, positions, torch.bfloat16, CPU)
+    assert isinstance(sight.bias, CausalOrder)
+    assert sight.bias.order.tolist() == slots_of(positions, *range(40)).tolist()
+    slots, positions = PASSES["rows backwards"]
+    assert isinstance(look(slots, positions, torch.bfloat16, CPU).bias, torch.Tensor)
