@@ -7,11 +7,14 @@ recompute: no resident row.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint32]
 
 # Between the first and the last difference rows are matched where both sequences share a run of
 # this many tokens that is unique in each, and a run must have this many to be moved at all. After
@@ -19,65 +22,114 @@ Ints = NDArray[np.int64]
 # those rows saw another text, and to recompute a few costs little.
 _SHORTEST_RUN = 16
 # Of the hash: odd, and otherwise of no meaning.
-_FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+_FACTORS = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77))
+
+_NO_ROWS: Ints = np.empty(0, dtype=np.int64)
 
 
-def match_rows(
-    resident_ids: Ints, resident_sides: Ints, wanted_ids: Ints, wanted_sides: Ints
-) -> Ints:
-    """Find the resident row for each wanted token.
+class Run(NamedTuple):
+    """Resident rows that serve wanted tokens, one after another.
 
-    Both sequences are in order of position. Rows only match within one side (a part of the layout,
-    say the suffix): text that crosses the cursor changes its meaning and is never turned.
+    Attributes:
+        source: the first resident row, counted in order of position.
+        at: the first wanted token.
+        length: of both.
+    """
+
+    source: int
+    at: int
+    length: int
+
+
+def match_rows(resident: Sequence[Ints], wanted: Sequence[Ints]) -> list[Run]:
+    """Find the resident rows that serve wanted tokens.
+
+    Rows only match within one side (a part of the layout, say the suffix): text that crosses the
+    cursor changes its meaning and is never turned.
 
     Args:
-        resident_ids: (r,) tokens of the cache's rows.
-        resident_sides: (r,) the side each belongs to, ascending.
-        wanted_ids: (w,) tokens of the layout.
-        wanted_sides: (w,) their sides, ascending.
+        resident: tokens of the cache's rows in order of position, one array for each side.
+        wanted: tokens of the layout, likewise.
 
     Returns:
-        (w,) index of the resident row, or -1 to recompute; increasing where not -1. Short runs,
-        and all runs of a side of which most is new, stay only where they are.
+        Runs counted over all sides, which increase in both sequences; what no run serves is to be
+        recomputed. Short runs, and all runs of a side of which most is new, stay only where they
+        are.
 
     Cost: linear in the tokens compared, which is the window and never the file; the stretch between
     the first and the last difference of a side costs a sort more.
     """
-    source = np.full(len(wanted_ids), -1, dtype=np.int64)
-    for side in wanted_sides[np.diff(wanted_sides, prepend=-1) != 0]:  # each once, they ascend
-        old_start, old_end = np.searchsorted(resident_sides, [side, side + 1])
-        new_start, new_end = np.searchsorted(wanted_sides, [side, side + 1])
-        old, new = resident_ids[old_start:old_end], wanted_ids[new_start:new_end]
+    found: list[Run] = []
+    old_start = new_start = 0
+    for old, new in zip(resident, wanted, strict=False):
         runs = _common_runs(old, new)
         # Where most of a side is new, its few old rows were computed for another place.
-        moves = 2 * sum(length for _, _, length in runs) >= len(new)
-        for old_at, new_at, length in runs:
-            start, at = old_start + old_at, new_start + new_at
-            if start == at or (moves and length >= _SHORTEST_RUN):
-                source[at : at + length] = np.arange(start, start + length)
-    return source
+        moves = 2 * sum(run.length for run in runs) >= len(new)
+        for run in runs:
+            source, at = old_start + run.source, new_start + run.at
+            if source == at or (moves and run.length >= _SHORTEST_RUN):
+                found.append(Run(source, at, run.length))
+        old_start += len(old)
+        new_start += len(new)
+    return found
 
 
-def _common_runs(old: Ints, new: Ints) -> list[tuple[int, int, int]]:
-    """Return runs (start in old, start in new, length) that agree, both starts increasing."""
-    head = _common_prefix(old, new)
-    tail = _common_prefix(old[head:][::-1], new[head:][::-1])
-    runs = [(0, 0, head)]
+def moved_rows(runs: Sequence[Run], order: Ints, positions: Ints) -> tuple[Ints, Ints]:
+    """Find the matched rows that are not in their place.
+
+    Args:
+        runs: as `match_rows` returns them.
+        order: (r,) slots of the resident rows, in order of position.
+        positions: (r,) position of each slot.
+
+    Returns:
+        The slots, (n,), and the position that each is to have, (n,).
+    """
+    slots, targets = [_NO_ROWS], [_NO_ROWS]
+    for source, at, length in runs:
+        of_run = order[source : source + length]
+        # Positions ascend: without a gap among them all are in their place, or none.
+        first, last = positions[of_run[0]], positions[of_run[-1]]
+        has_gap = last - first != length - 1
+        if first == at and not has_gap:
+            continue
+        target = np.arange(at, at + length)
+        is_moved = positions[of_run] != target if has_gap else slice(None)
+        slots.append(of_run[is_moved])
+        targets.append(target[is_moved])
+    return np.concatenate(slots), np.concatenate(targets)
+
+
+def rows_between(spans: Sequence[tuple[int, int]], end: int) -> Ints:
+    """Return the numbers 0 .. end - 1 that ascending (start, length) spans leave out."""
+    between, reached = [_NO_ROWS], 0
+    for start, length in [*spans, (end, 0)]:
+        between.append(np.arange(reached, start))
+        reached = start + length
+    return np.concatenate(between)
+
+
+def _common_runs(old: Ints, new: Ints) -> list[Run]:
+    """Return the runs that agree, increasing in both."""
+    head = common_prefix(old, new)
+    tail = common_prefix(old[head:][::-1], new[head:][::-1])
+    runs = [Run(0, 0, head)]
     old_end, new_end = len(old) - tail, len(new) - tail
     old_at = new_at = head
     for old_anchor, new_anchor in _anchors(old[head:old_end], new[head:new_end]):
         old_anchor, new_anchor = old_anchor + head, new_anchor + head
         if old_anchor < old_at or new_anchor < new_at:
             continue  # inside the run that an earlier anchor grew into
-        back = _common_prefix(old[old_at:old_anchor][::-1], new[new_at:new_anchor][::-1])
-        length = back + _common_prefix(old[old_anchor:old_end], new[new_anchor:new_end])
-        runs.append((old_anchor - back, new_anchor - back, length))
+        back = common_prefix(old[old_at:old_anchor][::-1], new[new_at:new_anchor][::-1])
+        length = back + common_prefix(old[old_anchor:old_end], new[new_anchor:new_end])
+        runs.append(Run(old_anchor - back, new_anchor - back, length))
         old_at, new_at = old_anchor - back + length, new_anchor - back + length
-    runs.append((old_end, new_end, tail))
-    return [run for run in runs if run[2]]
+    runs.append(Run(old_end, new_end, tail))
+    return [run for run in runs if run.length]
 
 
-def _common_prefix(first: Ints, second: Ints) -> int:
+def common_prefix(first: Ints, second: Ints) -> int:
+    """Return how many tokens two sequences share at their start."""
     length = min(len(first), len(second))
     differ = first[:length] != second[:length]
     at = int(differ.argmax()) if length else 0
@@ -101,39 +153,48 @@ def _anchors(old: Ints, new: Ints) -> list[tuple[int, int]]:
     return _longest_increasing(list(zip(old_at.tolist(), new_at.tolist(), strict=True)))
 
 
-def _hashes(ids: Ints) -> NDArray[np.uint64]:
+def _hashes(ids: Ints) -> Hashes:
     """Return a hash of each run of `_SHORTEST_RUN` tokens, a power of two.
 
     Two runs hashed alike cost an anchor; they are never taken for the same, for what an anchor
     grows into is compared token by token.
     """
-    hashes, length = ids.astype(np.uint64), 1
+    # 32 bits: processors multiply eight of these at once, and they are sorted in two passes.
+    hashes, length = ids.astype(np.uint32), 1
     while length < _SHORTEST_RUN:
-        # Odd factors lose nothing modulo 2^64; the shift lets high bits count among the low ones.
+        # Odd factors lose nothing modulo 2^32; the shift lets high bits count among the low ones.
         hashes = hashes[:-length] * _FACTORS[0] + hashes[length:] * _FACTORS[1]
-        hashes ^= hashes >> np.uint64(29)
+        hashes ^= hashes >> np.uint32(15)
         length *= 2
     return hashes
 
 
-def _unique_pairs(old: NDArray[np.uint64], new: NDArray[np.uint64]) -> tuple[Ints, Ints]:
+def _unique_pairs(old: Hashes, new: Hashes) -> tuple[Ints, Ints]:
     """Return the places of values that occur once in either sequence, in order of the first."""
-    # Sorted together with their places in the low bits: to sort plain numbers is what is fast.
-    num_bits = np.uint64(len(old) + len(new)).item().bit_length()
-    both = np.concatenate([old, new]) >> np.uint64(num_bits) << np.uint64(num_bits)
-    both |= np.arange(len(both), dtype=np.uint64)
-    both.sort()
-    value = both >> np.uint64(num_bits)
-    place = (both & np.uint64((1 << num_bits) - 1)).astype(np.int64)
-    is_new_value = np.concatenate([[True], value[1:] != value[:-1], [True]])
+    both = np.concatenate([old, new])
+    place = _stable_order(both)
+    value = both[place]
+    is_new_value = np.ones(len(both) + 1, dtype=bool)
+    np.not_equal(value[1:], value[:-1], out=is_new_value[1:-1])
     # A value that is there twice, once in each sequence: the old place was sorted before the new.
-    is_pair = is_new_value[:-2] & ~is_new_value[1:-1] & is_new_value[2:]
-    first, second = place[:-1][is_pair], place[1:][is_pair]
+    pairs = np.flatnonzero(is_new_value[:-2] & ~is_new_value[1:-1] & is_new_value[2:])
+    first, second = place[pairs], place[pairs + 1]
     is_shared = (first < len(old)) & (second >= len(old))
     partner = np.full(len(old), -1)
     partner[first[is_shared]] = second[is_shared] - len(old)
     old_at = np.flatnonzero(partner >= 0)
     return old_at, partner[old_at]
+
+
+def _stable_order(values: Hashes) -> Ints:
+    """Return the places of values in ascending order, equal ones as they stand.
+
+    NumPy sorts 16 bits by counting, five times faster than it compares 32: first by the low half,
+    then, keeping that order among equals, by the high half.
+    """
+    order = np.argsort(values.astype(np.uint16), kind="stable")
+    high = (values >> np.uint32(16)).astype(np.uint16)
+    return order[np.argsort(high[order], kind="stable")]
 
 
 def _longest_increasing(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:

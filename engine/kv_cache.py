@@ -44,23 +44,29 @@ class KVCache:
         Raises:
             OutOfMemory: the memory (on CPU: the address space) is not to be had.
         """
-        shape = (config.num_layers, config.num_kv_heads, capacity, config.head_dim)
+        shape = (3, config.num_layers, config.num_kv_heads, capacity, config.head_dim)
         try:
-            self._unrotated = torch.empty(shape, dtype=dtype, device=device)
-            self._keys = torch.empty(shape, dtype=dtype, device=device)
-            self._values = torch.empty(shape, dtype=dtype, device=device)
+            everything = torch.empty(shape, dtype=dtype, device=device)
         except (RuntimeError, MemoryError) as error:
             raise OutOfMemory(
                 f"no memory for a cache of {capacity} tokens; close documents or lower "
                 f"window_tokens or cache_bytes ({str(error).splitlines()[0]})"
             ) from None
+        self._unrotated, self._keys, self._values = everything
+        # All that moves with a slot, (tensors * layers * heads, capacity, words). To copy whole
+        # words is quicker than element by element.
+        self._moved = everything.view(-1, capacity, config.head_dim)
+        if config.head_dim * dtype.itemsize % torch.int64.itemsize == 0:
+            self._moved = self._moved.view(torch.int64)
         self.capacity = capacity
         self.table = RotaryTable(config, capacity, device)
         self.graphs: dict[int, object] = {}
         self._kernels = dispatch.choose(device)
         if device.type == "cuda":
             # Compiled now, on a row that nobody uses yet, and not at the first keystroke.
-            self._turn(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+            row = np.zeros(1, dtype=np.int64)
+            self._turn(row, row)
+            self._move(row, row)
         self.num_rows = 0
         self.num_fresh = 0
         self._num_touched = 0
@@ -98,7 +104,7 @@ class KVCache:
         # They are all different and hardly have gaps: ten times faster than to sort them.
         slots = np.full(end, -1)
         slots[positions] = np.arange(len(positions))
-        return slots[slots >= 0]
+        return slots if end == len(positions) else slots[slots >= 0]
 
     # Rows
 
@@ -128,9 +134,9 @@ class KVCache:
             return
         self.num_fresh = min(self.num_fresh, int(self.positions[slots].min()))
         kept = self.num_rows - len(slots)
-        is_hole = np.zeros(self.num_rows, dtype=bool)
-        is_hole[slots] = True
-        self._renumber(np.flatnonzero(~is_hole[kept:]) + kept, np.flatnonzero(is_hole[:kept]))
+        stays = np.ones(len(slots), dtype=bool)  # of the last rows, as many as are dropped
+        stays[slots[slots >= kept] - kept] = False
+        self._renumber(np.flatnonzero(stays) + kept, np.sort(slots[slots < kept]))
         self.num_rows = kept
 
     def clear(self) -> None:
@@ -141,11 +147,13 @@ class KVCache:
         """Move rows to other slots: the one place where a slot's number changes."""
         if not len(source):
             return
+        self._move(source, target)
         for values in self._records.values():
             values[target] = values[source]
+
+    def _move(self, source: Slots, target: Slots) -> None:
         from_, to = self._on_device(source, target)
-        for tensor in (self._unrotated, self._keys, self._values):
-            tensor[:, :, to] = tensor[:, :, from_]
+        self._moved.index_copy_(1, to, self._moved.index_select(1, from_))
 
     def turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
         """Give rows new positions: a pure rotation of their unrotated keys.
@@ -154,9 +162,9 @@ class KVCache:
         """
         if not len(slots):
             return
+        self._turn(slots, positions)  # first: a GPU works while the rest is noted here
         lowest = min(int(self.positions[slots].min()), int(positions.min()))
         self.num_fresh = min(self.num_fresh, lowest)
-        self._turn(slots, positions)
         self.positions[slots] = positions
 
     def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
@@ -230,13 +238,16 @@ class KVCache:
             return total
         return total // self.capacity * self._num_touched
 
-    def _on_device(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Tensor:
-        """Return both, (2, n), in one copy.
-
-        The host does not wait for it: what it copies from pageable memory CUDA stages at once.
-        """
+    def _on_device(
+        self, first: NDArray[np.int64], second: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """Return both, (n,) each, in one copy that the host does not wait for."""
         count = len(first)
         # Either starts at a multiple of 16 bytes: Triton would compile once more for other places.
-        both = np.zeros((2, count + count % 2), dtype=np.int64)
-        both[0, :count], both[1, :count] = first, second
-        return torch.from_numpy(both).to(self._keys.device, non_blocking=True)[:, :count]
+        shape = (2, count + count % 2)
+        both = torch.empty(shape, dtype=torch.int64, pin_memory=self._keys.is_cuda)
+        on_host = both.numpy()
+        on_host[0, :count], on_host[1, :count] = first, second
+        # PyTorch does not give pinned memory to anyone else before it has been read.
+        both = both.to(self._keys.device, non_blocking=True)
+        return both[0, :count], both[1, :count]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .edit_plan import match_rows
+from .edit_plan import Run, common_prefix, match_rows, moved_rows, rows_between
 from .kv_cache import KVCache, Slots
 from .model import Check, Decoder
 
@@ -64,8 +65,7 @@ class PromptCache:
         self._chunk_tokens = chunk_tokens
         self._cache: KVCache | None = None
         self._token_ids: Ints = np.empty(0, dtype=np.int64)
-        self._sides: Ints = self._token_ids
-        self._last_side = 0
+        self._parts: Sequence[Ints] = [self._token_ids]
         self._logits: Tensor | None = None
         self._is_patched = False
 
@@ -104,8 +104,8 @@ class PromptCache:
         if not np.array_equal(token_ids, self._token_ids):
             self._logits = None
         self._token_ids = token_ids
-        self._sides = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        self._last_side = len(parts) - 1
+        bounds = pairwise(accumulate(map(len, parts), initial=0))
+        self._parts = [token_ids[start:end] for start, end in bounds]
         self._is_patched = False
         if self._policy == "full" and self._cache is not None:
             self._cache.clear()
@@ -126,31 +126,50 @@ class PromptCache:
             # The last chunk takes the cursor's row along: a completion then finds its logits.
             is_final = start + self._chunk_tokens >= len(missing)
             again = self._last_row() if is_final and at[-1] != self.num_tokens - 1 else _NO_ROWS
-            logits = self._extend(self._token_ids[at], at, self._sides[at], check, again)
+            logits = self._extend(self._token_ids[at], at, check, again)
             self._logits = logits if is_final else None
         self._is_patched = True
 
     def _place(self) -> Ints:
-        """Keep, turn and drop rows; return the positions whose rows are missing."""
+        """Keep, turn and drop rows; return the positions whose rows are missing.
+
+        What a GPU takes longest for is launched first; it works while the rest is found out here.
+        """
         cache = self._rows()
         order = cache.by_position()
-        if self._policy in ("full", "prefix"):
-            source = _common_prefix(cache.token_ids[order], self._token_ids)
-        else:
-            sides = cache.record("sides")[order]
-            source = match_rows(cache.token_ids[order], sides, self._token_ids, self._sides)
-        missing = np.flatnonzero(source < 0)
-        held = np.flatnonzero(source >= 0)
-        slots = order[source[held]]
-        is_moved = cache.positions[slots] != held
-        dropped = np.delete(order, source[held])
-        if len(missing) or is_moved.any() or (cache.positions[dropped] < len(source)).any():
+        runs = self._runs(order)
+        slots, positions = moved_rows(runs, order, cache.positions)
+        if len(slots):
             self._logits = None
-        cache.turn(slots[is_moved], held[is_moved])
-        cache.record("provenance")[slots[is_moved]] = TURNED
-        cache.record("sides")[slots] = self._sides[held]
+            cache.turn(slots, positions)
+            cache.record("provenance")[slots] = TURNED
+        dropped = order[rows_between([(run.source, run.length) for run in runs], len(order))]
+        if (cache.positions[dropped] < self.num_tokens).any():
+            self._logits = None
         cache.remove(dropped)
+        missing = rows_between([(run.at, run.length) for run in runs], self.num_tokens)
+        if len(missing):
+            self._logits = None
         return missing
+
+    def _runs(self, order: Slots) -> list[Run]:
+        """Return which rows, counted in order of position, serve the prompt under the policy."""
+        cache = self._rows()
+        resident_ids = cache.token_ids[order]
+        sides = cache.record("sides")
+        if self._policy in ("full", "prefix"):
+            length = common_prefix(resident_ids, self._token_ids)
+            sides[order[:length]] = self._side_of(np.arange(length))
+            return [Run(0, 0, length)] if length else []
+        # Sides ascend with the positions. What lies beyond the last one is matched with nothing.
+        starts = np.searchsorted(sides, np.arange(len(self._parts) + 1), sorter=order).tolist()
+        resident = [resident_ids[start:end] for start, end in pairwise(starts)]
+        return match_rows(resident, self._parts)
+
+    def _side_of(self, positions: Ints) -> Ints:
+        """Return the part that each position lies in; of what is generated, the last."""
+        ends = np.cumsum([len(part) for part in self._parts[:-1]], dtype=np.int64)
+        return np.searchsorted(ends, positions, side="right")
 
     def heal(self, max_rows: int, check: Check) -> int:
         """Recompute stale rows in order, from the lowest stale position.
@@ -188,8 +207,7 @@ class PromptCache:
         The row stays until a prompt does not want it: an accepted completion is not computed again.
         """
         position = self._rows().positions.max() + 1
-        side = np.array([self._last_side])
-        return self._extend(np.array([token_id]), np.array([position]), side, check)
+        return self._extend(np.array([token_id]), np.array([position]), check)
 
     def drop_generated(self) -> None:
         """Drop what was generated after the prompt, to generate anew."""
@@ -246,7 +264,7 @@ class PromptCache:
         return np.flatnonzero(self._rows().positions == self.num_tokens - 1)
 
     def _extend(
-        self, token_ids: Ints, positions: Ints, sides: Ints, check: Check, again: Slots = _NO_ROWS
+        self, token_ids: Ints, positions: Ints, check: Check, again: Slots = _NO_ROWS
     ) -> Tensor:
         """Append rows and compute them, and in the same pass rows that are there already.
 
@@ -257,7 +275,7 @@ class PromptCache:
         """
         cache = self._rows()
         slots = cache.append(token_ids, positions)
-        cache.record("sides")[slots] = sides
+        cache.record("sides")[slots] = self._side_of(positions)
         computed = np.concatenate([slots, again])
         try:
             logits = self._compute(computed, check)
@@ -288,13 +306,3 @@ class PromptCache:
     def _count_forwarded(self, slots: Slots) -> None:
         self._rows().record("provenance")[slots] = RECOMPUTED
         self.num_rows_forwarded += len(slots)
-
-
-def _common_prefix(resident_ids: Ints, wanted_ids: Ints) -> Ints:
-    """Return the resident row of each wanted token, -1 from the first difference on."""
-    source = np.full(len(wanted_ids), -1, dtype=np.int64)
-    length = min(len(resident_ids), len(wanted_ids))
-    differ = resident_ids[:length] != wanted_ids[:length]
-    length = int(differ.argmax()) if differ.any() else length
-    source[:length] = np.arange(length)
-    return source

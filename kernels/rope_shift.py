@@ -9,6 +9,8 @@ every argument, in `reference.py`. Rotation is in float32 and rounded once to th
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -77,8 +79,8 @@ def turn(
     num_heads = num_layers * num_kv_heads
     if not len(slots) or not num_heads:
         return
-    rows = tile.rows(head_dim, unrotated.itemsize)
-    grid = (triton.cdiv(len(slots), rows), triton.cdiv(num_heads, tile.heads))
+    constants = _constants(head_dim, cos.shape[-1], unrotated.itemsize, tile)
+    grid = (triton.cdiv(len(slots), constants["ROWS"]), triton.cdiv(num_heads, tile.heads))
     with torch.cuda.device_of(unrotated):
         rope_shift_kernel[grid](
             unrotated,
@@ -91,7 +93,7 @@ def turn(
             num_heads,
             INTERLEAVED=interleaved,
             HEADS=tile.heads,
-            **_constants(head_dim, cos, rows, tile),
+            **constants,
         )
 
 
@@ -129,8 +131,8 @@ def write_rows(
     if not num_rows:
         return queries
     tile = _FEW_TILE if num_rows <= _FEW_ROWS else _MANY_TILE
-    rows = tile.rows(head_dim, qkv.itemsize)
-    grid = (num_projected, triton.cdiv(num_rows, rows))
+    constants = _constants(head_dim, cos.shape[-1], qkv.itemsize, tile)
+    grid = (num_projected, triton.cdiv(num_rows, constants["ROWS"]))
     with torch.cuda.device_of(qkv):
         write_rows_kernel[grid](
             qkv,
@@ -147,21 +149,21 @@ def write_rows(
             NUM_KV_HEADS=num_kv_heads,
             HEAD_PAD=triton.next_power_of_2(head_dim),
             INTERLEAVED=interleaved,
-            **_constants(head_dim, cos, rows, tile),
+            **constants,
         )
     return queries
 
 
-def _constants(head_dim: int, cos: Tensor, rows: int, tile: Tile) -> dict[str, int]:
+@functools.cache  # the host has nothing to do twice where it launches in microseconds
+def _constants(head_dim: int, half: int, itemsize: int, tile: Tile) -> Mapping[str, int]:
     """Return what describes a head and a program; tiles are powers of two."""
-    half = cos.shape[-1]
     tail = head_dim - 2 * half
     return {
         "HEAD_DIM": head_dim,
         "HALF": half,
         "HALF_PAD": triton.next_power_of_2(half),
         "TAIL_PAD": triton.next_power_of_2(tail) if tail else 0,
-        "ROWS": rows,
+        "ROWS": tile.rows(head_dim, itemsize),
         "num_warps": tile.num_warps,
     }
 

@@ -4,14 +4,30 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.edit_plan import match_rows
+from keyturn.engine.edit_plan import (
+    Run,
+    _stable_order,
+    match_rows,
+    moved_rows,
+    rows_between,
+)
 
 
 def plan(old, new, old_sides=None, new_sides=None):
-    old, new = np.array(old, dtype=np.int64), np.array(new, dtype=np.int64)
-    old_sides = np.zeros(len(old), dtype=np.int64) if old_sides is None else np.array(old_sides)
-    new_sides = np.zeros(len(new), dtype=np.int64) if new_sides is None else np.array(new_sides)
-    return match_rows(old, old_sides, new, new_sides).tolist()
+    """Return the resident row of each wanted token, -1 to recompute."""
+    source = np.full(len(new), -1)
+    for run in match_rows(parts(old, old_sides), parts(new, new_sides)):
+        assert (source[run.at : run.at + run.length] == -1).all()
+        source[run.at : run.at + run.length] = np.arange(run.source, run.source + run.length)
+    return source.tolist()
+
+
+def parts(tokens, sides):
+    sides = [0] * len(tokens) if sides is None else sides
+    return [
+        np.array([token for token, of in zip(tokens, sides, strict=True) if of == side], dtype=int)
+        for side in range(3)
+    ]
 
 
 def test_everything_is_kept_when_nothing_changed():
@@ -87,3 +103,48 @@ def test_single_replacement_recomputes_its_own_tokens_and_a_short_rest(old, firs
     num_old = start + len(old) - end
     num_recomputed = sum(row < 0 for row in plan(old, wanted))
     assert num_recomputed < len(new) + 16 or 2 * num_old < len(wanted)
+
+
+def test_only_rows_out_of_place_are_moved():
+    order = np.array([4, 3, 2, 1, 0])
+    positions = np.array([9, 8, 2, 1, 0])  # of each slot: after two rows there is a gap of five
+    runs = [Run(0, 0, 2), Run(2, 2, 2)]
+    assert [found.tolist() for found in moved_rows(runs, order, positions)] == [[1], [3]]
+    assert [found.tolist() for found in moved_rows([Run(0, 0, 3)], order, positions)] == [[], []]
+    runs = [Run(0, 1, 3), Run(3, 8, 2)]
+    assert [found.tolist() for found in moved_rows(runs, order, positions)] == [
+        [4, 3, 2],
+        [1, 2, 3],
+    ]
+
+
+@given(st.lists(st.integers(0, 40), unique=True), st.data())
+def test_moved_rows_are_those_whose_position_differs(positions, data):
+    positions = np.array(positions, dtype=np.int64)
+    order = np.argsort(positions)
+    runs, source, at = [], 0, 0
+    while source < len(order):
+        length = data.draw(st.integers(1, len(order) - source))
+        runs.append(Run(source, at, length))
+        source += length + data.draw(st.integers(0, 3))
+        at += length + data.draw(st.integers(0, 3))
+    expected = {
+        int(order[run.source + i]): run.at + i
+        for run in runs
+        for i in range(run.length)
+        if positions[order[run.source + i]] != run.at + i
+    }
+    slots, targets = moved_rows(runs, order, positions)
+    assert dict(zip(slots.tolist(), targets.tolist(), strict=True)) == expected
+
+
+def test_rows_between_are_all_that_spans_leave_out():
+    assert rows_between([], 3).tolist() == [0, 1, 2]
+    assert rows_between([(0, 2), (3, 1), (4, 2)], 8).tolist() == [2, 6, 7]
+    assert rows_between([(0, 3)], 3).tolist() == []
+
+
+@given(st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([1, 1 << 16, (1 << 16) + 1])))
+def test_hashes_are_sorted_stably(values):
+    values = np.array(values, dtype=np.uint32)
+    assert _stable_order(values).tolist() == np.argsort(values, kind="stable").tolist()

@@ -110,6 +110,21 @@ def test_deletion_is_filled_from_the_tail_and_records_follow_their_tokens():
     assert_consistent(cache)
 
 
+@pytest.mark.parametrize("head_dim", [6, 8])  # of bfloat16: 12 bytes are not whole words
+def test_holes_are_filled_for_any_size_of_a_head(head_dim):
+    cache = new_cache(torch.bfloat16, head_dim=head_dim, rotary_dim=head_dim)
+    slots = cache.append(np.arange(10), np.arange(10))
+    for layer in range(2):
+        for number, part in enumerate((cache.unrotated(layer), *cache.layer(layer))):
+            part[:] = (torch.arange(10) + 16 * number).view(1, 10, 1)
+    cache.remove(slots[[8, 1, 4]])
+    assert cache.token_ids.tolist() == [0, 7, 2, 3, 9, 5, 6]
+    for layer in range(2):
+        for number, part in enumerate((cache.unrotated(layer), *cache.layer(layer))):
+            expected = torch.from_numpy(cache.token_ids) + 16 * number
+            assert torch.equal(part.float(), expected.view(1, 7, 1).expand(part.shape).float())
+
+
 def test_new_rows_start_with_the_fill_of_each_record():
     cache = new_cache()
     cache.add_record("debt", np.float32, 0.5)
