@@ -21,8 +21,6 @@ from ..kernels.linear import Linear
 from .kv_cache import KVCache, Slots
 
 if TYPE_CHECKING:
-    from torch.cuda import _POOL_HANDLE as Pool
-
     from .model import Decoder
 
 # A patch is padded to one of these numbers of rows by repeating its last one.
@@ -47,7 +45,6 @@ class CapturedPass:
         cache: KVCache,
         kernels: Kernels,
         num_inputs: int,
-        pool: Pool | None = None,
     ) -> None:
         """Prepare; nothing is compiled or captured yet.
 
@@ -56,10 +53,8 @@ class CapturedPass:
             cache: made for that decoder.
             kernels: the ops of the decoder's device.
             num_inputs: int64 values that a pass reads.
-            pool: `torch.cuda.graph_pool_handle()`, for memory shared by graphs that are never
-                replayed at the same time; None takes memory of its own.
         """
-        self._decoder, self._kernels, self._pool = decoder, kernels, pool
+        self._decoder, self._kernels = decoder, kernels
         self._cache: KVCache = weakref.proxy(cache)
         self._is_cuda = decoder.device.type == "cuda"
         self._inputs = torch.zeros(num_inputs, dtype=torch.int64, device=decoder.device)
@@ -103,7 +98,7 @@ class CapturedPass:
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._result = self._compute()
         self._graph = graph
 
@@ -122,11 +117,9 @@ class CapturedPass:
 class DecodeGraph(CapturedPass):
     """The decode step: one row that sees every slot, six launches a layer."""
 
-    def __init__(
-        self, decoder: Decoder, cache: KVCache, kernels: Kernels, pool: Pool | None = None
-    ) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels) -> None:
         """Prepare; arguments as for `CapturedPass`."""
-        super().__init__(decoder, cache, kernels, 4, pool)
+        super().__init__(decoder, cache, kernels, 4)
 
     @torch.inference_mode()
     def step(self, slot: int) -> Tensor:
@@ -170,16 +163,9 @@ class DecodeGraph(CapturedPass):
 class PatchGraph(CapturedPass):
     """A pass over a few rows at any positions, up to a fixed number of them."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        cache: KVCache,
-        kernels: Kernels,
-        num_rows: int,
-        pool: Pool | None = None,
-    ) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels, num_rows: int) -> None:
         """Prepare; arguments as for `CapturedPass`, and how many rows are computed each time."""
-        super().__init__(decoder, cache, kernels, 3 * num_rows + 2 + cache.capacity, pool)
+        super().__init__(decoder, cache, kernels, 3 * num_rows + 2 + cache.capacity)
         self._num_rows = num_rows
 
     @torch.inference_mode()

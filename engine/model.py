@@ -86,7 +86,6 @@ class Decoder:
         self.norm, self.dtype, self.device = norm, norm.dtype, norm.device
         self._kernels = kernels = dispatch.choose(self.device)
         self._is_triton = kernels.backend == "triton" and self.device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if self._is_triton else None
         self._embedding = tensors.pop("model.embed_tokens.weight")
         head = tensors.pop("lm_head.weight", self._embedding)
         self.head = kernels.head(head, self.dtype)
@@ -270,7 +269,7 @@ class Decoder:
             check()
             graph = cache.graphs.get(1)
             if not isinstance(graph, DecodeGraph):
-                graph = cache.graphs[1] = DecodeGraph(self, cache, self._kernels, self._pool)
+                graph = cache.graphs[1] = DecodeGraph(self, cache, self._kernels)
             return graph.step(int(slots[0])).clone()
         return self.logits(self.forward(cache, slots, check)[-1:])[0]
 
@@ -278,7 +277,7 @@ class Decoder:
         size = next(size for size in PATCH_ROWS if num_rows <= size)
         graph = cache.graphs.get(size)
         if not isinstance(graph, PatchGraph):
-            graph = PatchGraph(self, cache, self._kernels, size, self._pool)
+            graph = PatchGraph(self, cache, self._kernels, size)
             cache.graphs[size] = graph
         return graph
 

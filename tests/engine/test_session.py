@@ -272,7 +272,7 @@ def test_interrupted_work_is_resumed_and_ends_the_same(opened, policy):
     num_interrupted = 0
 
     def interrupt_sometimes():
-        if random.random() < 0.1:
+        if random.random() < 0.15:
             raise Interrupted("more urgent work")
 
     session.set_cursor(700)

@@ -6,7 +6,7 @@ import torch
 
 from keyturn.engine.config import CompletionParams, EngineConfig
 from keyturn.engine.engine import Engine
-from keyturn.kernels import dispatch, reference, rope_shift
+from keyturn.kernels import cpu_step, dispatch, reference, rope_shift
 
 from .conftest import IS_INTERPRETED
 
@@ -21,12 +21,20 @@ def nothing_chosen_yet(monkeypatch):
     dispatch._choose.cache_clear()
 
 
-def test_a_cpu_gets_the_reference():
+def test_a_cpu_gets_products_of_its_own_and_says_which():
     chosen = dispatch.choose(CPU)
-    assert chosen.backend == "reference"
-    assert chosen.why == "Triton compiles for CUDA devices, this is cpu"
+    assert chosen.backend == "cpu"
+    assert "; many rows: " in chosen.why
+    assert (chosen.whole_step is not None) == chosen.why.startswith("few rows in C (")
     assert chosen.rope_shift is reference.rope_shift
     assert chosen.write_rows is reference.write_rows
+
+
+def test_a_cpu_without_the_c_library_says_why(monkeypatch):
+    monkeypatch.setattr(cpu_step, "load", lambda: "not built; reinstall keyturn")
+    chosen = dispatch.choose(CPU)
+    assert chosen.whole_step is None
+    assert chosen.why.startswith("no C library: it is not built; reinstall keyturn; many rows: ")
 
 
 def test_the_choice_is_made_once():
@@ -57,7 +65,7 @@ def test_the_reference_is_used_when_asked_for(monkeypatch, device):
 def test_a_value_that_is_not_known_is_ignored_and_named(monkeypatch):
     monkeypatch.setenv("KEYTURN_KERNELS", "fast")
     chosen = dispatch.choose(CPU)
-    assert chosen.backend == "reference"
+    assert chosen.backend == "cpu"
     assert "KEYTURN_KERNELS=fast is not one of auto, triton, reference" in chosen.why
 
 
