@@ -32,6 +32,8 @@ SHAPES = {
 ROWS = (1, 2, 4, 8, 16, 64)
 BIT_SHAPES = [(4096, 4096), (4096, 11008), (3584, 18944)]
 BITS = (2, 3, 4, 6, 8)
+# gemlite tries its tiles at the first call of every shape, for seconds: only of one model.
+TUNED_BY_GEMLITE, GEMLITE_ROWS = ("qwen2.5-coder-7b", "tiny"), (1, 8)
 TINY_SHAPES, TINY_ROWS, TINY_BITS = {"tiny": [(32, 64)]}, (1, 5), (2, 8)
 _MB = 1e6
 
@@ -73,15 +75,19 @@ def random_planes(num_out: int, num_in: int, bits: int, device: torch.device) ->
 
 
 def _quant(bench: Bench, checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    shapes, rows = (TINY_SHAPES, TINY_ROWS) if bench.is_tiny else (SHAPES, ROWS)
+    shapes, rows = (# gemlite tries its tiles at the first call of every shape, for seconds: only of one model.
+TUNED_BY_GEMLITE, GEMLITE_ROWS = ("qwen2.5-coder-7b", "tiny"), (1, 8)
+TINY_SHAPES, TINY_ROWS) if bench.is_tiny else (SHAPES, ROWS)
     found, table = [], []
     for model, sizes in shapes.items():
         for num_out, num_in in sizes:
-            for item in _one_shape(bench, num_out, num_in, rows):
+            names = matmul_rivals.NAMES if model in TUNED_BY_GEMLITE else matmul_rivals.NAMES[:2]
+            for item in _one_shape(bench, num_out, num_in, rows, names):
                 found.append({"model": model, **item})
                 best = item["runs"]
                 row = [f"{num_out}x{num_in}", item["rows"], item["path"]]
                 row += [best["q4"]["p50_us"], item["share"], best["q8"]["p50_us"]]
+                print(*row[:4], flush=True)  # minutes pass
                 table.append([*row, *(item["speedup"].get(name) for name in matmul_rivals.NAMES)])
     harness.table(
         ["N x K", "rows", "path", "q4 us", "of copy", "q8 us", *matmul_rivals.NAMES], table
@@ -109,7 +115,7 @@ def _quant(bench: Bench, checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _one_shape(
-    bench: Bench, num_out: int, num_in: int, rows: tuple[int, ...]
+    bench: Bench, num_out: int, num_in: int, rows: tuple[int, ...], names: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Time one weight shape, all row counts, ours and the rivals in turns."""
     device, found = bench.device, []
@@ -117,13 +123,15 @@ def _one_shape(
     for name, bits in (("q4", 4), ("q8", 8)):
         count = matmul_rivals.num_copies(num_out * num_in * bits // 8, bench.is_tiny)
         sets[name] = [random_quant(num_out, num_in, bits, device) for _ in range(count)]
-    rivals = matmul_rivals.build(num_out, num_in, device, bench.is_tiny)
+    rivals = matmul_rivals.build(num_out, num_in, device, bench.is_tiny, names)
     for num_rows in rows:
         x = torch.randn(num_rows, num_in, dtype=torch.bfloat16, device=device)
         runs: dict[str, tuple[Callable[[], object], int]] = {}
         for name, weights in sets.items():
             runs[name] = each(weights, lambda w, x=x: quant_matmul.quant_matmul(x, w)), len(weights)
         for name, (weights, call) in rivals.items():
+            if name == "gemlite" and num_rows not in GEMLITE_ROWS:
+                continue
             runs[name] = each(weights, lambda w, x=x, call=call: call(x, w)), len(weights)
         times = _times(bench, runs)
         weight = sets["q4"][0]

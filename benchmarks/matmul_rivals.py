@@ -23,11 +23,14 @@ def num_copies(num_bytes: int, is_tiny: bool) -> int:
     return 2 if is_tiny else max(2, min(_MAX_COPIES, -(-_ROTATED_BYTES // num_bytes)))
 
 
-def build(num_out: int, num_in: int, device: torch.device, is_tiny: bool) -> dict[str, Rival]:
-    """Return weights and call of every rival that is here and takes this shape."""
+def build(
+    num_out: int, num_in: int, device: torch.device, is_tiny: bool, names: tuple[str, ...]
+) -> dict[str, Rival]:
+    """Return weights and call of each of these rivals that is here and takes this shape."""
     rivals: dict[str, Rival] = {}
     makers = {"bf16": _bf16, "int4pack": _int4pack, "gemlite": _gemlite}
-    for name, maker in makers.items():
+    for name in names:
+        maker = makers[name]
         packed_bytes = num_out * num_in * 2 if name == "bf16" else num_out * num_in // 2
         count = num_copies(packed_bytes, is_tiny)
         try:
