@@ -75,9 +75,7 @@ def random_planes(num_out: int, num_in: int, bits: int, device: torch.device) ->
 
 
 def _quant(bench: Bench, checks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    shapes, rows = (# gemlite tries its tiles at the first call of every shape, for seconds: only of one model.
-TUNED_BY_GEMLITE, GEMLITE_ROWS = ("qwen2.5-coder-7b", "tiny"), (1, 8)
-TINY_SHAPES, TINY_ROWS) if bench.is_tiny else (SHAPES, ROWS)
+    shapes, rows = (TINY_SHAPES, TINY_ROWS) if bench.is_tiny else (SHAPES, ROWS)
     found, table = [], []
     for model, sizes in shapes.items():
         for num_out, num_in in sizes:
