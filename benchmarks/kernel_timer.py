@@ -120,7 +120,11 @@ def captured(run: Run, device: torch.device, calls: int = 1) -> Run:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         repeat()
-    return graph.replay
+
+    def replay(_kept: Run = run) -> None:  # what was captured must not be unloaded
+        graph.replay()
+
+    return replay
 
 
 def copy_bandwidth(device: torch.device, repeats: int, is_tiny: bool) -> float:

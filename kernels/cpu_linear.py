@@ -194,6 +194,15 @@ class CpuHead(CpuLinear):
         return with_exact_top(super().__call__(x, out_dtype), x, self._exact)
 
 
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """Let a gate's values through; `reference_step.silu_mul` with two roundings instead of one.
+
+    In bf16 the way through float32 takes three times as long, 5 % of a prefill.
+    """
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
 def _with_company(rows: Tensor, count: int) -> Tensor:
     """Repeat the last row until there are so many."""
     if len(rows) >= count:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import cpu_step, reference, reference_attention, reference_step
-from .cpu_linear import CpuHead, CpuLinear, choose_plan
+from .cpu_linear import CpuHead, CpuLinear, choose_plan, silu_mul
 from .linear import DenseLinear, Linear, Matrix
 
 # For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
@@ -120,6 +120,7 @@ def _cpu(note: str) -> Kernels:
         backend="cpu",
         linear=linear,
         head=lambda matrix, dtype: CpuHead(matrix, choose_plan(dtype)),
+        silu_mul=silu_mul,
         whole_step=functools.partial(cpu_step.CpuStep, library) if is_built else None,
     )
 
