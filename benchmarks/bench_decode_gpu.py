@@ -216,8 +216,10 @@ def _parts(bench: Bench, decoder: Decoder, cache: KVCache) -> dict[str, float]:
         kernels.fused_linear(x, linear.weight, linear.bias, fusion)
 
     def qkv(layer: Any, number: int) -> None:  # noqa: ANN401
-        caches = [part[number] for part in cache.storage]
-        rows = CacheRows(*caches, slot, slot, table.cos, table.sin, table.interleaved)
+        unrotated, keys, values = (part[number] for part in cache.storage)
+        rows = CacheRows(
+            unrotated, keys, values, slot, slot, table.cos, table.sin, table.interleaved
+        )
         product(hidden, layer.qkv, Fusion(layer.attention_norm, eps, cache=rows))
 
     calls: dict[str, Callable[[Any, int], object]] = {

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from keyturn.engine.model import Decoder
 from keyturn.engine.model_config import ModelConfig
+from keyturn.kernels.linear import Matrix
 
 
 def _config(
@@ -61,7 +62,7 @@ def random_decoder(config: ModelConfig, dtype: torch.dtype, device: torch.device
     hidden, inner = config.hidden_size, config.intermediate_size
     width, kv_width = (heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads))
     ones = torch.ones(hidden, dtype=dtype, device=device)
-    tensors = {
+    tensors: dict[str, Matrix] = {
         "model.embed_tokens.weight": matrix(config.vocab_size, hidden, 1.0),
         "lm_head.weight": matrix(config.vocab_size, hidden, hidden**-0.5),
         "model.norm.weight": ones.clone(),

@@ -151,11 +151,11 @@ def _measure(bench: Bench, made: Layers) -> tuple[dict[str, Any], dict[str, str]
     """Return each candidate's figures, and why others could not run."""
     num_bytes = 2 * made.keys[0, :, : made.num_slots].numel() * made.keys.itemsize
     calls = len(made.keys)
-    wide = [part[0].double() for part in (made.keys, made.values)]
     positions = (made.row_positions, made.slot_positions)
     exact = reference_attention.attend_slots(
-        made.queries.double(), *wide, made.num_slots, *positions
-    )
+        made.queries.double(), made.keys[0].double(), made.values[0].double(), made.num_slots,
+        *positions,
+    )  # fmt: skip
     runs: dict[str, Run] = {}
     errors: dict[str, float | None] = {}
     left_out: dict[str, str] = {}

@@ -79,12 +79,14 @@ def headline() -> str:
 
 
 def newest(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the last run in a file, for each layout if it names one."""
+    """Yield the last run in a file, for each layout or section if it names some."""
     runs: dict[str, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         run = json.loads(line)
         layout = f" --layout {run['layout']}" if "layout" in run else ""
-        runs[run["benchmark"] + layout] = run
+        found = [name for name in ("rope_shift", "matmul", "slot_attention") if name in run]
+        sections = f" --only {' '.join(found)}" if found else ""
+        runs[run["benchmark"] + layout + sections] = run
     yield from runs.items()
 
 

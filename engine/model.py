@@ -90,12 +90,7 @@ class Decoder:
         head = tensors.pop("lm_head.weight", self._embedding)
         self.head = kernels.head(head, self.dtype)
         sources = [_take_layer(tensors, index, self.dtype) for index in range(config.num_layers)]
-        self.layers = [
-            Layer(
-                *norms, *(kernels.linear(matrix, bias, self.dtype) for matrix, bias in projections)
-            )
-            for norms, projections in sources
-        ]
+        self.layers = [_layer(*source, kernels, self.dtype) for source in sources]
         self._whole_step: CpuStep | None = None
         if kernels.whole_step is not None:
             self._whole_step = kernels.whole_step(
@@ -325,6 +320,18 @@ def _take_layer(tensors: dict[str, Matrix], index: int, dtype: torch.dtype) -> _
         projection("mlp.gate_proj", "mlp.up_proj"),
         projection("mlp.down_proj"),
     ]
+
+
+def _layer(
+    norms: list[Tensor],
+    projections: list[tuple[Matrix, Tensor | None]],
+    kernels: dispatch.Kernels,
+    dtype: torch.dtype,
+) -> Layer:
+    qkv, output, gate_up, down = (
+        kernels.linear(matrix, bias, dtype) for matrix, bias in projections
+    )
+    return Layer(norms[0], norms[1], qkv, output, gate_up, down)
 
 
 def _step_layer(norms: list[Tensor], projections: list[tuple[Matrix, Tensor | None]]) -> StepLayer:

@@ -148,6 +148,7 @@ class CpuLinear:
             self._dense = dense
             if isinstance(self._matrix, Tensor):
                 self._matrix = None
+            return dense
         return self._dense
 
     def _int4_weight(self) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .block_matrix import BlockMatrix
+from .cpu_step_types import CLayer, CMatrix, CModel, CStep
 
 # The order of the enums and of the levels in cpu_step.c.
 _DENSE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -155,7 +156,7 @@ class CpuStep:
         self.head_dim: int = width // num_projected
         inner = layers[0].down[0].shape[1]
         heads = [count * self.head_dim for count in (num_heads, num_kv_heads, num_kv_heads)]
-        native = (_Layer * len(layers))()
+        native = (CLayer * len(layers))()
         for at, layer in zip(native, layers, strict=True):
             at.attention_norm = self._vector(layer.attention_norm)
             at.mlp_norm = self._vector(layer.mlp_norm)
@@ -166,7 +167,7 @@ class CpuStep:
             (at.down,) = self._matrices([layer.down], [hidden], inner)
         (native_head,) = self._matrices([(head, None)], [head.shape[0]], self.hidden_size)
         self._kept.append(native)
-        self._model = _Model(
+        self._model = CModel(
             ctypes.addressof(native),
             self._vector(norm),
             native_head,
@@ -236,7 +237,7 @@ class CpuStep:
             raise ValueError(f"{num_rows} rows in a cache of {rotated.shape[2]} slots")
         if count and not (0 <= int(slots.min()) and int(slots.max()) < num_rows):
             raise ValueError(f"slots {slots.tolist()} are not all below {num_rows}")
-        step = _Step(
+        step = CStep(
             hidden=hidden.data_ptr(),
             unrotated=unrotated.data_ptr(),
             rotated=rotated.data_ptr(),
@@ -267,10 +268,10 @@ class CpuStep:
         hidden = hidden.to(torch.float32).contiguous()
         _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
         logits = torch.empty(len(hidden), self._model.head.rows)
-        self._run(_Step(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden)))
+        self._run(CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden)))
         return logits
 
-    def _run(self, step: _Step) -> None:
+    def _run(self, step: CStep) -> None:
         if not step.n:
             return
         step.parallel = self._library.parallel
@@ -299,7 +300,7 @@ class CpuStep:
         self._kept.append(copy)
         return copy.data_ptr()
 
-    def _matrices(self, parts: Sequence[Linear], rows: list[int], columns: int) -> list[_Matrix]:
+    def _matrices(self, parts: Sequence[Linear], rows: list[int], columns: int) -> list[CMatrix]:
         """Describe matrices of so many rows that lie in one or in as many."""
         if len(parts) == 1:
             matrix, bias = parts[0]
@@ -313,7 +314,7 @@ class CpuStep:
             raise ValueError(f"matrices of {found}, wanted {rows} rows of {columns} columns")
         return [self._matrix(matrix, bias) for matrix, bias in parts]
 
-    def _matrix(self, matrix: Matrix, bias: Tensor | None) -> _Matrix:
+    def _matrix(self, matrix: Matrix, bias: Tensor | None) -> CMatrix:
         data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
         if isinstance(matrix, BlockMatrix):
             kind = _BLOCK_KINDS[matrix.kind]
@@ -327,7 +328,7 @@ class CpuStep:
         rows, columns = matrix.shape
         row_bytes = data.stride(0) * data.element_size()
         address = None if bias is None else self._vector(bias)
-        return _Matrix(data.data_ptr(), address, rows, columns, row_bytes, kind)
+        return CMatrix(data.data_ptr(), address, rows, columns, row_bytes, kind)
 
 
 def _rows(matrix: Matrix, start: int, end: int) -> Matrix:
@@ -355,78 +356,3 @@ def _torch_parallel() -> int:
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
     except (OSError, AttributeError):
         return 0
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "row_bytes", "kind")),
-    )
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("attention_norm", ctypes.c_void_p),
-        ("mlp_norm", ctypes.c_void_p),
-        *(
-            (name, _Matrix)
-            for name in ("queries", "keys", "values", "output", "gate", "up", "down")
-        ),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.c_void_p),
-        ("norm", ctypes.c_void_p),
-        ("head", _Matrix),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "num_layers",
-                "hidden_size",
-                "intermediate_size",
-                "num_heads",
-                "num_kv_heads",
-                "head_dim",
-                "interleaved",
-            )
-        ),
-        ("eps", ctypes.c_double),
-    )
-
-
-class _Step(ctypes.Structure):
-    _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "hidden",
-                "unrotated",
-                "rotated",
-                "cached_values",
-                "slots",
-                "row_positions",
-                "slot_positions",
-                "cos",
-                "sin",
-                "weights",
-                "logits",
-                "scratch",
-                "parallel",
-            )
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "n",
-                "num_slots",
-                "capacity",
-                "cache_kind",
-                "rotary_half",
-                "num_threads",
-                "isa",
-            )
-        ),
-    )

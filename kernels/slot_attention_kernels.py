@@ -3,7 +3,7 @@
 # What @triton.jit makes of a function's types is beyond a type checker.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
-# pyright: reportPossiblyUnbound=false
+# pyright: reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from keyturn.engine.gguf_config import gguf_name, read_config, row_order
 from keyturn.engine.gguf_file import GGUFFile
 from keyturn.engine.model_config import ModelConfig
 from keyturn.engine.weights import load_model as load_files
+from keyturn.kernels.linear import values_of
 
 from .layouts import END, FILE_SEP, template
 from .model import Model, Shape
@@ -153,7 +154,8 @@ def largest_difference(model: Model, path: Path) -> float:
         if weight.dim() == 2:
             kind = GGMLQuantizationType.Q4_1
             want = torch.from_numpy(dequantize(quantize(want.numpy(), kind), kind))
-        worst = max(worst, float((read[name] - want).abs().max()))
+        found = values_of(read[name], torch.float32)
+        worst = max(worst, float((found - want).abs().max()))
     return worst
 
 

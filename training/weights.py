@@ -13,6 +13,7 @@ from torch import Tensor
 
 from keyturn.engine.catalog import resolve
 from keyturn.engine.weights import load_model as load_files
+from keyturn.kernels.linear import values_of
 
 from .model import TINY, Model, Shape
 from .pieces import read_pieces, unpack_checkpoint
@@ -40,7 +41,8 @@ def load_model(weights: str | Path) -> Model:
     if Path(name + ".000").is_file():
         return of_state(unpack_checkpoint(read_pieces(name))["model"])
     files = load_files(resolve(name), torch.float32)
-    return of_state(_fused(files.tensors, files.config.num_layers), Shape.of_config(files.config))
+    tensors = {name: values_of(part, torch.float32) for name, part in files.tensors.items()}
+    return of_state(_fused(tensors, files.config.num_layers), Shape.of_config(files.config))
 
 
 def of_state(state: dict[str, Tensor], shape: Shape | None = None) -> Model:

@@ -1,0 +1,88 @@
+"""The structures that `cpu_step.c` reads, field by field in its order."""
+
+from __future__ import annotations
+
+import ctypes
+
+
+class CMatrix(ctypes.Structure):
+    """A weight (rows, columns): `kind` as in its enum."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "row_bytes", "kind")),
+    )
+
+
+class CLayer(ctypes.Structure):
+    """One decoder layer."""
+
+    _fields_ = (
+        ("attention_norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+        *(
+            (name, CMatrix)
+            for name in ("queries", "keys", "values", "output", "gate", "up", "down")
+        ),
+    )
+
+
+class CModel(ctypes.Structure):
+    """What does not change between calls."""
+
+    _fields_ = (
+        ("layers", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("head", CMatrix),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "num_layers",
+                "hidden_size",
+                "intermediate_size",
+                "num_heads",
+                "num_kv_heads",
+                "head_dim",
+                "interleaved",
+            )
+        ),
+        ("eps", ctypes.c_double),
+    )
+
+
+class CStep(ctypes.Structure):
+    """What one call is about; `logits` alone, or the cache's fields."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "hidden",
+                "unrotated",
+                "rotated",
+                "cached_values",
+                "slots",
+                "row_positions",
+                "slot_positions",
+                "cos",
+                "sin",
+                "weights",
+                "logits",
+                "scratch",
+                "parallel",
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "n",
+                "num_slots",
+                "capacity",
+                "cache_kind",
+                "rotary_half",
+                "num_threads",
+                "isa",
+            )
+        ),
+    )
