@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 # cuDNN is half as fast again as FlashAttention 2 on Hopper but plans each size: it gets whole
@@ -58,6 +57,9 @@ def attend_in_order(
 
     Source: FlashAttention-2, arXiv 2307.08691; a causal mask aligned to the lower right.
     """
+    # Only here: it imports torch's compiler, a second that a CPU's start need not wait.
+    from torch.nn.attention.bias import causal_lower_right
+
     if order is not None:
         keys, values = keys.index_select(1, order), values.index_select(1, order)
     rows, seen = len(queries), keys.shape[1]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,3 +77,8 @@ def test_cache_that_is_reserved_whole_counts_whole(
     monkeypatch.setattr(engine, "device", torch.device(device))
     second.complete(6, PARAMS, lambda: None)
     assert sum(session.num_bytes > 0 for session in (first, second)) == num_left
+
+
+def test_a_start_does_not_import_torchs_compiler():
+    code = "import sys, keyturn.engine.engine; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
