@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -85,7 +86,8 @@ class Decoder:
         assert isinstance(norm, Tensor), "a vector is never in blocks"
         self.norm, self.dtype, self.device = norm, norm.dtype, norm.device
         self._kernels = kernels = dispatch.choose(self.device)
-        self._is_triton = kernels.backend == "triton" and self.device.type == "cuda"
+        is_half = self.dtype in (torch.bfloat16, torch.float16)  # what the kernels multiply
+        self._is_triton = kernels.backend == "triton" and self.device.type == "cuda" and is_half
         self._embedding = tensors.pop("model.embed_tokens.weight")
         head = tensors.pop("lm_head.weight", self._embedding)
         self.head = kernels.head(head, self.dtype)
@@ -93,15 +95,17 @@ class Decoder:
         self.layers = [_layer(*source, kernels, self.dtype) for source in sources]
         self._whole_step: CpuStep | None = None
         if kernels.whole_step is not None:
-            self._whole_step = kernels.whole_step(
-                [_step_layer(*source) for source in sources],
-                self.norm,
-                head,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                eps=config.norm_eps,
-                interleaved=config.rope_interleaved,
-            )
+            # A shape that the C library cannot read is served by torch.
+            with contextlib.suppress(ValueError):
+                self._whole_step = kernels.whole_step(
+                    [_step_layer(*source) for source in sources],
+                    self.norm,
+                    head,
+                    num_heads=config.num_heads,
+                    num_kv_heads=config.num_kv_heads,
+                    eps=config.norm_eps,
+                    interleaved=config.rope_interleaved,
+                )
 
     @torch.inference_mode()
     def forward(
@@ -146,8 +150,8 @@ class Decoder:
     def warm_up(self, capacity: int) -> None:
         """Run every kind of pass once over a cache of that capacity, so that all is compiled.
 
-        Minutes of a first keystroke become seconds of loading; what Triton compiled it keeps on the
-        disk for the next time.
+        Otherwise the first keystrokes would wait for it. Triton keeps what it compiled on the disk
+        for the next start.
         """
         cache = KVCache(self.config, capacity, self.dtype, self.device)
         rows = min(capacity, _FEW_ROWS + 1)
