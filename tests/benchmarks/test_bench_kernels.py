@@ -27,7 +27,17 @@ CPU = torch.device("cpu")
 
 
 def run(monkeypatch, capsys, *options):
-    given = ["bench_kernels.py", "--tiny", "--device", "cpu", "--repeats", "2", *options]
+    given = [
+        "bench_kernels.py",
+        "--only",
+        "rope_shift",
+        "--tiny",
+        "--device",
+        "cpu",
+        "--repeats",
+        "2",
+        *options,
+    ]
     monkeypatch.setattr(sys, "argv", given)
     bench_kernels.main()
     return capsys.readouterr().out.splitlines()
