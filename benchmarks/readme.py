@@ -84,9 +84,10 @@ def newest(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         run = json.loads(line)
         layout = f" --layout {run['layout']}" if "layout" in run else ""
-        found = [name for name in ("rope_shift", "matmul", "slot_attention") if name in run]
-        sections = f" --only {' '.join(found)}" if found else ""
-        runs[run["benchmark"] + layout + sections] = run
+        sections = ("rope_shift", "matmul", "slot_attention", "dependency_record")
+        found = [name for name in sections if name in run]
+        only = f" --only {' '.join(found)}" if found else ""
+        runs[run["benchmark"] + layout + only] = run
     yield from runs.items()
 
 
