@@ -63,12 +63,6 @@ class CapturedPass:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Tensor | None = None
 
-    def release(self) -> None:
-        """Give the graph's memory back; the next pass captures again."""
-        if self._graph is not None:
-            self._graph.reset()
-        self._graph = self._result = None
-
     def _run(self, *inputs: Slots | list[int]) -> Tensor:
         """Copy the inputs, in a row, and compute; the next pass overwrites the result."""
         if self._copied is not None:

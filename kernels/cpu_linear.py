@@ -91,8 +91,8 @@ def choose_plan(
 class CpuLinear:
     """A projection on the CPU; attributes as in `Linear`.
 
-    Nothing is packed before the first product that needs it, or before `pack`. A dense matrix that
-    is packed is not kept beside it.
+    Nothing is packed before the first product that needs it. A dense matrix that is packed is not
+    kept beside it.
     """
 
     def __init__(self, matrix: Matrix, bias: Tensor | None, plan: CpuPlan) -> None:
@@ -109,13 +109,6 @@ class CpuLinear:
         self._bias = None if bias is None else bias.to(plan.dtype)
         self._dense: Tensor | None = None
         self._int4: tuple[Tensor, Tensor] | None = None
-
-    def pack(self, num_rows: int) -> None:
-        """Make what products of so many rows need, if it is not there yet."""
-        if num_rows <= self._max_int4_rows:
-            self._int4_weight()
-        else:
-            self._dense_weight()
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """Multiply, as `Linear` says; what is returned in float32 was rounded to `x.dtype`."""

@@ -191,12 +191,3 @@ def test_only_one_row_at_the_last_position_sees_every_slot():
     assert sees_every_slot(cache, np.array([3]))
     assert not sees_every_slot(cache, np.array([2]))
     assert not sees_every_slot(cache, np.array([2, 3]))
-
-
-def test_a_released_graph_steps_again():
-    decoder = decoder_of(torch.bfloat16)
-    cache = filled(decoder, 4)
-    graph = DecodeGraph(decoder, cache, kernels("triton"))
-    before = graph.step(3).clone()
-    graph.release()
-    assert torch.equal(graph.step(3), before)

@@ -143,25 +143,25 @@ def test_a_dense_matrix_is_not_kept_beside_its_ordered_copy(plan):
     linear = CpuLinear(matrix, None, plan)
     del matrix
     assert kept() is not None
-    linear.pack(64)
+    linear(torch.randn(64, 96).to(plan.dtype))
     gc.collect()
     if plan.is_prepacked:
         assert kept() is None
     assert linear(torch.randn(2, 96).to(plan.dtype)).shape == (2, 64)
 
 
-def test_pack_makes_what_the_rows_need_and_makes_it_once(monkeypatch):
+def test_weights_are_packed_as_the_rows_need_and_once(monkeypatch):
     made = []
     real = cpu_linear.values_of
     monkeypatch.setattr(cpu_linear, "values_of", lambda *given: made.append(1) or real(*given))
     linear = CpuLinear(blocks("Q4_1", 48, 64), None, CpuPlan(torch.bfloat16, 4, False, ""))
-    linear.pack(4)
+    linear(torch.randn(4, 64).bfloat16())
     assert linear._int4 is not None and linear._dense is None
     packed = linear._int4
-    linear.pack(1)
+    linear(torch.randn(1, 64).bfloat16())
     assert linear._int4 is packed and not made
-    linear.pack(5)
-    linear.pack(64)
+    linear(torch.randn(5, 64).bfloat16())
+    linear(torch.randn(64, 64).bfloat16())
     linear(torch.randn(9, 64).bfloat16())
     assert len(made) == 1
 
