@@ -23,6 +23,8 @@ TABLE = ROOT / "kernels" / "matmul_measured.py"
 _COPIES = 6
 _DOT_ROWS = 16
 _NEVER_DENSE = 65
+# About two for each multiprocessor.
+_MIN_PROGRAMS = 264
 
 Maker = Callable[[int, int, int, torch.device], Any]
 
@@ -107,15 +109,15 @@ def _gemv_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator
     units = num_in // (32 if kind[0] == "b" else 128 // int(kind[1:]))
     if is_tiny:
         return
-    # Pipelined loads (3 stages) cost shared memory and instructions; without, many programs hide
-    # the latency. Which wins depends on the shape.
-    for block_n, num_warps, stages in itertools.product((2, 4, 8, 16), (1, 2, 4), (1, 3)):
-        if stages == 3 and (kind[0] == "b" or block_n > 4 or units <= 32 * num_warps):
-            continue  # nothing to pipeline, or more compilation than it has shown to be worth
+    # Larger and fewer programs read ahead over more steps; smaller and more of them fill the
+    # multiprocessors evenly. Which wins depends on the shape.
+    for block_n, num_warps, repeat in itertools.product((2, 4, 8, 16), (1, 2, 4), (1, 2, 3, 4, 8)):
         if block_n == 16 and (kind[0] == "q" or num_out < 8192):
             continue  # registers
+        if repeat > 1 and (kind[0] == "b" or num_out < block_n * repeat * _MIN_PROGRAMS):
+            continue
         if 32 * (num_warps // 2) < units:
-            yield GemvTile(block_n, 32 * num_warps, num_warps, stages)
+            yield GemvTile(block_n, 32 * num_warps, num_warps, repeat)
 
 
 def _dot_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator[DotTile]:

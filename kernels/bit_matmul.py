@@ -120,7 +120,7 @@ def gemv(rows: Tensor, weight: BitWeight, bias: Tensor | None, out: Tensor, tile
         ROWS=len(rows),
         BLOCK_N=tile.block_n,
         BLOCK_U=tile.block_u,
-        STAGES=tile.num_stages,
+        STAGES=1,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
     )
 

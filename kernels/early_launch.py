@@ -39,20 +39,6 @@ def wait_for_inputs(EARLY: tl.constexpr):
         tl.extra.cuda.gdc_wait()
 
 
-@triton.jit
-def prefetch(pointers, EARLY: tl.constexpr):
-    """Bring lines that no kernel writes into the second-level cache before the wait."""
-    if EARLY:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [pointers.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
 def early(x: Tensor) -> dict[str, Any]:
     """Return the arguments of a launch on that tensor's device: early where that is possible."""
     return _arguments(x.device, os.environ.get(VARIABLE, "0"))

@@ -21,12 +21,15 @@ _IN_FLIGHT = 4 << 20
 
 
 class GemvTile(NamedTuple):
-    """Output features and units (16 bytes a row; bit planes: words) a program takes at a time."""
+    """Output features and units (16 bytes a row; bit planes: words) a program takes at a time.
+
+    It does so for `repeat` times `block_n` features, one after another, and reads ahead.
+    """
 
     block_n: int
     block_u: int
     num_warps: int
-    num_stages: int
+    repeat: int
 
 
 class DotTile(NamedTuple):

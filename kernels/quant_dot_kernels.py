@@ -46,7 +46,7 @@ def dense_tile(
     """
     UNIT: tl.constexpr = 128 // BITS
     packed, scale, minimum = load_units(
-        words, scales, minimums, first_n, start, n, k, BITS, GROUP, ASYM, BLOCK_N, BLOCK_U
+        words, scales, minimums, first_n, n, start, n, k, BITS, GROUP, ASYM, BLOCK_N, BLOCK_U
     )
     pair0 = _value_pair(packed, n, scale, minimum, 0, BITS, GROUP, ASYM, dtype)
     pair1 = _value_pair(packed, n, scale, minimum, 1, BITS, GROUP, ASYM, dtype)

@@ -58,7 +58,7 @@ def gemv(
 ) -> None:
     """Launch the kernel for 1 to 4 rows; `out` is as `fusion.new_output` makes it."""
     num_out, num_in = weight.shape
-    gemv_kernel[(triton.cdiv(num_out, tile.block_n),)](
+    gemv_kernel[(triton.cdiv(num_out, tile.block_n * tile.repeat),)](
         rows,
         weight.words,
         weight.scales,
@@ -68,6 +68,7 @@ def gemv(
         num_out,
         num_in,
         rows.stride(0),
+        tile.repeat,
         BITS=weight.bits,
         GROUP=_scale_group(weight),
         ASYM=weight.minimums is not None,
@@ -75,7 +76,6 @@ def gemv(
         ROWS=len(rows),
         BLOCK_N=tile.block_n,
         BLOCK_U=tile.block_u,
-        STAGES=tile.num_stages,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
         **early(rows),
         **({} if fusion is PLAIN else fusion.arguments(out)),

@@ -89,11 +89,11 @@ def case(shape, fused, rows=1):
     constants = {"HAS_BIAS": True, "NORM": fused in ("gated", "cache"), "GATED": fused == "gated"}
     constants |= {"HAS_RESIDUAL": fused == "residual", "INTERLEAVED": False, "ROWS": rows}
     constants |= heads if fused == "cache" else dict.fromkeys(heads, 0)
-    constants |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_u * kernel.UNIT, "STAGES": 1}
+    constants |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_u * kernel.UNIT}
     return Case(
         "keyturn.kernels.dense_kernels",
         "dense_gemv_kernel",
-        types | dict.fromkeys(("n", "k", "x_stride", "num_slots"), "i32"),
+        types | dict.fromkeys(("n", "k", "x_stride", "repeat", "num_slots"), "i32"),
         constants,
         ["k", "x_stride"],
         {"num_warps": tile.num_warps},

@@ -22,7 +22,7 @@ FORMATS = [  # bits, group (0: one scale a row), symmetric
     (8, 0, True),
 ]
 # The interpreter likes few large programs; a GPU would run out of registers.
-GEMV = GemvTile(block_n=32 if IS_INTERPRETED else 4, block_u=32, num_warps=1, num_stages=1)
+GEMV = GemvTile(block_n=32 if IS_INTERPRETED else 4, block_u=32, num_warps=1, repeat=2)
 DOT = DotTile(block_n=32, block_u=8, split=3, num_warps=4, num_stages=2)
 # Norm of the difference over norm of the expected. gemv multiplies exact weights; dot and dense
 # round each to the activations' dtype, and the interpreter rounds bf16 towards zero.
@@ -177,13 +177,13 @@ def test_kernels_compile_for_gpus_that_are_not_here():
         unit = 128 // bits
         tile = default_plan(f"q{bits}", 4096, 4096)
         for rows in (1, 4) if group == 32 else (1,):
-            constants = {"ROWS": rows, "BLOCK_N": tile.gemv.block_n, "STAGES": 1, "HAS_BIAS": True}
+            constants = {"ROWS": rows, "BLOCK_N": tile.gemv.block_n, "HAS_BIAS": True}
             constants["BLOCK_U"] = tile.gemv.block_u
             cases.append(
                 Case(
                     "keyturn.kernels.quant_kernels",
                     "gemv_kernel",
-                    {"x": "*bf16", "out": "*bf16"} | pointers | sizes,
+                    {"x": "*bf16", "out": "*bf16", "repeat": "i32"} | pointers | sizes,
                     shared | constants,
                     ["k", "x_stride"],
                     {"num_warps": tile.gemv.num_warps},

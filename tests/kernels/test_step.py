@@ -185,11 +185,11 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     types = dict.fromkeys(halves, "*bf16") | dict.fromkeys(("slots", "positions"), "*i64")
     types |= {"words": "*i32", "scales": "*fp16", "minimums": "*fp16", "cos": "*fp32"}
     types |= {"sin": "*fp32", "eps": "fp32"}
-    types |= dict.fromkeys(("n", "k", "x_stride", "num_slots"), "i32")
+    types |= dict.fromkeys(("n", "k", "x_stride", "repeat", "num_slots"), "i32")
     heads = {"NUM_HEADS": 12, "NUM_KV_HEADS": 2, "HEAD_DIM": 128, "HALF": 64}
     for gated in (False, True):
         constants = {"BITS": 4, "GROUP": 32, "ASYM": False, "HAS_BIAS": True, "ROWS": 1}
-        constants |= {"BLOCK_N": 4, "BLOCK_U": 64, "STAGES": 1, "NORM": True, "GATED": gated}
+        constants |= {"BLOCK_N": 4, "BLOCK_U": 64, "NORM": True, "GATED": gated}
         constants |= {"HAS_RESIDUAL": False, "INTERLEAVED": False}
         constants |= dict.fromkeys(heads, 0) if gated else heads
         cases.append(
