@@ -96,8 +96,14 @@ def rope_shift_kernel(
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
 ) -> None:
-    """Turn ROWS slots of HEADS heads; the grid is (row blocks, head blocks)."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """Turn ROWS slots of HEADS heads.
+
+    The grid is row blocks times head blocks. Programs that follow each other turn the same slots of
+    all heads: their angles then come from memory once, however many slots there are.
+    """
+    num_head_blocks = tl.cdiv(num_heads, HEADS)
+    first_head = tl.program_id(0) % num_head_blocks * HEADS
+    rows = tl.program_id(0) // num_head_blocks * ROWS + tl.arange(0, ROWS)
     is_listed = rows < num_rows
     slot = tl.load(slots + rows, mask=is_listed, other=0)
     listed = is_listed[:, None]
@@ -110,7 +116,7 @@ def rope_shift_kernel(
     in_head = (slot * HEAD_DIM)[:, None]
     stride = tl.cast(num_slots, tl.int64) * HEAD_DIM
     for number in range(HEADS):
-        head = tl.program_id(1) * HEADS + number
+        head = first_head + number
         if head < num_heads:
             source = unrotated + head * stride + in_head
             target = rotated + head * stride + in_head

@@ -80,9 +80,9 @@ def turn(
     if not len(slots) or not num_heads:
         return
     constants = _constants(head_dim, cos.shape[-1], unrotated.itemsize, tile)
-    grid = (triton.cdiv(len(slots), constants["ROWS"]), triton.cdiv(num_heads, tile.heads))
+    num_programs = triton.cdiv(len(slots), constants["ROWS"]) * triton.cdiv(num_heads, tile.heads)
     with torch.cuda.device_of(unrotated):
-        rope_shift_kernel[grid](
+        rope_shift_kernel[(num_programs,)](
             unrotated,
             rotated,
             slots,
