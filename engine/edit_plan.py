@@ -22,7 +22,9 @@ Hashes = NDArray[np.uint32]
 # those rows saw another text, and to recompute a few costs little.
 _SHORTEST_RUN = 16
 # Of the hash: odd, and otherwise of no meaning.
-_FACTORS = (np.uint32(0x9E3779B1), np.uint32(0x85EBCA77))
+_FACTORS = tuple(map(np.uint32, (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)))
+# Of so many tokens a sample of runs is tried first: those with hashes below this, one in 64.
+_MANY, _SAMPLED_BELOW = 2048, np.uint32(1 << 26)
 
 _NO_ROWS: Ints = np.empty(0, dtype=np.int64)
 
@@ -56,8 +58,9 @@ def match_rows(resident: Sequence[Ints], wanted: Sequence[Ints]) -> list[Run]:
         recomputed. Short runs, and all runs of a side of which most is new, stay only where they
         are.
 
-    Cost: linear in the tokens compared, which is the window and never the file; the stretch between
-    the first and the last difference of a side costs a sort more.
+    Cost: linear in the tokens compared, which is the window and never the file. The stretch between
+    the first and the last difference of a side is hashed; what a sample of it leaves unmatched, as
+    a rule little, is sorted.
     """
     found: list[Run] = []
     old_start = new_start = 0
@@ -85,7 +88,7 @@ def moved_rows(runs: Sequence[Run], order: Ints, positions: Ints) -> tuple[Ints,
     Returns:
         The slots, (n,), and the position that each is to have, (n,).
     """
-    slots, targets = [_NO_ROWS], [_NO_ROWS]
+    slots, targets = [], []
     for source, at, length in runs:
         of_run = order[source : source + length]
         # Positions ascend: without a gap among them all are in their place, or none.
@@ -97,33 +100,32 @@ def moved_rows(runs: Sequence[Run], order: Ints, positions: Ints) -> tuple[Ints,
         is_moved = positions[of_run] != target if has_gap else slice(None)
         slots.append(of_run[is_moved])
         targets.append(target[is_moved])
-    return np.concatenate(slots), np.concatenate(targets)
+    return _joined(slots), _joined(targets)
 
 
 def rows_between(spans: Sequence[tuple[int, int]], end: int) -> Ints:
     """Return the numbers 0 .. end - 1 that ascending (start, length) spans leave out."""
-    between, reached = [_NO_ROWS], 0
+    between, reached = [], 0
     for start, length in [*spans, (end, 0)]:
-        between.append(np.arange(reached, start))
+        if start > reached:
+            between.append(np.arange(reached, start))
         reached = start + length
-    return np.concatenate(between)
+    return _joined(between)
+
+
+def _joined(parts: list[Ints]) -> Ints:
+    # One part, which is nearly all rows after most edits, is not copied.
+    return parts[0] if len(parts) == 1 else np.concatenate([_NO_ROWS, *parts])
 
 
 def _common_runs(old: Ints, new: Ints) -> list[Run]:
     """Return the runs that agree, increasing in both."""
     head = common_prefix(old, new)
-    tail = common_prefix(old[head:][::-1], new[head:][::-1])
-    runs = [Run(0, 0, head)]
+    tail = _common_suffix(old[head:], new[head:])
     old_end, new_end = len(old) - tail, len(new) - tail
-    old_at = new_at = head
-    for old_anchor, new_anchor in _anchors(old[head:old_end], new[head:new_end]):
-        old_anchor, new_anchor = old_anchor + head, new_anchor + head
-        if old_anchor < old_at or new_anchor < new_at:
-            continue  # inside the run that an earlier anchor grew into
-        back = common_prefix(old[old_at:old_anchor][::-1], new[new_at:new_anchor][::-1])
-        length = back + common_prefix(old[old_anchor:old_end], new[new_anchor:new_end])
-        runs.append(Run(old_anchor - back, new_anchor - back, length))
-        old_at, new_at = old_anchor - back + length, new_anchor - back + length
+    runs = [Run(0, 0, head)]
+    for source, at, length in _anchored_runs(old[head:old_end], new[head:new_end]):
+        runs.append(Run(head + source, head + at, length))
     runs.append(Run(old_end, new_end, tail))
     return [run for run in runs if run.length]
 
@@ -136,21 +138,97 @@ def common_prefix(first: Ints, second: Ints) -> int:
     return at if length and differ[at] else length
 
 
-def _anchors(old: Ints, new: Ints) -> list[tuple[int, int]]:
+def _common_suffix(first: Ints, second: Ints) -> int:
+    """Return how many tokens two sequences share at their end."""
+    length = min(len(first), len(second))
+    differ = first[len(first) - length :] != second[len(second) - length :]
+    # Bytes are searched from the end faster than arrays.
+    return length - 1 - differ.tobytes().rfind(1)
+
+
+def _anchored_runs(old: Ints, new: Ints) -> list[Run]:
+    """Return the runs that grow from anchors, in increasing order."""
+    shortest = min(len(old), len(new))
+    if shortest < _SHORTEST_RUN:
+        return []
+    old_hashes, new_hashes = _hashes(old), _hashes(new)
+    runs = [Run(len(old), len(new), 0)]
+    if shortest >= _MANY:
+        # What agrees between edits is long and found by a sample, the same of either sequence.
+        old_at = np.flatnonzero(old_hashes < _SAMPLED_BELOW)
+        new_at = np.flatnonzero(new_hashes < _SAMPLED_BELOW)
+        runs = _grown(old, new, runs, _anchors(old_hashes, new_hashes, old_at, new_at, runs))
+    # Then all that lie in the gaps are tried.
+    reach = _SHORTEST_RUN - 1
+    old_spans = [(run.source - reach, run.length + reach) for run in runs[:-1]]
+    new_spans = [(run.at - reach, run.length + reach) for run in runs[:-1]]
+    old_at = rows_between(old_spans, len(old_hashes))
+    new_at = rows_between(new_spans, len(new_hashes))
+    return _grown(old, new, runs, _anchors(old_hashes, new_hashes, old_at, new_at, runs))[:-1]
+
+
+def _grown(old: Ints, new: Ints, runs: list[Run], anchors: list[tuple[int, int]]) -> list[Run]:
+    """Return runs together with those that grow from anchors before or between them.
+
+    Args:
+        old: the one sequence.
+        new: the other.
+        runs: in increasing order; the last one ends both sequences.
+        anchors: in increasing order, each in one gap.
+    """
+    found: list[Run] = []
+    old_at = new_at = number = 0  # the end of the last one found; how many of `runs` are among them
+    for old_anchor, new_anchor in anchors:
+        while runs[number].source <= old_anchor:
+            found.append(runs[number])
+            old_at, new_at = _end(found[-1])
+            number += 1
+        if old_anchor < old_at or new_anchor < new_at:
+            continue  # inside the run that an earlier anchor grew into
+        old_end, new_end, _ = runs[number]
+        back = _common_suffix(old[old_at:old_anchor], new[new_at:new_anchor])
+        length = back + common_prefix(old[old_anchor:old_end], new[new_anchor:new_end])
+        found.append(Run(old_anchor - back, new_anchor - back, length))
+        old_at, new_at = _end(found[-1])
+    return found + runs[number:]
+
+
+def _end(run: Run) -> tuple[int, int]:
+    return run.source + run.length, run.at + run.length
+
+
+def _anchors(
+    old_hashes: Hashes, new_hashes: Hashes, old_at: Ints, new_at: Ints, runs: list[Run]
+) -> list[tuple[int, int]]:
     """Return pairs of places where runs unique in both sequences agree, in increasing order.
 
     Patience diff: the unique common runs, of which the longest increasing sequence is kept. Of runs
     that follow one another in both sequences the first and the last may stand for all.
+
+    Args:
+        old_hashes: the hash of each run in a sequence.
+        new_hashes: likewise.
+        old_at: the places of those to be tried, ascending.
+        new_at: likewise.
+        runs: what is already found; a pair lies in one gap before or between them.
     """
-    size = _SHORTEST_RUN
-    if len(old) < size or len(new) < size:
+    if not len(old_at) or not len(new_at):
         return []
-    old_at, new_at = _unique_pairs(_hashes(old), _hashes(new))
-    if (np.diff(new_at) > 0).all():  # nothing crosses: all are in the sequence
-        breaks = (np.diff(old_at) != 1) | (np.diff(new_at) != 1)
-        is_end = np.concatenate([[True], breaks]) | np.concatenate([breaks, [True]])
-        old_at, new_at = old_at[is_end[: len(old_at)]], new_at[is_end[: len(new_at)]]
-    return _longest_increasing(list(zip(old_at.tolist(), new_at.tolist(), strict=True)))
+    old_pair, new_pair = _unique_pairs(old_hashes[old_at], new_hashes[new_at])
+    old_at, new_at = old_at[old_pair], new_at[new_pair]
+    if len(runs) > 1:
+        sources, ats, _ = np.transpose(runs)
+        in_one_gap = np.searchsorted(sources, old_at) == np.searchsorted(ats, new_at)
+        old_at, new_at = old_at[in_one_gap], new_at[in_one_gap]
+    old_steps, new_steps = old_at[1:] - old_at[:-1], new_at[1:] - new_at[:-1]
+    crosses = (new_steps < 0).any()
+    if not crosses:  # all are in the sequence
+        is_break = np.ones(len(old_at) + 1, dtype=bool)
+        np.not_equal(old_steps | new_steps, 1, out=is_break[1:-1])  # not 1 in both
+        is_end = is_break[:-1] | is_break[1:]
+        old_at, new_at = old_at[is_end], new_at[is_end]
+    pairs = list(zip(old_at.tolist(), new_at.tolist(), strict=True))
+    return _longest_increasing(pairs) if crosses else pairs
 
 
 def _hashes(ids: Ints) -> Hashes:
@@ -161,10 +239,8 @@ def _hashes(ids: Ints) -> Hashes:
     """
     # 32 bits: processors multiply eight of these at once, and they are sorted in two passes.
     hashes, length = ids.astype(np.uint32), 1
-    while length < _SHORTEST_RUN:
-        # Odd factors lose nothing modulo 2^32; the shift lets high bits count among the low ones.
-        hashes = hashes[:-length] * _FACTORS[0] + hashes[length:] * _FACTORS[1]
-        hashes ^= hashes >> np.uint32(15)
+    for factor in _FACTORS:
+        hashes = hashes[:-length] * factor + hashes[length:]
         length *= 2
     return hashes
 

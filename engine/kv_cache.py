@@ -72,6 +72,7 @@ class KVCache:
         self._num_touched = 0
         self._fills: dict[str, float] = {}
         self._records: dict[str, NDArray] = {}
+        self._order: Slots | None = None
         self.add_record("token_ids", np.int64, -1)
         self.add_record("positions", np.int64, -1)
 
@@ -97,14 +98,13 @@ class KVCache:
         return self.record("positions")
 
     def by_position(self) -> Slots:
-        """Return the slots in the order of their positions, (num_rows,)."""
-        positions = self.positions
-        if not len(positions) or (end := int(positions.max()) + 1) > 2 * self.capacity:
-            return np.argsort(positions)
-        # They are all different and hardly have gaps: ten times faster than to sort them.
-        slots = np.full(end, -1)
-        slots[positions] = np.arange(len(positions))
-        return slots if end == len(positions) else slots[slots >= 0]
+        """Return the slots in the order of their positions, (num_rows,), only to be read.
+
+        It is kept until rows come, go or turn.
+        """
+        if self._order is None:
+            self._order = _ascending(self.positions, 2 * self.capacity)
+        return self._order
 
     # Rows
 
@@ -120,7 +120,7 @@ class KVCache:
                 f"{end} tokens do not fit the cache's {self.capacity}; lower max_tokens or "
                 "window_tokens"
             )
-        self.num_rows = end
+        self.num_rows, self._order = end, None
         self._num_touched = max(self._num_touched, end)
         for name, values in self._records.items():
             values[start:end] = self._fills[name]
@@ -137,11 +137,12 @@ class KVCache:
         stays = np.ones(len(slots), dtype=bool)  # of the last rows, as many as are dropped
         stays[slots[slots >= kept] - kept] = False
         self._renumber(np.flatnonzero(stays) + kept, np.sort(slots[slots < kept]))
-        self.num_rows = kept
+        self.num_rows, self._order = kept, None
 
     def clear(self) -> None:
         """Drop every row."""
         self.num_rows = self.num_fresh = 0
+        self._order = None
 
     def _renumber(self, source: Slots, target: Slots) -> None:
         """Move rows to other slots: the one place where a slot's number changes."""
@@ -163,9 +164,10 @@ class KVCache:
         if not len(slots):
             return
         self._turn(slots, positions)  # first: a GPU works while the rest is noted here
-        lowest = min(int(self.positions[slots].min()), int(positions.min()))
+        lowest = min(int(self.positions.take(slots).min()), int(positions.min()))
         self.num_fresh = min(self.num_fresh, lowest)
         self.positions[slots] = positions
+        self._order = None
 
     def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
         at, index = self._on_device(positions, slots)
@@ -251,3 +253,14 @@ class KVCache:
         # PyTorch does not give pinned memory to anyone else before it has been read.
         both = both.to(self._keys.device, non_blocking=True)
         return both[0, :count], both[1, :count]
+
+
+def _ascending(positions: NDArray[np.int64], limit: int) -> Slots:
+    """Return where positions, all different, lie in ascending order."""
+    count = len(positions)
+    if not count or (end := int(positions.max()) + 1) > limit:
+        return np.argsort(positions)
+    # They hardly have gaps: ten times faster than to sort them.
+    slots = np.empty(count, dtype=np.int64) if end == count else np.full(end, -1)
+    slots[positions] = np.arange(count)
+    return slots if end == count else slots[slots >= 0]

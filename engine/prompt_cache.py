@@ -128,6 +128,7 @@ class PromptCache:
             again = self._last_row() if is_final and at[-1] != self.num_tokens - 1 else _NO_ROWS
             logits = self._extend(self._token_ids[at], at, check, again)
             self._logits = logits if is_final else None
+        self._rows().by_position()  # for the next patch; a GPU is still at work
         self._is_patched = True
 
     def _place(self) -> Ints:
@@ -155,7 +156,7 @@ class PromptCache:
     def _runs(self, order: Slots) -> list[Run]:
         """Return which rows, counted in order of position, serve the prompt under the policy."""
         cache = self._rows()
-        resident_ids = cache.token_ids[order]
+        resident_ids = cache.token_ids.take(order)
         sides = cache.record("sides")
         if self._policy in ("full", "prefix"):
             length = common_prefix(resident_ids, self._token_ids)

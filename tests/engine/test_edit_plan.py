@@ -58,6 +58,23 @@ def test_several_edits_recompute_only_what_each_changed():
     assert all(row < 0 or old[row] == new[at] for at, row in enumerate(source))
 
 
+def test_run_too_short_for_the_sample_is_found_in_a_long_text():
+    old = list(range(6000))
+    new = [-1, -2, *old[1:3000], *[-3] * 9, *old[3010:3026], *[-4] * 9, *old[3040:5999], -5]
+    source = plan(old, new)
+    assert [row for row in source if row >= 0] == [
+        *range(1, 3000),
+        *range(3010, 3026),
+        *range(3040, 5999),
+    ]
+
+
+def test_moved_block_costs_itself_in_a_long_text():
+    old = list(range(6000))
+    new = [-1, *old[1:1000], *old[1100:4000], *old[1000:1100], *old[4000:5999], -2]
+    assert sum(row < 0 for row in plan(old, new)) == 102
+
+
 def test_text_that_crosses_to_the_other_side_is_recomputed():
     old_sides, new_sides = [0] * 20 + [1] * 20, [0] * 22 + [1] * 18
     source = plan(LONG, LONG, old_sides, new_sides)
@@ -80,6 +97,37 @@ def test_chance_agreement_of_two_texts_is_recomputed():
 def test_side_that_is_mostly_new_is_recomputed_but_for_what_stays():
     old, new = list(range(100)), [*range(20), *range(500, 600), *range(60, 100)]
     assert plan(old, new) == [*range(20), *[-1] * 140]
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 40), min_size=2, max_size=9))
+def test_edits_all_over_a_long_text_recompute_what_is_new(seed, lengths):
+    random = np.random.default_rng(seed)
+    old = random.integers(0, 1000, 5000)
+    starts = np.sort(random.choice(np.arange(0, 5000, 100), len(lengths), replace=False))
+    new, num_new, end = [], 0, 0
+    for start, length in zip(starts, lengths, strict=True):
+        new += old[end:start].tolist()
+        if length % 2:
+            new += [-1 - num for num in range(num_new, num_new + length)]
+            num_new += length
+        end = start if length % 3 else start + length
+    source = plan(old.tolist(), new + old[end:].tolist())
+    assert sum(row < 0 for row in source) == num_new
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    st.lists(st.integers(0, 5000), max_size=6),
+    st.lists(st.integers(0, 5000), max_size=6),
+)
+def test_matches_of_long_repetitive_texts_are_equal_tokens_in_order(period, old_marks, new_marks):
+    old, new = (np.resize(period, 4000 + 500 * number) for number in range(2))
+    for text, marks in ((old, old_marks), (new, new_marks)):
+        text[[mark % len(text) for mark in marks]] = 9
+    source = np.array(plan(old.tolist(), new.tolist()))
+    matched = np.flatnonzero(source >= 0)
+    assert (np.diff(source[matched]) > 0).all()
+    assert (old[source[matched]] == new[matched]).all()
 
 
 tokens = st.lists(st.integers(0, 5), max_size=60)

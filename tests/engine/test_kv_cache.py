@@ -154,6 +154,21 @@ def test_turn_makes_rows_stale_from_the_lowest_position_touched():
     assert cache.num_fresh == 7  # the inserted row saw only fresh ones; those after it are stale
 
 
+def test_order_follows_every_change():
+    cache = new_cache()
+    fill(cache, range(4), [3, 2, 0, 1])
+    assert cache.by_position().tolist() == [2, 3, 1, 0]
+    cache.turn(np.array([0]), np.array([9]))
+    cache.turn(np.array([1]), np.array([11]))
+    assert cache.by_position().tolist() == [2, 3, 0, 1]
+    cache.remove(np.array([2]))
+    assert cache.by_position().tolist() == [2, 0, 1]
+    fill(cache, [7], [0])
+    assert cache.by_position().tolist() == [3, 2, 0, 1]
+    cache.clear()
+    assert cache.by_position().tolist() == []
+
+
 def test_removing_the_last_rows_leaves_the_others_fresh():
     cache = new_cache()
     fill(cache, range(10), range(10))
