@@ -185,29 +185,24 @@ def _into(cache: Cache, turn: Run, is_interleaved: bool = False) -> Candidate:
     return Candidate(turn, lambda: cache.rotated, lambda: cache.rotated.fill_(nan), is_interleaved)
 
 
+def _shift(cache: Cache, order: Tensor, interleaved: bool) -> None:
+    """Turn slots in some order, each to the position of its own number."""
+    angles = (cache.cos, cache.sin, interleaved)
+    rope_shift.rope_shift(cache.unrotated, cache.rotated, order, order, *angles)
+
+
 def _ours(cache: Cache) -> Candidate:
-    angles = (cache.cos, cache.sin, False)
-    return _into(
-        cache, lambda: rope_shift.rope_shift(cache.unrotated, cache.rotated, cache.slots, *angles)
-    )
+    return _into(cache, lambda: _shift(cache, cache.slots, False))
 
 
 def _ours_interleaved(cache: Cache) -> Candidate:
-    angles = (cache.cos, cache.sin, True)
-    return _into(
-        cache,
-        lambda: rope_shift.rope_shift(cache.unrotated, cache.rotated, cache.slots, *angles),
-        is_interleaved=True,
-    )
+    return _into(cache, lambda: _shift(cache, cache.slots, True), is_interleaved=True)
 
 
 def _ours_shuffled(cache: Cache) -> Candidate:
     """Rows lie in any order after many edits; here in the worst one."""
     order = torch.randperm(len(cache.slots), device=cache.slots.device)
-    angles = (cache.cos[order], cache.sin[order], False)
-    return _into(
-        cache, lambda: rope_shift.rope_shift(cache.unrotated, cache.rotated, order, *angles)
-    )
+    return _into(cache, lambda: _shift(cache, order, False))
 
 
 def _eager(cache: Cache) -> Candidate:
@@ -297,7 +292,7 @@ def _sweep(
 
         def turn(tile: rope_shift.Tile = tile) -> None:
             keys = (cache.unrotated, cache.rotated)
-            rope_shift.turn(*keys, cache.slots, cache.cos, cache.sin, False, tile)
+            rope_shift.turn(*keys, cache.slots, cache.slots, cache.cos, cache.sin, False, tile)
 
         runs[str(tuple(tile))] = captured(turn, bench.device, calls)
     times = bench.measure(runs, calls)

@@ -115,11 +115,7 @@ class KVCache:
             ContextTooLong: the capacity is used up; nothing was changed.
         """
         start, end = self.num_rows, self.num_rows + len(token_ids)
-        if end > self.capacity:
-            raise ContextTooLong(
-                f"{end} tokens do not fit the cache's {self.capacity}; lower max_tokens or "
-                "window_tokens"
-            )
+        self._check_fits(end)
         self.num_rows, self._order = end, None
         self._num_touched = max(self._num_touched, end)
         for name, values in self._records.items():
@@ -127,6 +123,13 @@ class KVCache:
         self.token_ids[start:end] = token_ids
         self.positions[start:end] = positions
         return np.arange(start, end)
+
+    def _check_fits(self, num_tokens: int) -> None:
+        if num_tokens > self.capacity:
+            raise ContextTooLong(
+                f"{num_tokens} tokens do not fit the cache's {self.capacity}; lower max_tokens or "
+                "window_tokens"
+            )
 
     def remove(self, slots: Slots) -> None:
         """Drop rows; the last rows move into the holes. Rows at later positions become stale."""
@@ -160,9 +163,13 @@ class KVCache:
         """Give rows new positions: a pure rotation of their unrotated keys.
 
         Rows from the lowest old or new position on become stale.
+
+        Raises:
+            ContextTooLong: a position is past the capacity; nothing was changed.
         """
         if not len(slots):
             return
+        self._check_fits(int(positions.max()) + 1)
         self._turn(slots, positions)  # first: a GPU works while the rest is noted here
         lowest = min(int(self.positions.take(slots).min()), int(positions.min()))
         self.num_fresh = min(self.num_fresh, lowest)
@@ -171,9 +178,9 @@ class KVCache:
 
     def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
         at, index = self._on_device(positions, slots)
-        cos, sin = self.table.at(at)
+        table = self.table
         self._kernels.rope_shift(
-            self._unrotated, self._keys, index, cos, sin, self.table.interleaved
+            self._unrotated, self._keys, index, at, table.cos, table.sin, table.interleaved
         )
 
     # The forward pass

@@ -47,7 +47,7 @@ class Kernels:
 
     backend: str
     why: str
-    rope_shift: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, bool], None]
+    rope_shift: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], None]
     write_rows: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
     linear: Callable[[Matrix, Tensor | None, torch.dtype], Linear]
     head: Callable[[Matrix, torch.dtype], Linear]

@@ -37,7 +37,13 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tens
 
 
 def rope_shift(
-    unrotated: Tensor, rotated: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+    unrotated: Tensor,
+    rotated: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
 ) -> None:
     """Turn cached keys: write `rotated` at `slots` from `unrotated`, at the slots' new positions.
 
@@ -48,13 +54,15 @@ def rope_shift(
         unrotated: (num_layers, num_kv_heads, num_slots, head_dim), read at `slots`.
         rotated: the same shape and dtype, written at `slots`.
         slots: (n,) int64, unique.
-        cos: (n, rotary_dim / 2) float32, the new positions' cosines times the attention factor.
+        positions: (n,) int64, where each is to be; rows of the tables.
+        cos: (length, rotary_dim / 2) float32, every position's cosines times the attention factor.
         sin: like `cos`.
         interleaved: as in `apply_rotary`.
 
     Source: Positional Integrity Encoding, "Let the Code LLM Edit Itself When You Edit the Code",
     arXiv 2407.03157, section 3.
     """
+    cos, sin = cos[positions], sin[positions]
     # Layer by layer: one layer's keys stay in the processor's cache through all the steps.
     for layer in range(unrotated.shape[0]):
         keys = unrotated[layer].index_select(1, slots)

@@ -83,6 +83,7 @@ def rope_shift_kernel(
     unrotated: tl.tensor,
     rotated: tl.tensor,
     slots: tl.tensor,
+    positions: tl.tensor,
     cos: tl.tensor,
     sin: tl.tensor,
     num_rows: tl.tensor,
@@ -106,9 +107,10 @@ def rope_shift_kernel(
     rows = tl.program_id(0) // num_head_blocks * ROWS + tl.arange(0, ROWS)
     is_listed = rows < num_rows
     slot = tl.load(slots + rows, mask=is_listed, other=0)
+    position = tl.load(positions + rows, mask=is_listed, other=0)
     listed = is_listed[:, None]
     pairs = tl.arange(0, HALF_PAD)[None, :]
-    at = rows[:, None] * HALF + pairs
+    at = position[:, None] * HALF + pairs
     inside = listed & (pairs < HALF)
     c = tl.load(cos + at, mask=inside, other=0.0, eviction_policy="evict_last")
     s = tl.load(sin + at, mask=inside, other=0.0, eviction_policy="evict_last")

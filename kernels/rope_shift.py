@@ -51,23 +51,31 @@ _MANY_TILE = Tile(num_bytes=8192, heads=1, num_warps=4)
 
 
 def rope_shift(
-    unrotated: Tensor, rotated: Tensor, slots: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
+    unrotated: Tensor,
+    rotated: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
 ) -> None:
     """Turn cached keys in one launch for all layers and heads; see `reference.rope_shift`.
 
-    Slots that are not listed are neither read nor written.
+    Slots that are not listed are neither read nor written. Whether the tables have the positions is
+    not checked.
 
     Raises:
         ValueError: shapes, dtypes or memory layout are not as the reference asks, or a tensor is
             not contiguous.
     """
-    turn(unrotated, rotated, slots, cos, sin, interleaved, TURN_TILE)
+    turn(unrotated, rotated, slots, positions, cos, sin, interleaved, TURN_TILE)
 
 
 def turn(
     unrotated: Tensor,
     rotated: Tensor,
     slots: Tensor,
+    positions: Tensor,
     cos: Tensor,
     sin: Tensor,
     interleaved: bool,
@@ -76,6 +84,8 @@ def turn(
     """Do as `rope_shift` does, cut as `tile` says."""
     num_layers, num_kv_heads, num_slots, head_dim = unrotated.shape
     _check(unrotated, (rotated,), slots, cos, sin)
+    if positions.shape != slots.shape or positions.dtype != torch.int64:
+        raise ValueError(f"positions {tuple(positions.shape)} {positions.dtype} for the slots")
     num_heads = num_layers * num_kv_heads
     if not len(slots) or not num_heads:
         return
@@ -86,6 +96,7 @@ def turn(
             unrotated,
             rotated,
             slots,
+            positions,
             cos,
             sin,
             len(slots),
@@ -118,6 +129,8 @@ def write_rows(
     num_kv_heads, num_slots = rotated.shape[:2]
     num_heads = num_projected - 2 * num_kv_heads
     _check(unrotated, (rotated, values), slots, cos, sin)
+    if len(cos) != num_rows:
+        raise ValueError(f"angles of {len(cos)} rows for {num_rows} rows")
     if num_heads < 0 or qkv.dtype != rotated.dtype or not qkv.is_contiguous():
         raise ValueError(
             f"qkv {tuple(qkv.shape)} {qkv.dtype} must be contiguous, have {2 * num_kv_heads} heads "
@@ -176,11 +189,15 @@ def _check(unrotated: Tensor, others: tuple[Tensor, ...], slots: Tensor, *angles
                 f"caches differ: {tuple(unrotated.shape)} {unrotated.dtype} and "
                 f"{tuple(other.shape)} {other.dtype}"
             )
-    shape = (len(slots), angles[0].shape[-1])
+    shape = angles[0].shape
     for part in angles:
-        if part.dtype != torch.float32 or part.shape != shape or 2 * shape[1] > unrotated.shape[-1]:
+        if (
+            part.dtype != torch.float32
+            or part.shape != shape
+            or 2 * shape[-1] > unrotated.shape[-1]
+        ):
             raise ValueError(
-                f"angles {tuple(part.shape)} {part.dtype} must be ({len(slots)}, rotary_dim / 2) "
+                f"angles {tuple(part.shape)} {part.dtype} must be (positions, rotary_dim / 2) "
                 f"float32, rotary_dim at most {unrotated.shape[-1]}"
             )
     if slots.dtype != torch.int64:

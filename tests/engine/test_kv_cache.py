@@ -144,6 +144,16 @@ def test_append_beyond_capacity_is_an_error_and_changes_nothing():
     assert_consistent(cache)
 
 
+def test_turning_past_the_capacity_is_an_error_and_changes_nothing():
+    cache = new_cache(capacity=4)
+    fill(cache, range(3), range(3))
+    with pytest.raises(ContextTooLong, match="5 tokens"):
+        cache.turn(np.array([1, 2]), np.array([3, 4]))
+    assert_consistent(cache)
+    assert cache.positions.tolist() == [0, 1, 2]
+    assert cache.num_fresh == 3
+
+
 def test_turn_makes_rows_stale_from_the_lowest_position_touched():
     cache = new_cache()
     fill(cache, range(10), range(10))

@@ -258,7 +258,7 @@ def test_turned_key_equals_written_key_when_the_position_is_the_same():
     _, (unrotated, rotated, _) = run(model.step, inputs)
     turned = rotated.clone()
     slots, cos, sin = (inputs[name] for name in ("slots", "cos", "sin"))
-    reference.rope_shift(unrotated, turned, slots, cos, sin, False)
+    reference.rope_shift(unrotated, turned, slots, torch.arange(len(slots)), cos, sin, False)
     assert torch.equal(turned, rotated)
 
 

@@ -66,6 +66,14 @@ def guarded(*shape, device, dtype):
     return memory[guard : guard + size].view(shape), memory
 
 
+def shuffled(cos, sin):
+    """Positions, and tables in which they find the angles given in another order."""
+    positions = torch.randperm(len(cos), device=cos.device)
+    tables = torch.empty(2, *cos.shape, device=cos.device)
+    tables[:, positions] = torch.stack([cos, sin])
+    return positions, *tables
+
+
 def check_turn(ops, device, num_rows, num_kv_heads, head_dim, rotary_dim, dtype, interleaved):
     num_slots = num_rows + 5
     shape = (NUM_LAYERS, num_kv_heads, num_slots, head_dim)
@@ -75,7 +83,7 @@ def check_turn(ops, device, num_rows, num_kv_heads, head_dim, rotary_dim, dtype,
     unrotated[:, :, slots] = keys
     rotated, memory = guarded(*shape, device=device, dtype=dtype)
     cos, sin = angles(num_rows, rotary_dim, device)
-    ops.rope_shift(unrotated, rotated, slots, cos, sin, interleaved)
+    ops.rope_shift(unrotated, rotated, slots, *shuffled(cos, sin), interleaved)
     found, exact = rotated[:, :, slots], rotated_in_float64(keys, cos, sin, interleaved)
     assert ((found.double() - exact).abs() <= allowed(exact, keys)).all()
     assert torch.equal(found[..., rotary_dim:], keys[..., rotary_dim:])
@@ -103,7 +111,7 @@ def test_turned_keys_are_exact_to_one_rounding_for_any_head(
 def test_turning_no_rows_changes_nothing(ops, device):
     cache = random(2, 2, 4, 8, device=device)
     before, none = cache.clone(), torch.zeros(0, dtype=torch.int64, device=device)
-    ops.rope_shift(cache.clone(), cache, none, *angles(0, 8, device), False)
+    ops.rope_shift(cache.clone(), cache, none, none, *angles(3, 8, device), False)
     assert torch.equal(cache, before)
 
 
@@ -130,10 +138,10 @@ def test_turning_again_from_the_source_equals_turning_once(data):
         position_of.update(zip(slots, positions, strict=True))
         at, index = torch.tensor(positions, dtype=torch.int64), torch.tensor(slots).long()
         at, index = at.to(device), index.to(device)
-        rope_shift.rope_shift(unrotated, edited, index, cos[at], sin[at], interleaved)
+        rope_shift.rope_shift(unrotated, edited, index, at, cos, sin, interleaved)
     index = torch.tensor([*position_of], dtype=torch.int64, device=device)
     at = torch.tensor([*position_of.values()], dtype=torch.int64, device=device)
-    rope_shift.rope_shift(unrotated, once, index, cos[at], sin[at], interleaved)
+    rope_shift.rope_shift(unrotated, once, index, at, cos, sin, interleaved)
     assert torch.equal(edited, once)
 
 
@@ -181,7 +189,7 @@ def test_a_written_key_is_the_turned_key_bit_by_bit(ops, device, dtype, interlea
     unrotated, rotated, values = torch.zeros(3, 2, 20, 64, device=device, dtype=dtype)
     ops.write_rows(qkv, unrotated, rotated, values, slots, cos, sin, interleaved)
     turned = torch.zeros_like(rotated)[None]
-    ops.rope_shift(unrotated[None], turned, slots, cos, sin, interleaved)
+    ops.rope_shift(unrotated[None], turned, slots, *shuffled(cos, sin), interleaved)
     assert torch.equal(turned[0], rotated)
 
 
@@ -214,7 +222,9 @@ def test_a_row_may_come_twice_if_it_is_the_same(ops, device):
         ({"rotated": torch.zeros(1, 2, 4, 8).half()}, "caches differ"),
         ({"rotated": torch.zeros(1, 2, 8, 4).transpose(2, 3)}, "must be contiguous"),
         ({"slots": torch.zeros(3, dtype=torch.int32)}, "int32"),
-        ({"slots": torch.zeros(2, dtype=torch.int64)}, r"\(3, 4\)"),
+        ({"slots": torch.zeros(2, dtype=torch.int64)}, r"positions \(3,\)"),
+        ({"positions": torch.zeros(3, dtype=torch.int32)}, "int32"),
+        ({"sin": torch.zeros(4, 4)}, r"\(4, 4\)"),
         ({"cos": torch.zeros(3, 5), "sin": torch.zeros(3, 5)}, r"\(3, 5\)"),
         ({"cos": torch.zeros(3, 4).double()}, "float64"),
     ],
@@ -224,6 +234,7 @@ def test_tensors_that_do_not_fit_are_refused(changes, message):
         "unrotated": torch.zeros(1, 2, 4, 8),
         "rotated": torch.zeros(1, 2, 4, 8),
         "slots": torch.arange(3),
+        "positions": torch.arange(3),
         "cos": torch.zeros(3, 4),
         "sin": torch.zeros(3, 4),
     }

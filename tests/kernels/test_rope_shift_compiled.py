@@ -34,7 +34,8 @@ def dims(head_dim, rotary_dim, interleaved):
 
 
 def turn_case(head, dtype):
-    pointers = {"unrotated": f"*{dtype}", "rotated": f"*{dtype}", "slots": "*i64"}
+    pointers = {"unrotated": f"*{dtype}", "rotated": f"*{dtype}"}
+    pointers |= {"slots": "*i64", "positions": "*i64"}
     numbers = {"num_rows": "i32", "num_slots": "i32", "num_heads": "i32"}
     return Case(
         MODULE,
