@@ -78,7 +78,7 @@ def _copy(
 
 # The numbers of rows and slots change with every edit and document: a kernel compiled for one
 # serves all. Alignment does not suffer, every offset is a multiple of HEAD_DIM.
-@triton.jit(do_not_specialize=["num_rows", "num_slots", "num_heads"])
+@triton.jit(do_not_specialize=["num_rows", "num_slots", "num_heads", "turned_blocks"])
 def rope_shift_kernel(
     unrotated: tl.tensor,
     rotated: tl.tensor,
@@ -89,6 +89,7 @@ def rope_shift_kernel(
     num_rows: tl.tensor,
     num_slots: tl.tensor,
     num_heads: tl.tensor,
+    turned_blocks: tl.tensor,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
     HALF_PAD: tl.constexpr,
@@ -97,14 +98,17 @@ def rope_shift_kernel(
     ROWS: tl.constexpr,
     HEADS: tl.constexpr,
 ) -> None:
-    """Turn ROWS slots of HEADS heads.
+    """Turn ROWS slots of HEADS heads; the grid is row blocks times head blocks.
 
-    The grid is row blocks times head blocks. Programs that follow each other turn the same slots of
-    all heads: their angles then come from memory once, however many slots there are.
+    `turned_blocks` row blocks go through all heads before the next ones do: so many that memory
+    streams, so few that their angles stay in the second-level cache.
     """
+    number = tl.program_id(0)
     num_head_blocks = tl.cdiv(num_heads, HEADS)
-    first_head = tl.program_id(0) % num_head_blocks * HEADS
-    rows = tl.program_id(0) // num_head_blocks * ROWS + tl.arange(0, ROWS)
+    of_group = number % (turned_blocks * num_head_blocks)
+    first_block = number // (turned_blocks * num_head_blocks) * turned_blocks
+    first_head = of_group // turned_blocks * HEADS
+    rows = (first_block + of_group % turned_blocks) * ROWS + tl.arange(0, ROWS)
     is_listed = rows < num_rows
     slot = tl.load(slots + rows, mask=is_listed, other=0)
     position = tl.load(positions + rows, mask=is_listed, other=0)
@@ -117,8 +121,8 @@ def rope_shift_kernel(
     # int64 throughout: 32 layers of 32 heads pass 2^31 elements at 16,384 slots.
     in_head = (slot * HEAD_DIM)[:, None]
     stride = tl.cast(num_slots, tl.int64) * HEAD_DIM
-    for number in range(HEADS):
-        head = first_head + number
+    for offset in range(HEADS):
+        head = first_head + offset
         if head < num_heads:
             source = unrotated + head * stride + in_head
             target = rotated + head * stride + in_head

@@ -40,9 +40,9 @@ class Tile(NamedTuple):
         return max(1, self.num_bytes // (triton.next_power_of_2(head_dim) * itemsize))
 
 
-# The best of 45 for 32,768 slots on an H100, and 3 % off the best for 8,192: with few heads
-# a program the angles of many slots (16 MB) come from memory again for every group of heads.
-# `benchmarks/bench_kernels.py --sweep` tries others.
+# Slots that go through all heads together: their angles, 2 to 4 MB, stay in a second-level cache.
+_GROUPED_SLOTS = 8192
+# The best of 45 on an H100; `benchmarks/bench_kernels.py --only rope_shift --sweep` tries others.
 TURN_TILE = Tile(num_bytes=4096, heads=16, num_warps=8)
 # One layer's rows: few while decoding, where small programs start soonest; more in a prefill.
 _FEW_ROWS = 64
@@ -90,7 +90,10 @@ def turn(
     if not len(slots) or not num_heads:
         return
     constants = _constants(head_dim, cos.shape[-1], unrotated.itemsize, tile)
-    num_programs = triton.cdiv(len(slots), constants["ROWS"]) * triton.cdiv(num_heads, tile.heads)
+    row_blocks = triton.cdiv(len(slots), constants["ROWS"])
+    num_groups = triton.cdiv(len(slots), _GROUPED_SLOTS)
+    turned_blocks = triton.cdiv(row_blocks, num_groups)
+    num_programs = num_groups * turned_blocks * triton.cdiv(num_heads, tile.heads)
     with torch.cuda.device_of(unrotated):
         rope_shift_kernel[(num_programs,)](
             unrotated,
@@ -102,6 +105,7 @@ def turn(
             len(slots),
             num_slots,
             num_heads,
+            turned_blocks,
             INTERLEAVED=interleaved,
             HEADS=tile.heads,
             **constants,

@@ -99,6 +99,12 @@ def test_turned_keys_are_exact_to_one_rounding_for_any_number_of_rows(
     check_turn(ops, device, num_rows, num_kv_heads, 64, 64, torch.bfloat16, False)
 
 
+@pytest.mark.parametrize("num_rows", [39, 40, 41, 129])
+def test_turned_keys_are_exact_where_slots_are_many_groups(monkeypatch, device, num_rows):
+    monkeypatch.setattr(rope_shift, "_GROUPED_SLOTS", 20)
+    check_turn(rope_shift, device, num_rows, 3, 64, 64, torch.float32, False)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), HEADS)

@@ -36,7 +36,7 @@ def dims(head_dim, rotary_dim, interleaved):
 def turn_case(head, dtype):
     pointers = {"unrotated": f"*{dtype}", "rotated": f"*{dtype}"}
     pointers |= {"slots": "*i64", "positions": "*i64"}
-    numbers = {"num_rows": "i32", "num_slots": "i32", "num_heads": "i32"}
+    numbers = {"num_rows": "i32", "num_slots": "i32", "num_heads": "i32", "turned_blocks": "i32"}
     return Case(
         MODULE,
         "rope_shift_kernel",
