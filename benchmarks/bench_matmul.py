@@ -136,7 +136,7 @@ def _one_shape(
         weight = sets["q4"][0]
         moved = weight.num_bytes + 2 * num_rows * (num_in + num_out)
         plan = quant_matmul.plan_for(device, "q4", num_out, num_in)
-        path = quant_matmul.choose_path(None, num_rows, plan.max_gemv_rows, plan.min_dense_rows)
+        path = quant_matmul.choose_path(None, num_rows, plan, quant_matmul.takes_mma(weight))
         found.append(
             {
                 "shape": [num_out, num_in],

@@ -37,8 +37,8 @@ def tune(bench: Bench, models: list[str], table: Path) -> None:
                 print(f"{shape}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
                 continue
             plan = default_plan(dense_gemv.KIND, *shape)
-            limits = [plan.max_gemv_rows, plan.min_dense_rows]
-            entries[f"{shape[0]}x{shape[1]}"] = [list(tile), list(plan.dot), limits]
+            limits = [plan.max_gemv_rows, plan.max_mma_rows, plan.min_dense_rows]
+            entries[f"{shape[0]}x{shape[1]}"] = [list(tile), list(plan.mma), list(plan.dot), limits]
         matmul_tuning.write(measured, table)
 
 

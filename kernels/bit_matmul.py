@@ -39,7 +39,7 @@ def bit_matmul(
     """
     rows, out = prepare(x, weight, bias, out_dtype)
     plan = plan_for(x.device, f"b{weight.bits}", *weight.shape)
-    path = choose_path(path, len(rows), plan.max_gemv_rows, len(rows) + 1)
+    path = choose_path(path, len(rows), plan._replace(min_dense_rows=len(rows) + 1), False)
     if path == "gemv":
         for first in range(0, len(rows), GEMV_ROWS):
             last = first + GEMV_ROWS

@@ -67,7 +67,7 @@ def gemv(
 ) -> None:
     """Launch the kernel for 1 to 4 rows; `out` is as `fusion.new_output` makes it."""
     num_out, num_in = weight.shape
-    dense_gemv_kernel[(triton.cdiv(num_out, tile.block_n * tile.repeat),)](
+    dense_gemv_kernel[(triton.cdiv(num_out, tile.block_n),)](
         rows,
         weight,
         out if bias is None else bias,
@@ -75,7 +75,6 @@ def gemv(
         n=num_out,
         k=num_in,
         x_stride=rows.stride(0),
-        repeat=tile.repeat,
         HAS_BIAS=bias is not None,
         ROWS=len(rows),
         BLOCK_N=tile.block_n,

@@ -23,13 +23,21 @@ _IN_FLIGHT = 4 << 20
 class GemvTile(NamedTuple):
     """Output features and units (16 bytes a row; bit planes: words) a program takes at a time.
 
-    It does so for `repeat` times `block_n` features, one after another, and reads ahead.
+    With `ahead` it loads what comes next before it multiplies: what 1 says, 0 leaves to others.
     """
 
     block_n: int
     block_u: int
     num_warps: int
-    repeat: int
+    ahead: int
+
+
+class MmaTile(NamedTuple):
+    """Output features a program takes at a time, warps that share K, steps that loads are ahead."""
+
+    block_n: int
+    num_warps: int
+    ahead: int
 
 
 class DotTile(NamedTuple):
@@ -47,15 +55,22 @@ class Plan(NamedTuple):
 
     Attributes:
         gemv: tile of the path for few rows.
-        dot: tile of the tensor core path.
+        mma: tile of the tensor core path that keeps 4-bit weights in registers.
+        dot: tile of the tensor core path for all weights.
         max_gemv_rows: up to so many rows take gemv.
+        max_mma_rows: up to so many take mma, if the weight lets it.
         min_dense_rows: from so many rows on the weight is dequantised and multiplied by cuBLAS.
     """
 
     gemv: GemvTile
+    mma: MmaTile
     dot: DotTile
     max_gemv_rows: int
+    max_mma_rows: int
     min_dense_rows: int
+
+
+_NO_MMA = MmaTile(16, 4, 1)  # for what the path does not take
 
 
 def plan_for(device: torch.device, kind: str, num_out: int, num_in: int) -> Plan:
@@ -84,14 +99,14 @@ def choose_plan(gpu: str, kind: str, num_out: int, num_in: int) -> Plan:
         there = [int(part) for part in shape.split("x")]
         return math.dist([math.log(part) for part in there], [math.log(num_out), math.log(num_in)])
 
-    gemv, dot, limits = entries[min(entries, key=distance)]
-    return Plan(GemvTile(*gemv), DotTile(*dot), *limits)
+    gemv, mma, dot, limits = entries[min(entries, key=distance)]
+    return Plan(GemvTile(*gemv), MmaTile(*mma), DotTile(*dot), *limits)
 
 
 def default_plan(kind: str, num_out: int, num_in: int) -> Plan:
     """Return a plan that is sound on any GPU: enough programs to fill it, busy threads along K."""
     if kind == "d16":
-        return Plan(_dense_tile(num_out, num_in), DotTile(64, 16, 1, 4, 3), 4, 5)
+        return Plan(_dense_tile(num_out, num_in), _NO_MMA, DotTile(64, 16, 1, 4, 3), 4, 0, 5)
     unit = 32 if kind[0] == "b" else 128 // int(kind[1:])
     units = num_in // unit
     # Whole warps along K: with other tiles activations would pass through shared memory. Of the
@@ -99,11 +114,17 @@ def default_plan(kind: str, num_out: int, num_in: int) -> Plan:
     num_warps = max(
         (4, 2, 1), key=lambda warps: units / (32 * math.ceil(units / (32 * warps)) * warps)
     )
-    gemv = GemvTile(8 if num_out >= 8192 else 4, 32 * num_warps, num_warps, 1)
+    gemv = GemvTile(8 if num_out >= 8192 else 4, 32 * num_warps, num_warps, 0)
     # About two programs for each of some 130 multiprocessors.
     tiles, steps = math.ceil(num_out / 64), math.ceil(num_in / 128)
     split = min(8, _floor_power(256 // tiles), _floor_power(steps))
-    return Plan(gemv, DotTile(64, 128 // unit, split, 4, 3), 4, 65)
+    dot = DotTile(64, 128 // unit, split, 4, 3)
+    if kind != "q4":
+        return Plan(gemv, _NO_MMA, dot, 4, 0, 65)
+    # Some 2,000 warps, of which each has a few spans to go through.
+    warps = min(16, _floor_power(2048 * 16 // num_out), _floor_power(num_in // 384))
+    warps = max(2, warps)
+    return Plan(gemv, MmaTile(16, warps, 1 if warps >= 8 else 2), dot, 1, 16, 65)
 
 
 def _dense_tile(num_out: int, num_in: int) -> GemvTile:

@@ -20,9 +20,15 @@ _MIN_BLOCK_N = 16
 class QuantWeight:
     """4- or 8-bit codes with a scale for every group of columns.
 
-    A unit of 16 bytes (4 words, so 32 or 16 columns) is what one thread loads at once. Column
-    8t + 2i + b of a unit is code 2t + b of word i: eight neighbouring activations, one 16-byte
-    load, then meet the same two codes of four words, and one shift serves both 4-bit codes.
+    A unit of 16 bytes (4 words, so 32 or 16 columns) is what one thread loads at once.
+
+    8 bits: word i of a unit holds its columns 4i to 4i + 3, the first in the lowest bits.
+
+    4 bits: a word holds eight neighbouring columns, 16 bytes of activations: column 2q + b of them
+    in bits 4q + 16b to 4q + 16b + 3, so that one mask leaves a pair of neighbours, 16 bits apart.
+    Columns are dealt as a tensor core's operand is to threads: word i of unit t of a span, `span`
+    units, holds columns 8 (span * i + t) to 8 (span * i + t) + 7. In a span of four, 128 columns,
+    word i so belongs to the i-th group of 32.
 
     Attributes:
         words: (N, K * bits / 32) int32.
@@ -46,6 +52,11 @@ class QuantWeight:
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         return self.words.shape[0], self.words.shape[1] * (32 // self.bits)
+
+    @property
+    def span(self) -> int:
+        """Units of a span: 4 for 4 bits if groups, their fp16 scales and K let it, else 1."""
+        return _span(self.bits, self.shape[1], self.group, self.scales.dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -135,12 +146,12 @@ def pack_codes(
     if minimums is not None:
         if minimums.shape != scales.shape or minimums.dtype != scales.dtype:
             raise ValueError(f"minimums are {_told(minimums)}, scales {_told(scales)}")
-    if bits == 4:  # unit, t, i, b to unit, i, t: two codes a byte
-        pairs = codes.reshape(codes.shape[0], -1, 4, 4, 2)
-        packed = (pairs[..., 0] | pairs[..., 1] << 4).transpose(2, 3)
-    else:  # unit, t, i, b to unit, i, t, b
-        packed = codes.reshape(codes.shape[0], -1, 2, 4, 2).transpose(2, 3)
-    words = packed.reshape(codes.shape[0], -1).view(torch.int32)
+    packed = codes
+    if bits == 4:  # span, i, t, q, b to span, t, i, b, q: two codes a byte
+        span = _span(bits, codes.shape[1], group, scales.dtype)
+        nibbles = codes.reshape(codes.shape[0], -1, 4, span, 4, 2).permute(0, 1, 3, 2, 5, 4)
+        packed = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+    words = packed.reshape(codes.shape[0], -1).contiguous().view(torch.int32)
     return QuantWeight(words, scales, minimums, bits, group, _locks(codes))
 
 
@@ -148,9 +159,10 @@ def unpack_codes(weight: QuantWeight) -> Tensor:
     """Return the (N, K) uint8 codes of a packed weight."""
     packed = weight.words.view(torch.uint8)
     if weight.bits == 8:
-        return packed.reshape(packed.shape[0], -1, 4, 2, 2).transpose(2, 3).flatten(1)
-    units = packed.reshape(packed.shape[0], -1, 4, 4).transpose(2, 3)
-    return torch.stack([units & 15, units >> 4], -1).flatten(1)
+        return packed.clone()
+    nibbles = torch.stack([packed & 15, packed >> 4], -1)
+    nibbles = nibbles.reshape(packed.shape[0], -1, weight.span, 4, 2, 4)  # span, t, i, b, q
+    return nibbles.permute(0, 1, 3, 2, 5, 4).flatten(1)
 
 
 def pack_planes(codes: Tensor, scales: Tensor, bits: int) -> BitWeight:
@@ -234,6 +246,11 @@ def _positions(bits: int, plane: int) -> Tensor:
     column = torch.arange(32)
     per_word = 32 // spacing
     return (spacing * (column % per_word) + column // per_word + plane) % 32
+
+
+def _span(bits: int, num_in: int, group: int, scales: torch.dtype) -> int:
+    fits = num_in % 128 == 0 and (group in (32, 64) or group % 128 == 0)
+    return 4 if bits == 4 and fits and scales == torch.float16 else 1
 
 
 def _group(codes: Tensor, scales: Tensor, unit: int) -> int:

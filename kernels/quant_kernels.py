@@ -20,25 +20,25 @@ from .gemv_epilogue import norm_factor, store_row, weight_row
 
 
 @triton.jit
-def code_pair(words, n, T: tl.constexpr, BITS: tl.constexpr):
-    """Return codes 2T and 2T + 1 of every word as 256 + code and (4 bits: 16, 8 bits: 256) + code.
+def code_pair(words, n, P: tl.constexpr, BITS: tl.constexpr):
+    """Return the codes in bits 2 * P * BITS on and (2 * P + 1) * BITS on of every word.
 
-    Integer operations run at half the rate of multiply-adds, so one shift serves two 4-bit codes:
-    it puts them at bits 15 and 19, whose weight is 1 in the mantissa of 256 and of 16. Masking and
-    joining are one instruction if only one operand is an immediate: the powers are made to look
-    unknown until run time.
+    As 256 + code and (4 bits: 16, 8 bits: 256) + code. Integer operations run at half the rate of
+    multiply-adds, so one shift serves two 4-bit codes: it puts them at bits 15 and 19, whose weight
+    is 1 in the mantissa of 256 and of 16. Masking and joining are one instruction if only one
+    operand is an immediate: the powers are made to look unknown until run time.
     """
     base256 = tl.where(n > 0, 0x43800000, 0)
     base16 = tl.where(n > 0, 0x41800000, 0)
     if BITS == 4:
-        if 8 * T <= 15:
-            moved = words << (15 - 8 * T)
+        if 8 * P <= 15:
+            moved = words << (15 - 8 * P)
         else:
-            moved = words >> (8 * T - 15)
+            moved = words >> (8 * P - 15)
         low = (moved & 0x00078000) | base256
         high = (moved & 0x00780000) | base16
     else:
-        if T == 0:
+        if P == 0:
             low, high = words << 15, words << 7
         else:
             low, high = words >> 1, words >> 9
@@ -49,27 +49,26 @@ def code_pair(words, n, T: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def load_units(
-    words, scales, minimums, first_n, end_n, start, n, k, BITS: tl.constexpr, GROUP: tl.constexpr,
-    ASYM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    words, scales, minimums, first_n, start, n, k, BITS: tl.constexpr, GROUP: tl.constexpr,
+    ASYM: tl.constexpr, SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
     GATED: tl.constexpr = False, HEAD_DIM: tl.constexpr = 0, HALF: tl.constexpr = 0,
 ):  # fmt: skip
-    """Return words (BLOCK_N, BLOCK_U, 4), scales and minimums (BLOCK_N, BLOCK_U) from unit `start`.
+    """Return words (BLOCK_N, BLOCK_U * 4) from unit `start`, and what `word_scale` is made of.
 
     Loaded in shapes for which the compiler (3.6 to 3.9) gives all of them one layout: 16 bytes of
     a unit to a thread, neighbouring units to neighbouring threads. Then nothing passes through
     shared memory. Flat loads leave it no choice of order, and scales hide that they are
-    neighbours, or a thread would get several of one row. Zeros, without a load, from `end_n` on.
+    neighbours, or a thread would get several of one row.
     """
     UNIT: tl.constexpr = 128 // BITS
     num_words = (
         k // UNIT * 4
     )  # in this form known to be a multiple of 4, so that loads are 16 bytes
     rows = weight_row(first_n + tl.arange(0, BLOCK_N), n, GATED, HEAD_DIM, HALF)
-    num_there = tl.where(first_n < end_n, k, 0)
     at_word = start * 4 + tl.arange(0, BLOCK_U * 4)
     packed = tl.load(
         words + rows[:, None] * num_words + at_word[None, :],
-        mask=(at_word < num_there // UNIT * 4)[None, :],
+        mask=(at_word < num_words)[None, :],
         other=0,
         eviction_policy="evict_first",
     )
@@ -79,48 +78,79 @@ def load_units(
         flat = tl.arange(0, BLOCK_N * BLOCK_U)
         row = weight_row(first_n + flat // BLOCK_U, n, GATED, HEAD_DIM, HALF)
         unit = start + flat % BLOCK_U
-        inside = unit * UNIT < num_there
-        at = tl.max_contiguous(row * (k // GROUP) + unit * UNIT // GROUP, 1)
-        scale = tl.load(scales + at, mask=inside, other=0.0).to(tl.float32)
-        scale = tl.reshape(scale, [BLOCK_N, BLOCK_U])
+        # A span's scales come together: two or four in one integer.
+        TOGETHER: tl.constexpr = GROUP if GROUP > UNIT * SPAN else UNIT * SPAN
+        at = row * (k // TOGETHER) + unit // SPAN * (UNIT * SPAN) // TOGETHER
+        at = tl.max_contiguous(at, 1)
+        inside = unit * UNIT < k
+        scale = tl.reshape(tl.load(scales + at, mask=inside, other=0), [BLOCK_N, BLOCK_U])
         if ASYM:
-            minimum = tl.load(minimums + at, mask=inside, other=0.0).to(tl.float32)
+            minimum = tl.load(minimums + at, mask=inside, other=0)
             minimum = tl.reshape(minimum, [BLOCK_N, BLOCK_U])
-    return tl.reshape(packed, [BLOCK_N, BLOCK_U, 4]), scale, minimum
+    return packed, scale, minimum
 
 
 @triton.jit
-def _halves(x, at, inside):
-    """Return even and odd columns of eight that follow each other, in float32."""
+def word_scale(scale, I: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr):  # noqa: E741
+    """Return the scale, or minimum, of word I of every unit, (BLOCK_N, BLOCK_U) float32."""
+    if SPAN == 1 or GROUP >= 128:
+        return scale.to(tl.float32)
+    else:
+        bits = scale >> (16 * (I * 32 // GROUP))
+        return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _apart(octets):
+    """Return eight that follow each other, (1, BLOCK_U) each, in float32."""
+    even, odd = tl.split(tl.reshape(octets.to(tl.float32), [1, octets.shape[1], 2, 2, 2]))
+    a, b = tl.split(even)
+    x0, x4 = tl.split(a)
+    x2, x6 = tl.split(b)
+    a, b = tl.split(odd)
+    x1, x5 = tl.split(a)
+    x3, x7 = tl.split(b)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _octet(x, at, inside, gain, squares, NORM: tl.constexpr):
+    """Return eight neighbouring activations of every unit, times the gain, and sums of squares."""
     # Loaded as eight in a row, which is one 16-byte load a thread, and only then taken apart.
-    octets = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    return tl.split(tl.reshape(octets, [1, octets.shape[1], 4, 2]))
+    x0, x1, x2, x3, x4, x5, x6, x7 = _apart(tl.load(x + at, mask=inside, other=0.0))
+    if NORM:
+        squares = tl.fma(x3, x3, tl.fma(x2, x2, tl.fma(x1, x1, tl.fma(x0, x0, squares))))
+        squares = tl.fma(x7, x7, tl.fma(x6, x6, tl.fma(x5, x5, tl.fma(x4, x4, squares))))
+        x0, x1, x2, x3 = x0 * gain[0], x1 * gain[1], x2 * gain[2], x3 * gain[3]
+        x4, x5, x6, x7 = x4 * gain[4], x5 * gain[5], x6 * gain[6], x7 * gain[7]
+    return (x0, x1, x2, x3, x4, x5, x6, x7), squares
 
 
 @triton.jit
 def _row_step(
-    low, high, x, at, inside, even_gain, odd_gain, acc, offsets, squares,
-    LOW: tl.constexpr, HIGH: tl.constexpr, NORM: tl.constexpr,
+    low, high, x, acc, offset, total, P: tl.constexpr, W: tl.constexpr,
+    BITS: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
 ):  # fmt: skip
-    """Add one pair of codes times one row's activations; and what the offsets add, to subtract."""
-    even, odd = _halves(x, at, inside)
-    if NORM:
-        squares = tl.fma(odd, odd, tl.fma(even, even, squares))
-        even *= even_gain
-        odd *= odd_gain
-    acc = tl.fma(high, odd, tl.fma(low, even, acc))
-    return acc, tl.fma(odd, HIGH, tl.fma(even, LOW, offsets)), even + odd, squares
+    """Add pair P of codes times one row's activations; and what to subtract, and their sum.
+
+    `x` are the eight activations that this word, 8 bits: the W-th of two words, meets.
+    """
+    if BITS == 4:
+        a, b = x[4 * P % 8 + P // 2], x[4 * P % 8 + P // 2 + 2]
+    else:
+        a, b = x[4 * W + 2 * P], x[4 * W + 2 * P + 1]
+    acc = tl.fma(high, b, tl.fma(low, a, acc))
+    return acc, tl.fma(b, HIGH, tl.fma(a, LOW, offset)), total + (a + b)
 
 
 @triton.jit
-def _row_end(total, acc, offsets, sums, scale, minimum, GROUP: tl.constexpr, ASYM: tl.constexpr):
-    """Add one row's products of a step to its total, scaled if scales belong to groups."""
-    part = tl.sum(acc, 2) - tl.sum(offsets, 2)
+def _row_end(total, acc, offset, x_sum, scale, minimum, GROUP: tl.constexpr, ASYM: tl.constexpr):
+    """Add one row's products with a word to its total, scaled if scales belong to groups."""
     if GROUP == 0:
-        return total + part
-    total = tl.fma(part, scale, total)
+        return total + (acc - offset)
+    total = tl.fma(acc - offset, scale, total)
     if ASYM:
-        total = tl.fma(minimum, tl.sum(sums, 2), total)
+        total = tl.fma(minimum, x_sum, total)
     return total
 
 
@@ -131,11 +161,11 @@ def _row_value(total, squares, scale, k, eps, GROUP: tl.constexpr, NORM: tl.cons
     if GROUP == 0:
         value *= scale
     if NORM:
-        value *= norm_factor(squares, k, eps)
+        value *= norm_factor(squares[:, :, None], k, eps)
     return value
 
 
-@triton.jit(do_not_specialize=["repeat", "num_slots", "eps"])
+@triton.jit(do_not_specialize=["num_slots", "eps"])
 def gemv_kernel(
     x,  # (ROWS, k)
     words,
@@ -146,14 +176,15 @@ def gemv_kernel(
     n,
     k,
     x_stride,
-    repeat,
     BITS: tl.constexpr,
     GROUP: tl.constexpr,  # 0: one scale per output feature
     ASYM: tl.constexpr,
+    SPAN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,  # 1 to 4
     BLOCK_N: tl.constexpr,
     BLOCK_U: tl.constexpr,
+    AHEAD: tl.constexpr,  # whether a step's weights are loaded before the one before is multiplied
     gain=None,  # from here on: `fusion.Fusion`
     residual=None,
     unrotated=None,
@@ -186,136 +217,102 @@ def gemv_kernel(
     HIGH: tl.constexpr = (16.0 if BITS == 4 else 256.0) + ZERO
     APART: tl.constexpr = 0 if INTERLEAVED else HALF
     num_units = k // UNIT
-    first_n = tl.program_id(0) * (repeat * BLOCK_N)
-    end_n = tl.minimum(first_n + repeat * BLOCK_N, n)
+    first_n = tl.program_id(0) * BLOCK_N
     # No kernel writes weights: they may be on their way before this one's inputs are there.
     packed, scale, minimum = load_units(
-        words, scales, minimums, first_n, end_n, 0, n, k,
-        BITS, GROUP, ASYM, BLOCK_N, BLOCK_U, GATED, HEAD_DIM, APART,
+        words, scales, minimums, first_n, 0, n, k,
+        BITS, GROUP, ASYM, SPAN, BLOCK_N, BLOCK_U, GATED, HEAD_DIM, APART,
     )  # fmt: skip
     wait_for_inputs(EARLY)
-    for block_n in tl.range(first_n, end_n, BLOCK_N, num_stages=1):
-        total0 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
-        total1 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
-        total2 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
-        total3 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
-        squares0 = tl.zeros([1, BLOCK_U, 4], tl.float32)
-        squares1, squares2, squares3 = squares0, squares0, squares0
-        for start in tl.range(0, num_units, BLOCK_U, num_stages=1):
-            unit = start + tl.arange(0, BLOCK_U)
-            inside = unit < num_units
-            # What comes next is under way while this is multiplied.
-            is_last = start + BLOCK_U >= num_units
-            next_n = block_n + tl.where(is_last, BLOCK_N, 0)
+    total0 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
+    total1, total2, total3 = total0, total0, total0
+    squares0 = tl.zeros([1, BLOCK_U], tl.float32)
+    squares1, squares2, squares3 = squares0, squares0, squares0
+    for start in tl.range(0, num_units, BLOCK_U, num_stages=1):
+        if AHEAD:
+            next_start = start + BLOCK_U
             next_packed, next_scale, next_minimum = load_units(
-                words, scales, minimums, next_n, end_n, tl.where(is_last, 0, start + BLOCK_U), n, k,
-                BITS, GROUP, ASYM, BLOCK_N, BLOCK_U, GATED, HEAD_DIM, APART,
+                words, scales, minimums, first_n, next_start, n, k,
+                BITS, GROUP, ASYM, SPAN, BLOCK_N, BLOCK_U, GATED, HEAD_DIM, APART,
             )  # fmt: skip
-            acc0 = tl.zeros([BLOCK_N, BLOCK_U, 4], tl.float32)
-            acc1, acc2, acc3 = acc0, acc0, acc0
-            off0 = tl.zeros([1, BLOCK_U, 4], tl.float32)
-            off1, off2, off3 = off0, off0, off0
-            sum0, sum1, sum2, sum3 = off0, off0, off0, off0
-            for t in tl.static_range(UNIT // 8):
-                low, high = code_pair(packed, n, t, BITS)
-                at = unit[None, :, None] * UNIT + 8 * t + tl.arange(0, 8)[None, None, :]
-                there = inside[None, :, None]
-                even_gain, odd_gain = 1.0, 1.0
-                if NORM:
-                    even_gain, odd_gain = _halves(gain, at, there)
-                acc0, off0, both, squares0 = _row_step(
-                    low,
-                    high,
-                    x,
-                    at,
-                    there,
-                    even_gain,
-                    odd_gain,
-                    acc0,
-                    off0,
-                    squares0,
-                    LOW,
-                    HIGH,
-                    NORM,
-                )
-                sum0 += both
-                if ROWS > 1:
-                    at += x_stride
-                    acc1, off1, both, squares1 = _row_step(
-                        low,
-                        high,
-                        x,
-                        at,
-                        there,
-                        even_gain,
-                        odd_gain,
-                        acc1,
-                        off1,
-                        squares1,
-                        LOW,
-                        HIGH,
-                        NORM,
-                    )
-                    sum1 += both
-                if ROWS > 2:
-                    at += x_stride
-                    acc2, off2, both, squares2 = _row_step(
-                        low,
-                        high,
-                        x,
-                        at,
-                        there,
-                        even_gain,
-                        odd_gain,
-                        acc2,
-                        off2,
-                        squares2,
-                        LOW,
-                        HIGH,
-                        NORM,
-                    )
-                    sum2 += both
-                if ROWS > 3:
-                    at += x_stride
-                    acc3, off3, both, squares3 = _row_step(
-                        low,
-                        high,
-                        x,
-                        at,
-                        there,
-                        even_gain,
-                        odd_gain,
-                        acc3,
-                        off3,
-                        squares3,
-                        LOW,
-                        HIGH,
-                        NORM,
-                    )
-                    sum3 += both
-            total0 = _row_end(total0, acc0, off0, sum0, scale, minimum, GROUP, ASYM)
+        elif start > 0:
+            packed, scale, minimum = load_units(
+                words, scales, minimums, first_n, start, n, k,
+                BITS, GROUP, ASYM, SPAN, BLOCK_N, BLOCK_U, GATED, HEAD_DIM, APART,
+            )  # fmt: skip
+        unit = start + tl.arange(0, BLOCK_U)
+        inside = (unit < num_units)[None, :, None]
+        column = unit // SPAN * (UNIT * SPAN) + unit % SPAN * 8
+        first, second = tl.split(tl.reshape(packed, [BLOCK_N, BLOCK_U, 2, 2]))
+        word0, word2 = tl.split(first)
+        word1, word3 = tl.split(second)
+        each = (word0, word1, word2, word3)
+        for o in tl.static_range(UNIT // 8):
+            at = (column + o * (8 * SPAN))[None, :, None] + tl.arange(0, 8)[None, None, :]
+            gains = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+            if NORM:
+                gains = _apart(tl.load(gain + at, mask=inside, other=0.0))
+            x0, squares0 = _octet(x, at, inside, gains, squares0, NORM)
+            x1, x2, x3 = x0, x0, x0
             if ROWS > 1:
-                total1 = _row_end(total1, acc1, off1, sum1, scale, minimum, GROUP, ASYM)
+                x1, squares1 = _octet(x + x_stride, at, inside, gains, squares1, NORM)
             if ROWS > 2:
-                total2 = _row_end(total2, acc2, off2, sum2, scale, minimum, GROUP, ASYM)
+                x2, squares2 = _octet(x + 2 * x_stride, at, inside, gains, squares2, NORM)
             if ROWS > 3:
-                total3 = _row_end(total3, acc3, off3, sum3, scale, minimum, GROUP, ASYM)
+                x3, squares3 = _octet(x + 3 * x_stride, at, inside, gains, squares3, NORM)
+            for w in tl.static_range(BITS // 4):  # words that meet these eight
+                word = each[o * (BITS // 4) + w]
+                acc0 = tl.zeros([BLOCK_N, BLOCK_U], tl.float32)
+                acc1, acc2, acc3 = acc0, acc0, acc0
+                off0 = tl.zeros([1, BLOCK_U], tl.float32)
+                off1, off2, off3 = off0, off0, off0
+                sum0, sum1, sum2, sum3 = off0, off0, off0, off0
+                for p in tl.static_range(16 // BITS):
+                    low, high = code_pair(word, n, p, BITS)
+                    acc0, off0, sum0 = _row_step(
+                        low, high, x0, acc0, off0, sum0, p, w, BITS, LOW, HIGH
+                    )
+                    if ROWS > 1:
+                        acc1, off1, sum1 = _row_step(
+                            low, high, x1, acc1, off1, sum1, p, w, BITS, LOW, HIGH
+                        )
+                    if ROWS > 2:
+                        acc2, off2, sum2 = _row_step(
+                            low, high, x2, acc2, off2, sum2, p, w, BITS, LOW, HIGH
+                        )
+                    if ROWS > 3:
+                        acc3, off3, sum3 = _row_step(
+                            low, high, x3, acc3, off3, sum3, p, w, BITS, LOW, HIGH
+                        )
+                of_word, least = 1.0, 0.0
+                if GROUP > 0:
+                    of_word = word_scale(scale, o * (BITS // 4) + w, GROUP, SPAN)
+                if ASYM:
+                    least = word_scale(minimum, o * (BITS // 4) + w, GROUP, SPAN)
+                total0 = _row_end(total0, acc0, off0, sum0, of_word, least, GROUP, ASYM)
+                if ROWS > 1:
+                    total1 = _row_end(total1, acc1, off1, sum1, of_word, least, GROUP, ASYM)
+                if ROWS > 2:
+                    total2 = _row_end(total2, acc2, off2, sum2, of_word, least, GROUP, ASYM)
+                if ROWS > 3:
+                    total3 = _row_end(total3, acc3, off3, sum3, of_word, least, GROUP, ASYM)
+        if AHEAD:
             packed, scale, minimum = next_packed, next_scale, next_minimum
-        last = 1.0
-        if GROUP == 0:
-            at_n = weight_row(block_n + tl.arange(0, BLOCK_N), n, GATED, HEAD_DIM, APART)
-            last = tl.load(scales + at_n).to(tl.float32)
-        for number in tl.static_range(ROWS):
-            if number == 0:
-                value = _row_value(total0, squares0, last, k, eps, GROUP, NORM)
-            elif number == 1:
-                value = _row_value(total1, squares1, last, k, eps, GROUP, NORM)
-            elif number == 2:
-                value = _row_value(total2, squares2, last, k, eps, GROUP, NORM)
-            else:
-                value = _row_value(total3, squares3, last, k, eps, GROUP, NORM)
-            store_row(
-                value, number, bias, residual, out, unrotated, rotated, values, slots, positions,
-                cos, sin, block_n, n, num_slots, HAS_BIAS, GATED, HAS_RESIDUAL, NUM_HEADS,
-                NUM_KV_HEADS, HEAD_DIM, HALF, INTERLEAVED, BLOCK_N,
-            )  # fmt: skip
+    last = 1.0
+    if GROUP == 0:
+        at_n = weight_row(first_n + tl.arange(0, BLOCK_N), n, GATED, HEAD_DIM, APART)
+        last = tl.load(scales + at_n).to(tl.float32)
+    for number in tl.static_range(ROWS):
+        if number == 0:
+            value = _row_value(total0, squares0, last, k, eps, GROUP, NORM)
+        elif number == 1:
+            value = _row_value(total1, squares1, last, k, eps, GROUP, NORM)
+        elif number == 2:
+            value = _row_value(total2, squares2, last, k, eps, GROUP, NORM)
+        else:
+            value = _row_value(total3, squares3, last, k, eps, GROUP, NORM)
+        store_row(
+            value, number, bias, residual, out, unrotated, rotated, values, slots, positions,
+            cos, sin, first_n, n, num_slots, HAS_BIAS, GATED, HAS_RESIDUAL, NUM_HEADS,
+            NUM_KV_HEADS, HEAD_DIM, HALF, INTERLEAVED, BLOCK_N,
+        )  # fmt: skip

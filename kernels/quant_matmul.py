@@ -12,14 +12,16 @@ from torch.nn import functional
 
 from .early_launch import early
 from .fusion import PLAIN, Fusion
-from .matmul_table import DotTile, GemvTile, plan_for
+from .matmul_table import DotTile, GemvTile, MmaTile, Plan, plan_for
 from .packed_weights import BitWeight, QuantWeight
 from .quant_dot_kernels import dequantize_kernel, dot_kernel
 from .quant_kernels import gemv_kernel
+from .quant_mma_kernels import K_WIDTH, mma_kernel
 
-PATHS = ("gemv", "dot", "dense")
-# Rows of one gemv and one dot launch; more rows are more launches, so that no row's bits change.
+PATHS = ("gemv", "mma", "dot", "dense")
+# Rows of one launch; more rows are more launches, so that no row's bits change.
 GEMV_ROWS = 4
+MMA_ROWS = 16
 DOT_ROWS = 64
 
 
@@ -34,11 +36,15 @@ def quant_matmul(
     """Multiply activations by a weight of 4 or 8 bits; see `reference_matmul.quant_matmul`."""
     rows, out = prepare(x, weight, bias, out_dtype)
     plan = plan_for(x.device, f"q{weight.bits}", *weight.shape)
-    path = choose_path(path, len(rows), plan.max_gemv_rows, plan.min_dense_rows)
+    path = choose_path(path, len(rows), plan, takes_mma(weight))
     if path == "gemv":
         for first in range(0, len(rows), GEMV_ROWS):
             last = first + GEMV_ROWS
             gemv(rows[first:last], weight, bias, out[first:last], plan.gemv)
+    elif path == "mma":
+        for first in range(0, len(rows), MMA_ROWS):
+            last = first + MMA_ROWS
+            mma(rows[first:last], weight, bias, out[first:last], plan.mma)
     elif path == "dot":
         for first in range(0, len(rows), DOT_ROWS):
             last = first + DOT_ROWS
@@ -58,27 +64,61 @@ def gemv(
 ) -> None:
     """Launch the kernel for 1 to 4 rows; `out` is as `fusion.new_output` makes it."""
     num_out, num_in = weight.shape
-    gemv_kernel[(triton.cdiv(num_out, tile.block_n * tile.repeat),)](
+    gemv_kernel[(triton.cdiv(num_out, tile.block_n),)](
         rows,
         weight.words,
-        weight.scales,
-        weight.scales if weight.minimums is None else weight.minimums,
+        *_scale_pointers(weight),
         weight.scales if bias is None else bias,
         out,
         num_out,
         num_in,
         rows.stride(0),
-        tile.repeat,
         BITS=weight.bits,
         GROUP=_scale_group(weight),
         ASYM=weight.minimums is not None,
+        SPAN=weight.span,
         HAS_BIAS=bias is not None,
         ROWS=len(rows),
         BLOCK_N=tile.block_n,
         BLOCK_U=tile.block_u,
+        AHEAD=bool(tile.ahead),
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
         **early(rows),
         **({} if fusion is PLAIN else fusion.arguments(out)),
+    )
+
+
+def takes_mma(weight: QuantWeight) -> bool:
+    """Tell whether the path "mma" takes this weight: K a multiple of 128, fp16 groups of 32."""
+    return weight.span > 1 and weight.group == 32
+
+
+def mma(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, tile: MmaTile) -> None:
+    """Launch the kernel for 1 to 16 rows that feeds tensor cores from registers."""
+    num_out, num_in = weight.shape
+    scales = weight.scales.view(torch.int32)
+    mma_kernel[(triton.cdiv(num_out, tile.block_n),)](
+        rows.view(torch.int32),
+        weight.words,
+        scales,
+        scales if weight.minimums is None else weight.minimums.view(torch.int32),
+        scales if bias is None else bias,
+        out,
+        len(rows),
+        num_out,
+        num_in,
+        rows.stride(0),
+        ASYM=weight.minimums is not None,
+        HAS_BIAS=bias is not None,
+        BLOCK_N=tile.block_n,
+        BLOCK_M=8 if len(rows) <= 8 else MMA_ROWS,
+        WARPS=tile.num_warps,
+        AHEAD=tile.ahead,
+        K_WIDTH=K_WIDTH,
+        WIDEN=not rows.is_cuda,
+        dtype=triton.language.bfloat16 if rows.dtype == torch.bfloat16 else triton.language.float16,
+        num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
+        **early(rows),
     )
 
 
@@ -88,8 +128,7 @@ def dot(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, til
     dot_kernel[(triton.cdiv(num_out, tile.block_n), tile.split)](
         rows,
         weight.words,
-        weight.scales,
-        weight.scales if weight.minimums is None else weight.minimums,
+        *_scale_pointers(weight),
         weight.scales if bias is None else bias,
         partial_sums(out, tile.split),
         weight.locks,
@@ -101,6 +140,7 @@ def dot(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, til
         BITS=weight.bits,
         GROUP=_scale_group(weight),
         ASYM=weight.minimums is not None,
+        SPAN=weight.span,
         HAS_BIAS=bias is not None,
         BLOCK_M=block_m(len(rows)),
         BLOCK_N=tile.block_n,
@@ -120,14 +160,14 @@ def dequantize(weight: QuantWeight, dtype: torch.dtype) -> Tensor:
     grid = (triton.cdiv(num_out, block_n), triton.cdiv(num_in * weight.bits // 128, block_u))
     dequantize_kernel[grid](
         weight.words,
-        weight.scales,
-        weight.scales if weight.minimums is None else weight.minimums,
+        *_scale_pointers(weight),
         out,
         num_out,
         num_in,
         BITS=weight.bits,
         GROUP=_scale_group(weight),
         ASYM=weight.minimums is not None,
+        SPAN=weight.span,
         BLOCK_N=block_n,
         BLOCK_U=block_u,
         num_warps=4,  # pyright: ignore[reportCallIssue]
@@ -138,6 +178,16 @@ def dequantize(weight: QuantWeight, dtype: torch.dtype) -> Tensor:
 def _scale_group(weight: QuantWeight) -> int:
     """Return the group for the kernels: 0 lets a row's one scale wait for the end of its sum."""
     return 0 if weight.group == weight.shape[1] and weight.minimums is None else weight.group
+
+
+def _scale_pointers(weight: QuantWeight) -> tuple[Tensor, Tensor]:
+    """Return scales and minimums, those of one span together in one integer."""
+    scales, minimums = weight.scales, weight.minimums
+    if weight.span > 1 and weight.group < 128:
+        dtype = torch.int64 if weight.group == 32 else torch.int32
+        scales = scales.view(dtype)
+        minimums = None if minimums is None else minimums.view(dtype)
+    return scales, scales if minimums is None else minimums
 
 
 def prepare(
@@ -161,19 +211,19 @@ def prepare(
     return rows, out
 
 
-def choose_path(path: str | None, num_rows: int, max_gemv_rows: int, min_dense_rows: int) -> str:
+def choose_path(path: str | None, num_rows: int, plan: Plan, takes_mma: bool) -> str:
     """Return the path asked for, else the one for that many rows."""
-    if path is None:
-        return (
-            "gemv"
-            if num_rows <= max_gemv_rows
-            else "dense"
-            if num_rows >= min_dense_rows
-            else "dot"
-        )
-    if path not in PATHS:
-        raise ValueError(f"path {path!r} is not one of {', '.join(PATHS)}")
-    return path
+    if path is not None:
+        if path not in PATHS:
+            raise ValueError(f"path {path!r} is not one of {', '.join(PATHS)}")
+        if path == "mma" and not takes_mma:
+            raise ValueError("path 'mma' takes 4 bits with fp16 scales of 32 columns, K in 128s")
+        return path
+    if num_rows <= plan.max_gemv_rows:
+        return "gemv"
+    if takes_mma and num_rows <= plan.max_mma_rows:
+        return "mma"
+    return "dense" if num_rows >= plan.min_dense_rows else "dot"
 
 
 def dense(rows: Tensor, values: Tensor, bias: Tensor | None, out: Tensor) -> None:

@@ -43,7 +43,9 @@ def check():
 def few_programs(monkeypatch):
     """The interpreter likes few large programs."""
     if IS_INTERPRETED:
-        monkeypatch.setattr(step, "plan_for", lambda *_: Plan(GemvTile(64, 32, 1, 1), None, 4, 5))
+        monkeypatch.setattr(
+            step, "plan_for", lambda *_: Plan(GemvTile(64, 32, 1, 1), None, None, 4, 0, 5)
+        )
         monkeypatch.setattr(dense_gemv, "plan_for", step.plan_for)
 
 

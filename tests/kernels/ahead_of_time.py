@@ -25,7 +25,7 @@ class Case:
         kernel: its name there.
         types: argument to Triton type ("*bf16", "i32"); pointers count as aligned to 16 bytes, as
             torch's are.
-        constants: all constexpr arguments.
+        constants: all constexpr arguments; "dtype" by its name.
         aligned: integer arguments that the launcher would find to be multiples of 16.
         options: num_warps, num_stages.
     """
@@ -87,7 +87,11 @@ def _compile(case: Case) -> list[Compiled]:
         for number, name in enumerate(names)
         if signature[name].startswith("*") or name in case.aligned
     }
-    source = ASTSource(kernel, signature, case.constants, attributes)
+    constants = {
+        name: getattr(triton.language, value) if name == "dtype" else value
+        for name, value in case.constants.items()
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
     made = []
     for capability in CAPABILITIES:
         target = GPUTarget("cuda", capability, 32)

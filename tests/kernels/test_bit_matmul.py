@@ -12,7 +12,7 @@ from .ahead_of_time import Case, compile_all
 from .conftest import IS_INTERPRETED
 
 # The interpreter likes few large programs; a GPU would run out of registers.
-GEMV = GemvTile(block_n=64 if IS_INTERPRETED else 4, block_u=32, num_warps=1, repeat=1)
+GEMV = GemvTile(block_n=64 if IS_INTERPRETED else 4, block_u=32, num_warps=1, ahead=0)
 DOT = DotTile(block_n=64, block_u=4, split=2, num_warps=4, num_stages=2)
 EXACT, ROUNDED = 2e-5, 6e-3  # as in test_quant_matmul.py
 

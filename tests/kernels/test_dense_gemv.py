@@ -93,7 +93,7 @@ def case(shape, fused, rows=1):
     return Case(
         "keyturn.kernels.dense_kernels",
         "dense_gemv_kernel",
-        types | dict.fromkeys(("n", "k", "x_stride", "repeat", "num_slots"), "i32"),
+        types | dict.fromkeys(("n", "k", "x_stride", "num_slots"), "i32"),
         constants,
         ["k", "x_stride"],
         {"num_warps": tile.num_warps},

@@ -5,8 +5,9 @@ import torch
 
 from keyturn.kernels import quant_matmul as kernel
 from keyturn.kernels import reference_matmul as reference
-from keyturn.kernels.matmul_table import DotTile, GemvTile, choose_plan, default_plan
+from keyturn.kernels.matmul_table import DotTile, GemvTile, MmaTile, choose_plan, default_plan
 from keyturn.kernels.packed_weights import QuantWeight, quantize_groups
+from keyturn.kernels.quant_mma_kernels import K_WIDTH
 
 from .ahead_of_time import Case, compile_all
 from .conftest import IS_INTERPRETED
@@ -22,14 +23,16 @@ FORMATS = [  # bits, group (0: one scale a row), symmetric
     (8, 0, True),
 ]
 # The interpreter likes few large programs; a GPU would run out of registers.
-GEMV = GemvTile(block_n=32 if IS_INTERPRETED else 4, block_u=32, num_warps=1, repeat=2)
+GEMV = GemvTile(block_n=32 if IS_INTERPRETED else 4, block_u=32, num_warps=1, ahead=1)
+MMA = MmaTile(block_n=32, num_warps=2, ahead=1)
 DOT = DotTile(block_n=32, block_u=8, split=3, num_warps=4, num_stages=2)
 # Norm of the difference over norm of the expected. gemv multiplies exact weights; dot and dense
 # round each to the activations' dtype, and the interpreter rounds bf16 towards zero.
 EXACT, ROUNDED = 2e-5, {torch.bfloat16: 6e-3, torch.float16: 1e-3}
 
 
-# The interpreter's dot is numpy's, whose bits change with the tile's width, from 17 rows on.
+# The interpreter's dot is numpy's, whose bits change with the tile's width: for dot from 17 rows
+# on, for mma from 9.
 MANY = 15 if IS_INTERPRETED else 50
 
 
@@ -55,6 +58,7 @@ def run(path, x, weight, bias=None, out_dtype=torch.float32, tile=None):
     out = torch.full((len(x), weight.shape[0]), torch.nan, dtype=out_dtype, device=x.device)
     step, launch, default = {
         "gemv": (kernel.GEMV_ROWS, kernel.gemv, GEMV),
+        "mma": (kernel.MMA_ROWS, kernel.mma, MMA),
         "dot": (kernel.DOT_ROWS, kernel.dot, DOT),
     }[path]
     for first in range(0, len(x), step):
@@ -70,6 +74,29 @@ def test_gemv_equals_reference(device, form, num_rows, num_out, num_in):
     x = activations(num_rows, num_in, device)
     expected = reference.quant_matmul(x, weight, out_dtype=torch.float32)
     assert error(run("gemv", x, weight), expected) < EXACT
+
+
+@pytest.mark.parametrize("form", FORMATS[:2])
+@pytest.mark.parametrize("tile", [MMA, MmaTile(16, 4, 2), MmaTile(16, 1, 1)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_out", "num_in"), [(1, 17, 128), (3, 96, 640), (16, 7, 1408)]
+)
+def test_mma_equals_reference(device, form, num_rows, num_out, num_in, tile):
+    weight, bias = make(num_out, num_in, form, device), torch.randn(num_out).to(device)
+    # Sums of 1,024 + code lose three bits more than those of 128 + code.
+    for dtype, limit in ((torch.bfloat16, EXACT), (torch.float16, 8 * EXACT)):
+        x = activations(num_rows, num_in, device, dtype)
+        expected = reference.quant_matmul(x, weight, bias, out_dtype=torch.float32)
+        assert error(run("mma", x, weight, bias, tile=tile), expected) < limit
+
+
+def test_weights_that_mma_does_not_take_go_elsewhere(device):
+    for num_in, form in ((96, FORMATS[0]), (128, FORMATS[2]), (128, FORMATS[6])):
+        weight, x = make(32, num_in, form, device), activations(3, num_in, device)
+        expected = reference.quant_matmul(x, weight, out_dtype=torch.float32)
+        assert error(kernel.quant_matmul(x, weight, out_dtype=torch.float32), expected) < 6e-3
+        with pytest.raises(ValueError, match="K in 128s"):
+            kernel.quant_matmul(x, weight, path="mma")
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -95,10 +122,11 @@ def test_wide_weight_equals_reference(device, num_rows, num_in):
     assert error(run(path, x, weight, bias, tile=tile), expected) < limit
 
 
-@pytest.mark.parametrize("path", ["gemv", "dot", "dense", None])
+@pytest.mark.parametrize("path", ["gemv", "mma", "dot", "dense", None])
 def test_public_call_takes_leading_dimensions_bias_and_dtypes(device, path):
-    weight, bias = make(40, 96, FORMATS[0], device), torch.randn(40).to(device)
-    x = activations(6, 96, device).view(2, 3, 96)
+    num_in = 128 if path == "mma" else 96
+    weight, bias = make(40, num_in, FORMATS[0], device), torch.randn(40).to(device)
+    x = activations(6, num_in, device).view(2, 3, num_in)
     found = kernel.quant_matmul(x, weight, bias, path=path)
     assert (found.shape, found.dtype) == ((2, 3, 40), torch.bfloat16)
     logits = kernel.quant_matmul(x, weight, bias, out_dtype=torch.float32, path=path)
@@ -117,13 +145,20 @@ def test_strided_rows_are_accepted(device):
     assert kernel.quant_matmul(wide[:0, :64], weight).shape == (0, 32)
 
 
-@pytest.mark.parametrize("path", ["gemv", "dot"])
-@pytest.mark.parametrize("form", [FORMATS[0], FORMATS[1], FORMATS[7]])
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        *((path, FORMATS[at]) for path in ("gemv", "dot") for at in (0, 1, 7)),
+        ("mma", FORMATS[0]),
+        ("mma", FORMATS[1]),
+    ],
+)
 def test_a_row_has_the_same_bits_whatever_its_batchmates(device, path, form):
     weight = make(65, 256, form, device)
-    x = activations(MANY, 256, device)
+    many = 7 if IS_INTERPRETED and path == "mma" else MANY
+    x = activations(many, 256, device)
     together = run(path, x, weight)
-    for row in (0, 3, MANY - 1):
+    for row in (0, 3, many - 1):
         assert torch.equal(run(path, x[row : row + 1], weight)[0], together[row])
     assert torch.equal(run(path, x[:5], weight), together[:5])
     assert torch.equal(run(path, x, weight), together)  # and the next time
@@ -145,17 +180,17 @@ def test_error_when_an_argument_does_not_fit(device):
         kernel.quant_matmul(x.float(), weight)
     with pytest.raises(ValueError, match="bias"):
         kernel.quant_matmul(x, weight, torch.zeros(15).to(device))
-    with pytest.raises(ValueError, match="'gemm' is not one of gemv, dot, dense"):
+    with pytest.raises(ValueError, match="'gemm' is not one of gemv, mma, dot, dense"):
         kernel.quant_matmul(x, weight, path="gemm")
 
 
 def test_plan_is_the_nearest_measured_shape_of_the_most_specific_gpu(monkeypatch):
     table = {
-        "H100": {"q4": {"64x64": [[2, 32, 1, 1], [64, 4, 1, 4, 2], [3, 99]]}},
+        "H100": {"q4": {"64x64": [[2, 32, 1, 1], [16, 4, 1], [64, 4, 1, 4, 2], [3, 16, 99]]}},
         "H100 NVL": {
             "q4": {
-                "2048x2048": [[4, 64, 2, 1], [64, 4, 2, 4, 3], [4, 65]],
-                "18944x3584": [[8, 128, 4, 1], [128, 4, 1, 4, 3], [2, 48]],
+                "2048x2048": [[4, 64, 2, 1], [16, 4, 1], [64, 4, 2, 4, 3], [4, 16, 65]],
+                "18944x3584": [[8, 128, 4, 1], [16, 4, 1], [128, 4, 1, 4, 3], [2, 8, 48]],
             }
         },
     }
@@ -169,21 +204,24 @@ def test_plan_is_the_nearest_measured_shape_of_the_most_specific_gpu(monkeypatch
 
 @pytest.mark.slow
 def test_kernels_compile_for_gpus_that_are_not_here():
-    pointers = {"words": "*i32", "scales": "*fp16", "minimums": "*fp16", "bias": "*bf16"}
     sizes = {"n": "i32", "k": "i32", "x_stride": "i32"}
     cases = []
     for bits, group, symmetric in FORMATS:
-        shared = {"BITS": bits, "GROUP": group, "ASYM": not symmetric}
+        # As for K a multiple of 128: scales of a span come together.
+        span = 4 if bits == 4 else 1
+        shared = {"BITS": bits, "GROUP": group, "ASYM": not symmetric, "SPAN": span}
+        scales = {(4, 32): "*i64", (4, 64): "*i32"}.get((bits, group), "*fp16")
+        pointers = {"words": "*i32", "scales": scales, "minimums": scales, "bias": "*bf16"}
         unit = 128 // bits
         tile = default_plan(f"q{bits}", 4096, 4096)
         for rows in (1, 4) if group == 32 else (1,):
             constants = {"ROWS": rows, "BLOCK_N": tile.gemv.block_n, "HAS_BIAS": True}
-            constants["BLOCK_U"] = tile.gemv.block_u
+            constants |= {"BLOCK_U": tile.gemv.block_u, "AHEAD": rows == 1}
             cases.append(
                 Case(
                     "keyturn.kernels.quant_kernels",
                     "gemv_kernel",
-                    {"x": "*bf16", "out": "*bf16", "repeat": "i32"} | pointers | sizes,
+                    {"x": "*bf16", "out": "*bf16"} | pointers | sizes,
                     shared | constants,
                     ["k", "x_stride"],
                     {"num_warps": tile.gemv.num_warps},
@@ -203,8 +241,8 @@ def test_kernels_compile_for_gpus_that_are_not_here():
                     {"num_warps": 4},
                 )
             )
-    types = {"words": "*i32", "scales": "*fp16", "minimums": "*fp16", "out": "*bf16"}
-    constants = {"BITS": 4, "GROUP": 32, "ASYM": True, "BLOCK_N": 16, "BLOCK_U": 16}
+    types = {"words": "*i32", "scales": "*i64", "minimums": "*i64", "out": "*bf16"}
+    constants = {"BITS": 4, "GROUP": 32, "ASYM": True, "SPAN": 4, "BLOCK_N": 16, "BLOCK_U": 16}
     cases.append(
         Case(
             "keyturn.kernels.quant_dot_kernels",
@@ -214,6 +252,25 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             ["k"],
         )
     )
+    for symmetric, block_m, mma in (
+        (True, 8, MmaTile(16, 8, 1)),
+        (True, 16, MmaTile(16, 2, 2)),
+        (False, 8, MmaTile(16, 4, 1)),
+    ):
+        types = {"x": "*i32", "words": "*i32", "scales": "*i32", "minimums": "*i32"}
+        constants = {"ASYM": not symmetric, "HAS_BIAS": False, "BLOCK_N": mma.block_n}
+        constants |= {"BLOCK_M": block_m, "WARPS": mma.num_warps, "AHEAD": mma.ahead}
+        constants |= {"K_WIDTH": K_WIDTH, "WIDEN": False, "dtype": "bfloat16"}
+        cases.append(
+            Case(
+                "keyturn.kernels.quant_mma_kernels",
+                "mma_kernel",
+                types | {"bias": "*bf16", "out": "*bf16", "m": "i32"} | sizes,
+                constants,
+                ["k", "x_stride"],
+                {"num_warps": mma.num_warps},
+            )
+        )
     for case, compiled in zip(cases, compile_all(cases), strict=True):
         for one in compiled:
             assert one.num_spilled_bytes == 0, (case, one.num_registers)
@@ -221,3 +278,8 @@ def test_kernels_compile_for_gpus_that_are_not_here():
                 assert "ld.global.L1::evict_first" in one.ptx
                 assert ".v4.b32" in one.ptx
                 assert one.num_shared_bytes <= 128  # only the last sum passes shared memory
+            if case.kernel == "mma_kernel" and one.capability == 90:
+                # Weights, scales and activations go from memory to the tensor cores in registers.
+                loop = one.ptx[one.ptx.index("mma.sync") : one.ptx.rindex("mma.sync")]
+                assert "shared" not in loop
+                assert "shfl" not in loop

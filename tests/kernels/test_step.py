@@ -24,7 +24,9 @@ PRODUCT = {"dense": 1e-6, "q4": 2e-5, "q4 asymmetric": 2e-5, "q8": 2e-5, "q8 per
 def few_programs(monkeypatch):
     """The interpreter likes few large programs; two, so that pairs and heads are divided."""
     if IS_INTERPRETED:
-        monkeypatch.setattr(step, "plan_for", lambda *_: Plan(GemvTile(16, 32, 1, 1), None, 4, 5))
+        monkeypatch.setattr(
+            step, "plan_for", lambda *_: Plan(GemvTile(16, 32, 1, 1), None, None, 4, 0, 5)
+        )
         monkeypatch.setattr(dense_gemv, "plan_for", step.plan_for)
 
 
@@ -183,12 +185,13 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     ]
     halves = ("x", "bias", "out", "gain", "residual", "unrotated", "rotated", "values")
     types = dict.fromkeys(halves, "*bf16") | dict.fromkeys(("slots", "positions"), "*i64")
-    types |= {"words": "*i32", "scales": "*fp16", "minimums": "*fp16", "cos": "*fp32"}
+    types |= {"words": "*i32", "scales": "*i64", "minimums": "*i64", "cos": "*fp32"}
     types |= {"sin": "*fp32", "eps": "fp32"}
-    types |= dict.fromkeys(("n", "k", "x_stride", "repeat", "num_slots"), "i32")
+    types |= dict.fromkeys(("n", "k", "x_stride", "num_slots"), "i32")
     heads = {"NUM_HEADS": 12, "NUM_KV_HEADS": 2, "HEAD_DIM": 128, "HALF": 64}
     for gated in (False, True):
-        constants = {"BITS": 4, "GROUP": 32, "ASYM": False, "HAS_BIAS": True, "ROWS": 1}
+        constants = {"BITS": 4, "GROUP": 32, "ASYM": False, "SPAN": 4, "HAS_BIAS": True}
+        constants |= {"ROWS": 1, "AHEAD": False}
         constants |= {"BLOCK_N": 4, "BLOCK_U": 64, "NORM": True, "GATED": gated}
         constants |= {"HAS_RESIDUAL": False, "INTERLEAVED": False}
         constants |= dict.fromkeys(heads, 0) if gated else heads
