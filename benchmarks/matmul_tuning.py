@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matmul_rivals
 import torch
 from harness import ROOT
 from kernel_timer import Bench, captured
@@ -15,16 +16,15 @@ from torch import Tensor
 
 from keyturn.kernels import bit_matmul, quant_matmul
 from keyturn.kernels.matmul_measured import MEASURED
-from keyturn.kernels.matmul_table import DotTile, GemvTile, default_plan
+from keyturn.kernels.matmul_table import DotTile, GemvTile, MmaTile, default_plan
 
 KINDS = ("q4", "q8", "b4", "b2", "b3", "b8", "b6")  # what matters first, should time run out
 TABLE = ROOT / "kernels" / "matmul_measured.py"
-# Distinct weights in one graph; the cache is emptied before each replay.
-_COPIES = 6
+# In one graph at least: to start it takes microseconds.
+_MIN_CALLS = 16
 _DOT_ROWS = 16
+_MMA_ROWS = 8
 _NEVER_DENSE = 65
-# About two for each multiprocessor.
-_MIN_PROGRAMS = 264
 
 Maker = Callable[[int, int, int, torch.device], Any]
 
@@ -48,10 +48,9 @@ def tune(
         make = make_quant if kind[0] == "q" else make_planes
         entries = measured.setdefault(gpu, {}).setdefault(kind, {})
         for num_out, num_in in shapes[kind[0]]:
-            weights = [
-                make(num_out, num_in, int(kind[1:]), bench.device)
-                for _ in range(2 if bench.is_tiny else _COPIES)
-            ]
+            bits = int(kind[1:])
+            count = matmul_rivals.num_copies(num_out * num_in * bits // 8, bench.is_tiny)
+            weights = [make(num_out, num_in, bits, bench.device) for _ in range(count)]
             entries[f"{num_out}x{num_in}"] = _tune_one(bench, kind, weights)
         write(measured, table)
 
@@ -76,18 +75,21 @@ def write(measured: dict[str, dict[str, dict[str, Any]]], table: Path) -> None:
 
 
 def _tune_one(bench: Bench, kind: str, weights: list[Any]) -> list[list[int]]:
-    """Return gemv tile, dot tile, and the limits between the paths, for one shape."""
+    """Return the tile of every path, and the limits between the paths, for one shape."""
     num_out, num_in = weights[0].shape
-    gemv_times = _try(bench, weights, 1, list(_gemv_tiles(kind, num_out, num_in, bench.is_tiny)))
-    gemv = min(gemv_times, key=lambda tile: gemv_times[tile])
-    dot_times = _try(
-        bench, weights, _DOT_ROWS, list(_dot_tiles(kind, num_out, num_in, bench.is_tiny))
-    )
-    dot = min(dot_times, key=lambda tile: dot_times[tile])
+    default = default_plan(kind, num_out, num_in)
+    gemv, gemv_us = _best(bench, weights, 1, _gemv_tiles(kind, num_out, num_in, bench.is_tiny))
+    dot, dot_us = _best(bench, weights, _DOT_ROWS, _dot_tiles(kind, num_out, num_in, bench.is_tiny))
+    mma, max_mma_rows, told = default.mma, 0, ""
+    if kind == "q4" and quant_matmul.takes_mma(weights[0]):
+        mma, mma_us = _best(bench, weights, _MMA_ROWS, _mma_tiles(default.mma, bench.is_tiny))
+        times = _try(bench, weights, _DOT_ROWS, [mma, dot])
+        max_mma_rows = _DOT_ROWS if times[mma] <= times[dot] else _MMA_ROWS
+        told = f"{tuple(mma)} {mma_us:.1f} us to {max_mma_rows} rows, "
     max_gemv_rows = 1
     for rows in (2, 4):
-        times = _try(bench, weights, rows, [gemv, dot])
-        if times[gemv] > times[dot]:
+        times = _try(bench, weights, rows, [gemv, mma if max_mma_rows else dot])
+        if min(times, key=lambda tile: times[tile]) != gemv:
             break
         max_gemv_rows = rows
     min_dense_rows = _NEVER_DENSE
@@ -97,11 +99,20 @@ def _tune_one(bench: Bench, kind: str, weights: list[Any]) -> list[list[int]]:
                 break
             min_dense_rows = rows
     print(
-        f"{kind} {num_out}x{num_in}: {tuple(gemv)} {gemv_times[gemv]:.1f} us, {tuple(dot)} "
-        f"{dot_times[dot]:.1f} us, gemv to {max_gemv_rows}, dense from {min_dense_rows}",
+        f"{kind} {num_out}x{num_in}: {tuple(gemv)} {gemv_us:.1f} us to {max_gemv_rows} rows, "
+        f"{told}{tuple(dot)} {dot_us:.1f} us, dense from {min_dense_rows}",
         flush=True,
     )
-    return [list(gemv), list(dot), [max_gemv_rows, min_dense_rows]]
+    return [list(gemv), list(mma), list(dot), [max_gemv_rows, max_mma_rows, min_dense_rows]]
+
+
+def _best(
+    bench: Bench, weights: list[Any], num_rows: int, tiles: Iterable[Any]
+) -> tuple[Any, float]:
+    """Return the fastest tile and its microseconds."""
+    times = _try(bench, weights, num_rows, list(tiles))
+    best = min(times, key=lambda tile: times[tile])
+    return best, times[best]
 
 
 def _gemv_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator[GemvTile]:
@@ -109,15 +120,23 @@ def _gemv_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator
     units = num_in // (32 if kind[0] == "b" else 128 // int(kind[1:]))
     if is_tiny:
         return
-    # Larger and fewer programs read ahead over more steps; smaller and more of them fill the
-    # multiprocessors evenly. Which wins depends on the shape.
-    for block_n, num_warps, repeat in itertools.product((2, 4, 8, 16), (1, 2, 4), (1, 2, 3, 4, 8)):
+    # To load ahead costs instructions; without, many programs hide the latency. Which wins depends
+    # on the shape.
+    for block_n, num_warps, ahead in itertools.product((2, 4, 8, 16), (1, 2, 4), (0, 1)):
         if block_n == 16 and (kind[0] == "q" or num_out < 8192):
             continue  # registers
-        if repeat > 1 and (kind[0] == "b" or num_out < block_n * repeat * _MIN_PROGRAMS):
-            continue
+        if ahead and (kind[0] == "b" or units <= 32 * num_warps):
+            continue  # bit planes do not, or there is nothing to load
         if 32 * (num_warps // 2) < units:
-            yield GemvTile(block_n, 32 * num_warps, num_warps, repeat)
+            yield GemvTile(block_n, 32 * num_warps, num_warps, ahead)
+
+
+def _mma_tiles(default: MmaTile, is_tiny: bool) -> Iterator[MmaTile]:
+    yield default
+    if not is_tiny:
+        for num_warps, ahead in itertools.product((2, 4, 8, 16), (1, 2)):
+            yield MmaTile(16, num_warps, ahead)
+        yield from (MmaTile(32, num_warps, 1) for num_warps in (2, 4, 8))
 
 
 def _dot_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator[DotTile]:
@@ -138,14 +157,14 @@ def _try(bench: Bench, weights: list[Any], num_rows: int, tiles: list[Any]) -> d
     num_out, num_in = weights[0].shape
     x = torch.randn(num_rows, num_in, dtype=torch.bfloat16, device=bench.device)
     out = torch.empty(num_rows, num_out, dtype=torch.bfloat16, device=bench.device)
-    graphs = {}
+    graphs, calls = {}, len(weights) if bench.is_tiny else max(len(weights), _MIN_CALLS)
     for tile in dict.fromkeys(tiles):
         run = _call(x, out, itertools.cycle(weights), tile)
         try:
-            graphs[tile] = captured(run, bench.device, len(weights))
+            graphs[tile] = captured(run, bench.device, calls)
         except Exception as error:  # too much shared memory, for instance
             print(f"{tile}: {type(error).__name__}: {str(error).splitlines()[:1]}")
-    times = bench.measure(graphs, len(weights))
+    times = bench.measure(graphs, calls)
     return {tile: value.p50_us for tile, value in times.items()}
 
 
@@ -155,6 +174,8 @@ def _call(x: Tensor, out: Tensor, weights: Iterator[Any], tile: Any) -> Callable
         module = quant_matmul if hasattr(weight, "words") else bit_matmul
         if isinstance(tile, GemvTile):
             module.gemv(x, weight, None, out, tile)
+        elif isinstance(tile, MmaTile):
+            quant_matmul.mma(x, weight, None, out, tile)
         elif module is quant_matmul:
             quant_matmul.dot(x, weight, None, out, tile)
         else:
