@@ -86,8 +86,8 @@ def _tune_one(bench: Bench, kind: str, weights: list[Any]) -> list[list[int]]:
         times = _try(bench, weights, _DOT_ROWS, [mma, dot])
         max_mma_rows = _DOT_ROWS if times[mma] <= times[dot] else _MMA_ROWS
         told = f"{tuple(mma)} {mma_us:.1f} us to {max_mma_rows} rows, "
-    max_gemv_rows = 1
-    for rows in (2, 4):
+    max_gemv_rows = 0
+    for rows in (1, 2, 4):
         times = _try(bench, weights, rows, [gemv, mma if max_mma_rows else dot])
         if min(times, key=lambda tile: times[tile]) != gemv:
             break
@@ -148,6 +148,8 @@ def _dot_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator[
         programs = -(-num_out // block_n) * split
         if kind[0] == "b" and (block_n == 32 or block_k == 64):
             continue
+        if kind == "q4" and block_k == 64:
+            continue  # half a span
         if split == 1 or (100 <= programs <= 1200 and num_in // block_k >= 4 * split):
             yield DotTile(block_n, block_k // unit, split, 4, 3)
 

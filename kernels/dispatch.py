@@ -167,10 +167,10 @@ def _failed_trial(device: torch.device) -> str | None:
     try:
         with torch.inference_mode():
             unrotated = torch.tensor([3.0, 4.0], device=device).view(1, 1, 1, 2)
-            rotated, slots = torch.zeros_like(unrotated), torch.zeros(1, dtype=torch.int64)
+            rotated, first = torch.zeros_like(unrotated), torch.zeros(1, dtype=torch.int64)
+            first = first.to(device)
             cos, sin = torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
-            turn = _triton("").rope_shift
-            turn(unrotated, rotated, slots.to(device), cos, sin, False)
+            _triton("").rope_shift(unrotated, rotated, first, first, cos, sin, False)
             found = rotated.flatten().tolist()
     except Exception as error:  # whatever a compiler, a driver or a file system can raise
         first = next(iter(str(error).strip().splitlines()), "")

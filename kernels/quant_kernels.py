@@ -8,7 +8,7 @@ of a power of two is that power plus the code. Layout: `packed_weights.QuantWeig
 # What @triton.jit makes of a function's types is beyond a type checker.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false
+# pyright: reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 

@@ -118,13 +118,13 @@ def mma(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, til
         WIDEN=not rows.is_cuda,
         dtype=triton.language.bfloat16 if rows.dtype == torch.bfloat16 else triton.language.float16,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
-        **early(rows),
     )
 
 
 def dot(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, tile: DotTile) -> None:
     """Launch the tensor core kernel for 1 to 64 rows."""
     num_out, num_in = weight.shape
+    block_u = max(tile.block_u, weight.span)
     dot_kernel[(triton.cdiv(num_out, tile.block_n), tile.split)](
         rows,
         weight.words,
@@ -144,7 +144,7 @@ def dot(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, til
         HAS_BIAS=bias is not None,
         BLOCK_M=block_m(len(rows)),
         BLOCK_N=tile.block_n,
-        BLOCK_U=tile.block_u,
+        BLOCK_U=block_u,
         SPLIT=tile.split,
         STAGES=tile.num_stages,
         WIDEN=not rows.is_cuda,

@@ -20,8 +20,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .early_launch import wait_for_inputs
-
 # Neighbouring columns in a lane's operand, as the compiler chooses them: 4 in Triton 3.6, 2 in 3.9.
 # With another number operands are exchanged between lanes, at a cost in time only.
 K_WIDTH = 4 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9) else 2
@@ -139,12 +137,12 @@ def mma_kernel(
     K_WIDTH: tl.constexpr,
     WIDEN: tl.constexpr,
     dtype: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ):
     """Multiply up to BLOCK_M rows; each warp takes every WARPS-th span of 128 columns.
 
     Rows stand side by side in the tensor cores' short dimension: how many there are changes no
-    row's order of summing.
+    row's order of summing. Launched early (`early_launch.py`) it takes longer: its programs are
+    large, and those of two launches get into each other's way.
     """
     H: tl.constexpr = BLOCK_N // 8
     V: tl.constexpr = BLOCK_M // 8
@@ -171,7 +169,6 @@ def mma_kernel(
     minus = tl.reshape(tl.join(minus, minus), [4 * WARPS, 16, 32])
     if WIDEN:
         minus = minus.to(tl.float32)
-    # No kernel writes weights: they may be on their way before this one's inputs are there.
     packed = _load_words(words, 0, num_spans, H, WARPS)
     scale = _load_scales(scales, 0, num_spans, H, WARPS)
     minimum, packed1, scale1, minimum1 = scale, packed, scale, scale
@@ -182,7 +179,6 @@ def mma_kernel(
         scale1 = _load_scales(scales, 1, num_spans, H, WARPS)
         if ASYM:
             minimum1 = _load_scales(minimums, 1, num_spans, H, WARPS)
-    wait_for_inputs(EARLY)
     acts = _load_x(x, 0, num_spans, V, WARPS)
     total = tl.zeros([WARPS, H, 8, 4, V, 2], tl.float32)
     for step in tl.range(0, tl.cdiv(num_spans, WARPS), num_stages=1):

@@ -100,6 +100,10 @@ def test_a_failed_trial_ends_in_the_reference_and_the_reason(monkeypatch, turn, 
     assert (chosen.backend, chosen.why) == ("reference", why)
 
 
+def test_the_trial_succeeds_where_kernels_run(device):
+    assert dispatch._failed_trial(device) is None
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(IS_INTERPRETED, reason="needs TRITON_INTERPRET=0")
 def test_a_gpu_gets_triton():
