@@ -16,7 +16,10 @@ from kernel_timer import Bench, Run, Times, captured, figures, relative_error
 from torch import Tensor
 from torch.nn import functional
 
-from keyturn.kernels import reference_attention, slot_attention
+from keyturn.kernels import reference_attention
+from keyturn.kernels.slot_attention import attend_slots
+from keyturn.kernels.slot_attention_tiles import Tile, default_path, default_tile
+from keyturn.kernels.slot_attention_workspace import Workspace, workspace_for
 
 # (model, query heads, KV heads); all have heads of 128.
 MODELS = [
@@ -81,7 +84,7 @@ def run(bench: Bench) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     shapes = itertools.product(lengths, models, TINY_ROWS if bench.is_tiny else ROWS)
     rows, found, checks, sweeps = [], [], [], []
     for (num_slots, capacity), (model, num_heads, num_kv_heads), num_rows in shapes:
-        path = slot_attention.default_path(num_rows, num_heads // num_kv_heads, 2)
+        path = default_path(num_rows, num_heads // num_kv_heads, 2)
         is_edit = bench.is_tiny or (num_rows, num_slots) == (ROWS[-1], WIDE_SLOTS)
         if bench.is_sweep and path == "wide" and not is_edit:
             continue
@@ -191,14 +194,14 @@ def _candidates(made: Layers) -> dict[str, Callable[[int], Tensor | None]]:
     num_rows, num_heads, _ = made.queries.shape
     with_positions = (made.row_positions, made.slot_positions)
     positions: Positions = (None, None) if num_rows == 1 else with_positions
-    workspace = slot_attention.workspace_for(made.keys[0], num_rows, num_heads, with_weights=True)
+    workspace = workspace_for(made.keys[0], num_rows, num_heads, with_weights=True)
     out = made.out
     weights = torch.zeros(num_rows, made.keys.shape[2], device=out.device)
 
     def ours(positions: Positions, **options: Any) -> Callable[[int], Tensor]:  # noqa: ANN401
         def attend(layer: int) -> Tensor:
             cache = (made.keys[layer], made.values[layer])
-            return slot_attention.attend_slots(
+            return attend_slots(
                 made.queries, *cache, made.count, *positions,
                 out=out, workspace=workspace, **options,
             )  # fmt: skip
@@ -246,7 +249,7 @@ def _candidates(made: Layers) -> dict[str, Callable[[int], Tensor | None]]:
         found[f"{OURS}, by position"] = ours(with_positions)
         if num_heads == num_kv_heads:
             found[f"{OURS}, on tensor cores"] = ours(positions, path="dot")
-    if slot_attention.default_path(num_rows, num_heads // num_kv_heads, out.itemsize) == "wide":
+    if default_path(num_rows, num_heads // num_kv_heads, out.itemsize) == "wide":
         found[f"{OURS}, keys read for 16 rows at a time"] = ours(positions, path="dot")
     found["torch, fused"] = fused
     found["torch, fused, heads folded"] = folded_fused
@@ -256,25 +259,23 @@ def _candidates(made: Layers) -> dict[str, Callable[[int], Tensor | None]]:
 def _sweep(bench: Bench, what: str, made: Layers, path: str) -> dict[str, Any]:
     """Print and return every tile's share of the copy bandwidth, the best first."""
     num_rows, num_heads, _ = made.queries.shape
-    in_use = slot_attention.default_tile(path, made.keys[0])
+    in_use = default_tile(path, made.keys[0])
     choices = itertools.product(*(WIDE_TILES if path == "wide" else TILES).values())
-    tiles = [slot_attention.Tile(*choice) for choice in choices]
+    tiles = [Tile(*choice) for choice in choices]
     positions: Positions = (made.row_positions, made.slot_positions)
     if num_rows == 1:
         positions = (None, None)
     num_bytes = 2 * made.used(0)[0].numel() * made.keys.itemsize
     runs: dict[str, Run] = {}
     for tile in tiles[:2] if bench.is_tiny else tiles:
-        workspace = slot_attention.workspace_for(
-            made.keys[0], num_rows, num_heads, path=path, tile=tile
-        )
+        workspace = workspace_for(made.keys[0], num_rows, num_heads, path=path, tile=tile)
 
         def attend(
             layer: int,
-            tile: slot_attention.Tile = tile,
-            workspace: slot_attention.Workspace = workspace,
+            tile: Tile = tile,
+            workspace: Workspace = workspace,
         ) -> Tensor:
-            return slot_attention.attend_slots(
+            return attend_slots(
                 made.queries, made.keys[layer], made.values[layer], made.count, *positions,
                 workspace=workspace, path=path, tile=tile,
             )  # fmt: skip

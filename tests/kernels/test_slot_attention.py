@@ -8,8 +8,11 @@ import triton
 
 from keyturn.engine.attention import attend, causal_bias
 from keyturn.kernels import reference_attention as reference
-from keyturn.kernels import slot_attention as kernel
-from keyturn.kernels.slot_attention import Tile, attend_slots, workspace_for
+from keyturn.kernels import slot_attention_tiles as tiles
+from keyturn.kernels import slot_attention_workspace as workspaces
+from keyturn.kernels.slot_attention import attend_slots
+from keyturn.kernels.slot_attention_tiles import Cut, Tile, cut_for
+from keyturn.kernels.slot_attention_workspace import workspace_for
 
 from .ahead_of_time import CAPABILITIES, Case, compile_all
 from .conftest import IS_INTERPRETED
@@ -20,6 +23,8 @@ ALLOWED = {torch.float32: 2e-6, torch.bfloat16: 7e-3, torch.float16: 1e-3}
 # Small blocks, so that few slots are several blocks and splits.
 SMALL = Tile(num_bytes=4096, num_warps=4, num_stages=2, programs=2)
 SMALL_WIDE = SMALL._replace(programs=4, num_rows=64)
+# As many programs as a GPU has for two KV heads: two of them share a KV head's query heads.
+HALVED = SMALL._replace(programs=32)
 CAPACITY = 150
 # (KV heads, group, head_dim)
 HEADS = [(4, 1, 64), (2, 3, 80), (1, 4, 128), (2, 7, 64)]
@@ -58,12 +63,15 @@ def make_queries(heads, num_rows, device, dtype):
     return random(num_rows, heads[0] * heads[1], heads[2], device=device, dtype=dtype)
 
 
-def run(queries, keys, values, num_slots, *positions, with_weights=False, path=None, **options):
+def run(
+    queries, keys, values, num_slots, *positions,
+    with_weights=False, path=None, tile=None, **options,
+):  # fmt: skip
     """Attend into poisoned memory."""
     out = torch.full_like(queries, torch.nan)
     (num_rows, num_heads, _), num_kv_heads = queries.shape, len(keys)
-    of_default = kernel.default_path(num_rows, num_heads // num_kv_heads, keys.itemsize)
-    tile = SMALL_WIDE if (path or of_default) == "wide" else SMALL
+    of_default = tiles.default_path(num_rows, num_heads // num_kv_heads, keys.itemsize)
+    tile = tile or (SMALL_WIDE if (path or of_default) == "wide" else SMALL)
     workspace = workspace_for(
         keys, num_rows, num_heads, with_weights=with_weights, path=path or of_default, tile=tile
     )
@@ -75,6 +83,7 @@ def run(queries, keys, values, num_slots, *positions, with_weights=False, path=N
         out=out, workspace=workspace, path=path, tile=tile, **options,
     )  # fmt: skip
     assert done is out
+    assert not workspace.locks.any()
     return out
 
 
@@ -168,25 +177,133 @@ def test_the_reference_equals_the_engine(device):
 
 
 @pytest.mark.parametrize(
-    ("path", "heads", "num_rows"),
-    [("dot", (2, 1, 64), 15), ("dot", (1, 3, 80), 15)]
-    + [("wide", (2, 1, 64), 70), ("wide", (1, 3, 80), 23)],
+    ("path", "heads", "num_rows", "tile"),
+    [
+        ("dot", (2, 1, 64), 15, None),
+        ("dot", (1, 3, 80), 15, None),
+        ("dot", (2, 5, 64), 15, HALVED),
+        ("wide", (2, 1, 64), 70, None),
+        ("wide", (1, 3, 80), 23, None),
+    ],
     ids=str,
 )
-def test_a_row_does_not_depend_on_the_others(device, path, heads, num_rows):
+def test_a_row_does_not_depend_on_the_others(device, path, heads, num_rows, tile):
     num_slots = 129
     *cache, slot_positions = make_cache(heads, num_slots, device, torch.bfloat16)
     queries = make_queries(heads, num_rows, device, torch.bfloat16)
     positions = row_positions(num_rows, num_slots, device)
-    together = run(queries, *cache, num_slots, positions, slot_positions, path=path)
+    options = {"path": path, "tile": tile}
+    together = run(queries, *cache, num_slots, positions, slot_positions, **options)
     for first, last in [(0, 1), (3, 4), (4, 11), (14, 15), (num_rows - 2, num_rows)]:
         alone = run(
             queries[first:last], *cache, num_slots, positions[first:last], slot_positions,
-            path=path,
+            **options,
         )  # fmt: skip
         assert torch.equal(alone, together[first:last])
-    last_row = run(queries[-1:], *cache, num_slots, path=path)  # it sees all: no positions needed
+    last_row = run(queries[-1:], *cache, num_slots, **options)  # it sees all: no positions needed
     assert torch.equal(last_row, together[-1:])
+
+
+# What one launch does: (heads, rows, path, tile).
+ONE_LAUNCH = [
+    ((4, 1, 64), 1, "vector", SMALL),
+    ((2, 6, 80), 1, "dot", HALVED),
+    ((2, 7, 64), 2, "dot", HALVED),
+    ((2, 1, 64), 16, "dot", SMALL),
+]
+
+
+@pytest.mark.parametrize(("heads", "num_rows", "path", "tile"), ONE_LAUNCH, ids=str)
+def test_one_launch_equals_float64_and_itself(device, heads, num_rows, path, tile):
+    keys, values, slot_positions = make_cache(heads, 129, device, torch.bfloat16)
+    queries = make_queries(heads, num_rows, device, torch.bfloat16)
+    positions = row_positions(num_rows, 129, device)
+    num_heads = queries.shape[1]
+    assert cut_for(path, tile, keys, num_heads).is_combined
+    workspace = workspace_for(keys, num_rows, num_heads, path=path, tile=tile)
+    options = {"workspace": workspace, "path": path, "tile": tile}
+    # One split and all; of the last slots' split a part, and none.
+    for num_slots in (129, 5, 33, 0, 128):
+        seen = slot_positions[:num_slots]
+        found = attend_slots(queries, keys, values, num_slots, positions, seen, **options)
+        assert not workspace.locks.any()
+        expected = exact(queries, keys, values, num_slots, positions, seen)
+        assert (found.double() - expected).norm() <= ALLOWED[torch.bfloat16] * expected.norm()
+        count = torch.full((1,), num_slots, dtype=torch.int32, device=device)
+        for used, at in ((num_slots, seen), (count, slot_positions)):
+            again = attend_slots(queries, keys, values, used, positions, at, **options)
+            assert torch.equal(again, found)
+    assert not workspace.locks.any()
+
+
+@pytest.mark.parametrize(("heads", "num_rows", "path", "tile"), ONE_LAUNCH[:2], ids=str)
+def test_the_bits_do_not_depend_on_who_comes_last(device, heads, num_rows, path, tile):
+    keys, values, _ = make_cache(heads, 150, device, torch.bfloat16)
+    queries = make_queries(heads, num_rows, device, torch.bfloat16)
+    num_heads = queries.shape[1]
+    workspace = workspace_for(keys, num_rows, num_heads, path=path, tile=tile)
+    options = {"workspace": workspace, "path": path, "tile": tile}
+    expected = attend_slots(queries, keys, values, 150, **options)
+    # All parts are there from before. As if others had come already, an earlier program is taken
+    # for the last one; those that come after it are left in the locks.
+    for before in range(1, cut_for(path, tile, keys, num_heads).num_splits, 2):
+        workspace.locks.fill_(before)
+        found = attend_slots(queries, keys, values, 150, **options)
+        assert torch.equal(found, expected)
+        assert (workspace.locks == before).all()
+
+
+def test_splits_without_slots_write_nothing(device):
+    keys, values, _ = make_cache((2, 6, 64), 40, device, torch.bfloat16)
+    queries = make_queries((2, 6, 64), 1, device, torch.bfloat16)
+    workspace = workspace_for(keys, 1, 12, path="dot", tile=HALVED)
+    num_splits = cut_for("dot", HALVED, keys, 12).num_splits
+    workspace.largest.fill_(torch.nan)
+    attend_slots(queries, keys, values, 40, workspace=workspace, path="dot", tile=HALVED)
+    of_splits = workspace.largest.view(num_splits, 12)
+    num_written = triton.cdiv(40, HALVED.block(64, 2))
+    assert num_written < num_splits
+    assert of_splits[:num_written].isfinite().all()
+    assert of_splits[num_written:].isnan().all()
+
+
+def test_calls_without_a_workspace_share_locks(device):
+    heads = (4, 1, 64)
+    cache = make_cache(heads, 100, device, torch.bfloat16)[:2]
+    queries = make_queries(heads, 1, device, torch.bfloat16)
+    with torch.inference_mode():
+        found = [attend_slots(queries, *cache, 100) for _ in range(2)]
+    assert torch.equal(*found)
+    assert torch.equal(attend_slots(queries, *cache, 100), found[0])
+    shared = workspaces._locks_of(cache[0].device, 1)
+    assert shared is workspaces._locks_of(cache[0].device, len(shared))
+    assert not shared.any()
+    more = workspaces._locks_of(cache[0].device, len(shared) + 1)
+    assert len(more) == len(shared) + 1
+    assert shared is workspaces._locks_of(cache[0].device, 1)
+
+
+def test_how_the_work_is_cut(monkeypatch):
+    monkeypatch.setattr(tiles, "_num_processors", lambda _: 132)
+    default = {"vector": tiles.VECTOR_TILE, "dot": tiles.DOT_TILE, "wide": tiles.WIDE_TILE}
+    cases = [
+        # (path, KV heads, group, capacity, cut)
+        ("vector", 16, 1, 2176, Cut(33, 1, True)),
+        ("vector", 1, 1, 32_768, Cut(528, 1, False)),  # more parts than one program should read
+        ("dot", 2, 6, 2176, Cut(34, 3, True)),
+        ("dot", 2, 6, 8192, Cut(66, 3, True)),
+        ("dot", 2, 6, 32_768, Cut(132, 16, False)),
+        ("dot", 4, 7, 2176, Cut(33, 4, True)),
+        ("dot", 4, 7, 32_768, Cut(66, 16, False)),
+        ("dot", 16, 1, 8192, Cut(16, 16, True)),
+        ("dot", 8, 4, 2176, Cut(33, 7, True)),
+        ("wide", 2, 6, 2176, Cut(22, 64, False)),
+    ]
+    for path, num_kv_heads, group, capacity, cut in cases:
+        keys = torch.empty(num_kv_heads, capacity, 128, dtype=torch.bfloat16, device="meta")
+        assert cut_for(path, default[path], keys, num_kv_heads * group) == cut, (path, cut)
+    keys = torch.empty(2, 2176, 128, device="meta")
+    assert not cut_for("dot", tiles.DOT_TILE, keys, 12).is_combined  # float32
 
 
 @pytest.mark.parametrize("heads", [(4, 1, 64), (2, 3, 64)], ids=str)
@@ -258,7 +375,7 @@ def test_the_path_follows_from_the_rows_of_a_head():
     cases = [(1, 1, 2, "vector"), (1, 7, 2, "dot"), (16, 1, 2, "dot"), (17, 1, 2, "wide")]
     cases += [(3, 7, 2, "wide"), (1, 1, 4, "vector"), (60, 1, 4, "dot")]
     for num_rows, group, itemsize, path in cases:
-        assert kernel.default_path(num_rows, group, itemsize) == path
+        assert tiles.default_path(num_rows, group, itemsize) == path
 
 
 def test_what_does_not_fit_is_refused(device):
@@ -312,27 +429,31 @@ def test_a_captured_graph_survives_a_cache_that_grows(device):
 # Ahead-of-time compilation
 
 
-def split_case(path, tile, dtype, head_dim, group, by_position, positions, with_weights):
+def split_case(path, tile, dtype, head_dim, group, by_position, positions, with_weights, cut=None):
     numbers = ["num_slots", "head_slots", "num_splits", "max_slots"]
+    head_pad = triton.next_power_of_2(head_dim)
+    cut = cut or Cut(16, tile.num_rows, is_combined=False)
     constants = {
         "HEAD_DIM": head_dim,
-        "HEAD_PAD": triton.next_power_of_2(head_dim),
+        "HEAD_PAD": head_pad,
         "BLOCK": tile.block(head_dim, 4 if dtype == "fp32" else 2),
         "STAGES": tile.num_stages,
         "BY_POSITION": by_position,
         "ON_DEVICE": True,
         "KEEP_SCORES": with_weights,
+        **cut.constants(head_pad),
     }
     if path != "vector":
         numbers += ["num_rows"]
-        constants |= {"GROUP": group, "BLOCK_M": tile.num_rows, "WIDEN": False}
+        constants |= {"GROUP": group, "BLOCK_M": tile.num_rows, "BLOCK_HEADS": cut.num_heads}
+        constants["WIDEN"] = False
     return Case(
         "keyturn.kernels.slot_attention_kernels",
         "vector_kernel" if path == "vector" else "dot_kernel",
-        {name: f"*{dtype}" for name in ("queries", "keys", "values")}
+        {name: f"*{dtype}" for name in ("queries", "keys", "values", "out")}
         | {name: f"*{positions}" for name in ("row_positions", "slot_positions")}
-        | {name: "*fp32" for name in ("sums", "largest", "totals", "scores")}
-        | {"num_used": "*i32", "scale": "fp32"}
+        | {name: "*fp32" for name in ("sums", "largest", "totals", "scores", "log_sums")}
+        | {"num_used": "*i32", "locks": "*i32", "scale": "fp32"}
         | {name: "i32" for name in numbers},
         constants,
         options={"num_warps": tile.num_warps},
@@ -345,6 +466,16 @@ HEADS_TO_COMPILE = [
     ("fp16", 80, 4, True, "i32", True),
     ("fp32", 128, 7, True, "i64", True),
 ]
+# (path, dtype, head_dim, group, by position, positions, with weights, cut), a step's and others'.
+ONE_LAUNCH_TO_COMPILE = [
+    ("dot", "bf16", 128, 6, False, "fp32", False, Cut(34, 3, True)),
+    ("dot", "bf16", 128, 7, False, "fp32", False, Cut(33, 4, True)),
+    ("dot", "bf16", 128, 4, True, "i64", False, Cut(33, 7, True)),
+    ("dot", "bf16", 128, 1, True, "i64", True, Cut(16, 16, True)),
+    ("vector", "bf16", 128, 1, False, "fp32", False, Cut(33, 1, True)),
+    ("vector", "bf16", 128, 1, True, "i64", True, Cut(33, 1, True)),
+    ("vector", "fp32", 80, 1, True, "i64", True, Cut(256, 1, True)),
+]
 
 
 def check_parts(compiled, case):
@@ -355,7 +486,7 @@ def check_parts(compiled, case):
 def test_the_parts_compile_without_spilling_and_load_16_bytes_at_a_time():
     sizes = {2: torch.empty(1, dtype=torch.bfloat16), 4: torch.empty(1)}
     cases = [
-        split_case(path, kernel.default_tile(path, sizes[4 if rest[0] == "fp32" else 2]), *rest)
+        split_case(path, tiles.default_tile(path, sizes[4 if rest[0] == "fp32" else 2]), *rest)
         for path in ("vector", "dot")
         for rest in HEADS_TO_COMPILE
     ]
@@ -368,12 +499,26 @@ def test_the_parts_compile_without_spilling_and_load_16_bytes_at_a_time():
             )
 
 
+def test_one_launch_compiles_without_spilling_and_fits_as_many_programs():
+    tile_of = {"vector": tiles.VECTOR_TILE, "dot": tiles.DOT_TILE}
+    cases = [split_case(path, tile_of[path], *rest) for path, *rest in ONE_LAUNCH_TO_COMPILE]
+    for case, of_case in zip(cases, compile_all(cases), strict=True):
+        tile = tile_of[case.kernel.removesuffix("_kernel")]
+        for compiled in of_case:
+            check_parts(compiled, case)
+            assert "atom.global.gpu.acq_rel" in compiled.ptx
+            assert "ld.global.cg" in compiled.ptx
+            # A multiprocessor has 65,536 registers, and gives each warp a multiple of 256.
+            of_warp = triton.cdiv(compiled.num_registers, 8) * 256
+            assert tile.programs * tile.num_warps * of_warp <= 65_536, case
+
+
 def test_the_parts_of_many_rows_compile_without_spilling():
     hopper = [("bf16", 128, 1, True, "i64", True), ("bf16", 128, 7, True, "i64", False)]
     ampere = [HEADS_TO_COMPILE[2], *hopper[:1]]
     for capability, tile, instruction, shapes in (
-        (80, kernel.WIDE_TILE_BEFORE_HOPPER, "mma.sync", ampere),
-        (90, kernel.WIDE_TILE, "wgmma", [*HEADS_TO_COMPILE[:3], *hopper]),
+        (80, tiles.WIDE_TILE_BEFORE_HOPPER, "mma.sync", ampere),
+        (90, tiles.WIDE_TILE, "wgmma", [*HEADS_TO_COMPILE[:3], *hopper]),
     ):
         cases = [split_case("wide", tile, *shape) for shape in shapes]
         for case, of_case in zip(cases, compile_all(cases), strict=True):
@@ -390,7 +535,7 @@ def test_the_sums_and_the_weights_compile_without_spilling():
     floats = {name: "*fp32" for name in ("sums", "largest", "totals", "log_sums")}
     cases = [
         Case(
-            "keyturn.kernels.slot_attention_kernels",
+            "keyturn.kernels.slot_attention_combine",
             "combine_kernel",
             floats | {"out": "*bf16", "num_used": "*i32", "num_slots": "i32", "num_splits": "i32"},
             {"HEAD_DIM": head_dim, "HEAD_PAD": triton.next_power_of_2(head_dim), "BLOCK": 32}
@@ -401,7 +546,7 @@ def test_the_sums_and_the_weights_compile_without_spilling():
     ]
     cases += [
         Case(
-            "keyturn.kernels.slot_attention_kernels",
+            "keyturn.kernels.slot_attention_combine",
             "weights_kernel",
             {name: "*fp32" for name in ("scores", "log_sums", "weights")}
             | {"num_used": "*i32"}
@@ -418,7 +563,7 @@ def test_the_sums_and_the_weights_compile_without_spilling():
 
 def test_the_default_tiles_fit_any_head(device):
     keys = torch.empty(2, 64, 8, device=device)
-    for path in kernel.PATHS:
-        tile = kernel.default_tile(path, keys)
+    for path in tiles.PATHS:
+        tile = tiles.default_tile(path, keys)
         assert tile.block(8, 4) >= 16
-        assert tile.num_splits(keys, 2) >= 1
+        assert cut_for(path, tile, keys, 2).num_splits >= 1
