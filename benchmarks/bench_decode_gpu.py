@@ -2,7 +2,7 @@
 
 Qwen2.5-Coder shapes with random weights, one row, context 2,048, inside a CUDA graph. With
 TRITON_INTERPRET=1 and KEYTURN_KERNELS=triton, `--tiny --device cpu` tests the script. `--tune`
-tries tiles of the bf16 products instead and writes `kernels/matmul_measured.py`.
+tries tiles of the step's products instead and writes `kernels/matmul_measured.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import decode_model
 import decode_rival
-import dense_tuning
 import harness
 import matmul_tuning
 import numpy as np
+import step_tuning
 import torch
 from kernel_timer import Bench, captured, copy_bandwidth, relative_error
 
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"device copy, bytes read plus written: {bandwidth / 1e12:.2f} TB/s", flush=True)
         bench = Bench(device, args.repeats, args.tiny, args.tune, bandwidth)
         if args.tune:
-            dense_tuning.tune(bench, args.models, args.table)
+            step_tuning.tune(bench, args.models, args.precisions, args.table)
             return
         found = [
             one

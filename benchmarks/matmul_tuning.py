@@ -21,7 +21,7 @@ from keyturn.kernels.matmul_table import DotTile, GemvTile, MmaTile, default_pla
 KINDS = ("q4", "q8", "b4", "b2", "b3", "b8", "b6")  # what matters first, should time run out
 TABLE = ROOT / "kernels" / "matmul_measured.py"
 # In one graph at least: to start it takes microseconds.
-_MIN_CALLS = 16
+MIN_CALLS = 16
 _DOT_ROWS = 16
 _MMA_ROWS = 8
 _NEVER_DENSE = 65
@@ -78,7 +78,7 @@ def _tune_one(bench: Bench, kind: str, weights: list[Any]) -> list[list[int]]:
     """Return the tile of every path, and the limits between the paths, for one shape."""
     num_out, num_in = weights[0].shape
     default = default_plan(kind, num_out, num_in)
-    gemv, gemv_us = _best(bench, weights, 1, _gemv_tiles(kind, num_out, num_in, bench.is_tiny))
+    gemv, gemv_us = _best(bench, weights, 1, gemv_tiles(kind, num_out, num_in, bench.is_tiny))
     dot, dot_us = _best(bench, weights, _DOT_ROWS, _dot_tiles(kind, num_out, num_in, bench.is_tiny))
     mma, max_mma_rows, told = default.mma, 0, ""
     if kind == "q4" and quant_matmul.takes_mma(weights[0]):
@@ -115,7 +115,8 @@ def _best(
     return best, times[best]
 
 
-def _gemv_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator[GemvTile]:
+def gemv_tiles(kind: str, num_out: int, num_in: int, is_tiny: bool) -> Iterator[GemvTile]:
+    """Return what is worth a try for packed weights."""
     yield default_plan(kind, num_out, num_in).gemv
     units = num_in // (32 if kind[0] == "b" else 128 // int(kind[1:]))
     if is_tiny:
@@ -159,7 +160,7 @@ def _try(bench: Bench, weights: list[Any], num_rows: int, tiles: list[Any]) -> d
     num_out, num_in = weights[0].shape
     x = torch.randn(num_rows, num_in, dtype=torch.bfloat16, device=bench.device)
     out = torch.empty(num_rows, num_out, dtype=torch.bfloat16, device=bench.device)
-    graphs, calls = {}, len(weights) if bench.is_tiny else max(len(weights), _MIN_CALLS)
+    graphs, calls = {}, len(weights) if bench.is_tiny else max(len(weights), MIN_CALLS)
     for tile in dict.fromkeys(tiles):
         run = _call(x, out, itertools.cycle(weights), tile)
         try:

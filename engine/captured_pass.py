@@ -109,7 +109,7 @@ class CapturedPass:
 
 
 class DecodeGraph(CapturedPass):
-    """The decode step: one row that sees every slot, six launches a layer."""
+    """The decode step: one row that sees every slot, five or six launches a layer."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels) -> None:
         """Prepare; arguments as for `CapturedPass`."""

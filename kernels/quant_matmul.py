@@ -118,6 +118,8 @@ def mma(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, til
         WIDEN=not rows.is_cuda,
         dtype=triton.language.bfloat16 if rows.dtype == torch.bfloat16 else triton.language.float16,
         num_warps=tile.num_warps,  # pyright: ignore[reportCallIssue]
+        # Which products and sums are fused would change with BLOCK_M, and a row's bits with it.
+        enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]
     )
 
 
