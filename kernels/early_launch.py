@@ -4,7 +4,9 @@ A decode step is some two hundred short kernels, and between two of them a GPU i
 long as it takes to read three megabytes. From Hopper on a kernel may be started early; it does what
 does not depend on the one before, loads its first weights, and waits.
 
-KEYTURN_EARLY_LAUNCH=0 turns it off.
+Products of one to four rows are launched so: no kernel writes their weights. Attention is not, for
+it has nothing to do before its inputs are there; early, it made a step of 1.5 B bf16 4 % longer.
+KEYTURN_EARLY_LAUNCH=0 turns all of it off.
 """
 
 # ruff: noqa: ANN001, ANN201

@@ -18,7 +18,6 @@ import torch
 import triton
 from torch import Tensor
 
-from .early_launch import early
 from .slot_attention_checks import check_slots
 from .slot_attention_combine import combine_kernel, weights_kernel
 from .slot_attention_kernels import dot_kernel, vector_kernel
@@ -62,7 +61,6 @@ class _Call(NamedTuple):
             "HEAD_PAD": max(16, triton.next_power_of_2(head_dim)),
             "BLOCK": self.tile.block(head_dim, self.keys.itemsize),
             "ON_DEVICE": self.is_on_device,
-            **early(self.queries),
         }
 
 
@@ -237,5 +235,4 @@ def _launch_weights(call: _Call, weights: Tensor, add: bool) -> None:
         ADD=add,
         ON_DEVICE=call.is_on_device,
         num_warps=4,
-        **early(call.queries),
     )

@@ -13,8 +13,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .early_launch import wait_for_inputs
-
 
 @triton.jit
 def slots_used(num_used: tl.tensor, num_slots: tl.tensor, ON_DEVICE: tl.constexpr) -> tl.tensor:
@@ -145,10 +143,8 @@ def combine_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     ON_DEVICE: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ) -> None:
     """Add up the splits of one head of one row, always in the same order; zeros if it saw none."""
-    wait_for_inputs(EARLY)
     head, num_heads = tl.program_id(0), tl.num_programs(0)
     used = slots_used(num_used, num_slots, ON_DEVICE)
     share = slots_of_split(used, num_splits, BLOCK)
@@ -193,10 +189,8 @@ def weights_kernel(
     BLOCK: tl.constexpr,
     ADD: tl.constexpr,
     ON_DEVICE: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ) -> None:
     """Turn one row's scores into weights, mean over heads; the grid is (slot blocks, rows)."""
-    wait_for_inputs(EARLY)
     row = tl.cast(tl.program_id(1), tl.int64)
     used = slots_used(num_used, num_slots, ON_DEVICE)
     first = tl.program_id(0) * BLOCK

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .early_launch import wait_for_inputs
 from .slot_attention_combine import combine, finite, is_last, slots_of_split, slots_used
 
 # Scores are in powers of two throughout: `scale` has the factor log2(e) in it. Offsets inside a
@@ -62,7 +61,6 @@ def vector_kernel(
     COMBINED: tl.constexpr,
     SPLITS_PAD: tl.constexpr,
     CHUNK: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ) -> None:
     """Attend from one row, one query head per KV head; the grid is (splits, heads).
 
@@ -70,7 +68,6 @@ def vector_kernel(
     nothing between warps. If COMBINED is 1, a head's last program combines its parts; if it is 0, a
     second launch does.
     """
-    wait_for_inputs(EARLY)
     split, head = tl.program_id(0), tl.program_id(1)
     dims = tl.arange(0, HEAD_PAD)
     is_dim = dims < HEAD_DIM
@@ -174,7 +171,6 @@ def dot_kernel(
     SPLITS_PAD: tl.constexpr,
     CHUNK: tl.constexpr,
     WIDEN: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ) -> None:
     """Attend from query heads of one KV head; the grid is (blocks, splits, KV heads).
 
@@ -182,7 +178,6 @@ def dot_kernel(
     follow each other: keys come from memory once and then from the second-level cache. If COMBINED
     is not 0, the last program of a block combines its parts, of COMBINED heads at most.
     """
-    wait_for_inputs(EARLY)
     split, kv_head = tl.program_id(1), tl.program_id(2)
     num_heads = tl.num_programs(2) * GROUP
     row, head = _row_and_head(num_heads, kv_head, BLOCK_HEADS, GROUP, BLOCK_M)
