@@ -3,7 +3,7 @@
 
 Joining: where `packed_weights.BitWeight` puts the bits, masking every plane and ORing them gives
 16, 8 or 4 whole codes in a word, without a shift. A rotation then moves up to four of them to where
-`quant_kernels` has its codes too, in the mantissa of a power of two.
+`quant_codes` has its codes too, in the mantissa of a power of two.
 """
 
 # What @triton.jit makes of a function's types is beyond a type checker.
@@ -64,7 +64,7 @@ def code_float(joined, n, F: tl.constexpr, BITS: tl.constexpr, SPACING: tl.const
     Q: tl.constexpr = F % (8 // SPACING)
     FIRST: tl.constexpr = SPACING * (F % PER_WORD - Q) + F // PER_WORD
     AT: tl.constexpr = 15 + SPACING * Q
-    # Not an immediate: then masking and joining are one instruction, see `quant_kernels`.
+    # Not an immediate: then masking and joining are one instruction, see `quant_codes`.
     base = tl.where(n > 0, (127 + 23 - AT) << 23, 0).to(tl.uint32)
     field = rotated(joined, 15 - FIRST + 32) & (((1 << BITS) - 1) << AT)
     return (field | base).to(tl.float32, bitcast=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .quant_kernels import code_pair, load_units, word_scale
+from .quant_codes import code_pair, load_units, word_scale
 from .tile_store import store_tile
 
 

@@ -162,7 +162,7 @@ def mma_kernel(
     row = tl.minimum(flat // (32 * WARPS) * 8 + flat % 8, m - 1)
     x += row * (x_stride // 2) + tl.arange(0, 16)[None, :]
 
-    # Not an immediate: then masking and joining are one instruction, see `quant_kernels`.
+    # Not an immediate: then masking and joining are one instruction, see `quant_codes`.
     base = tl.where(n > 0, 0x43004300 if dtype == tl.bfloat16 else 0x64006400, 0)
     # Joined, so that the compiler chooses the same layout as for the codes.
     minus = tl.full([4 * WARPS, 16, 16], -POWER if ASYM else -POWER - 8.0, dtype)
