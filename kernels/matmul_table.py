@@ -70,6 +70,8 @@ class Plan(NamedTuple):
     min_dense_rows: int
 
 
+# GPUs with the same multiprocessors as a measured one.
+_LIKE = {"H200": "H100", "H800": "H100"}
 _NO_MMA = MmaTile(16, 4, 1)  # for what the path does not take
 
 
@@ -91,6 +93,8 @@ def choose_plan(gpu: str, kind: str, num_out: int, num_in: int) -> Plan:
     """Return the plan for a weight on the GPU of that name; see `plan_for`."""
     # "H100" serves every H100, whatever its memory or case; the longest key is the most specific.
     keys = sorted((key for key in MEASURED if key and key in gpu), key=len)
+    if not keys:
+        keys = [like for name, like in _LIKE.items() if name in gpu and like in MEASURED]
     entries: Mapping[str, list[list[int]]] = MEASURED[keys[-1]].get(kind, {}) if keys else {}
     if not entries:
         return default_plan(kind, num_out, num_in)

@@ -198,6 +198,7 @@ def test_plan_is_the_nearest_measured_shape_of_the_most_specific_gpu(monkeypatch
     assert choose_plan("NVIDIA H100 NVL", "q4", 16000, 3000).min_dense_rows == 48
     assert choose_plan("NVIDIA H100 PCIe", "q4", 16000, 3000).max_gemv_rows == 3
     assert choose_plan("NVIDIA H100 PCIe", "q8", 16000, 3000) == default_plan("q8", 16000, 3000)
+    assert choose_plan("NVIDIA H200", "q4", 16000, 3000).max_gemv_rows == 3  # an H100's
     assert choose_plan("another", "q4", 64, 64) == default_plan("q4", 64, 64)
     choose_plan.cache_clear()
 
