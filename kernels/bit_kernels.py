@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .quant_codes import apart
+
 
 @triton.jit
 def _plane(acc, word, I: tl.constexpr, R: tl.constexpr, SPACING: tl.constexpr):  # noqa: E741
@@ -123,15 +125,7 @@ def load_scales(
 @triton.jit
 def _octet(pointers, inside):
     """Return eight neighbouring activations of every unit, each (1, BLOCK_U)."""
-    x = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-    even, odd = tl.split(tl.reshape(x, [1, x.shape[1], 2, 2, 2]))
-    a, b = tl.split(even)
-    x0, x4 = tl.split(a)
-    x2, x6 = tl.split(b)
-    a, b = tl.split(odd)
-    x1, x5 = tl.split(a)
-    x3, x7 = tl.split(b)
-    return x0, x1, x2, x3, x4, x5, x6, x7
+    return apart(tl.load(pointers, mask=inside, other=0.0))
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 # ruff: noqa: ANN001, ANN201, ANN202
-"""Device code that loads 4- and 8-bit weights and reads their codes and scales.
+"""Device code that loads 4- and 8-bit weights and reads their codes, scales and activations.
 
 Codes become floats without a conversion instruction, which is slow: a code ORed into the mantissa
 of a power of two is that power plus the code. Layout: `packed_weights.QuantWeight`.
@@ -97,3 +97,16 @@ def word_scale(scale, I: tl.constexpr, GROUP: tl.constexpr, SPAN: tl.constexpr):
     else:
         bits = scale >> (16 * (I * 32 // GROUP))
         return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def apart(octets):
+    """Return eight that follow each other, (1, BLOCK_U) each, in float32."""
+    even, odd = tl.split(tl.reshape(octets.to(tl.float32), [1, octets.shape[1], 2, 2, 2]))
+    a, b = tl.split(even)
+    x0, x4 = tl.split(a)
+    x2, x6 = tl.split(b)
+    a, b = tl.split(odd)
+    x1, x5 = tl.split(a)
+    x3, x7 = tl.split(b)
+    return x0, x1, x2, x3, x4, x5, x6, x7

@@ -13,27 +13,14 @@ import triton.language as tl
 
 from .early_launch import wait_for_inputs
 from .gemv_epilogue import norm_factor, store_row, weight_row
-from .quant_codes import code_pair, load_units, word_scale
-
-
-@triton.jit
-def _apart(octets):
-    """Return eight that follow each other, (1, BLOCK_U) each, in float32."""
-    even, odd = tl.split(tl.reshape(octets.to(tl.float32), [1, octets.shape[1], 2, 2, 2]))
-    a, b = tl.split(even)
-    x0, x4 = tl.split(a)
-    x2, x6 = tl.split(b)
-    a, b = tl.split(odd)
-    x1, x5 = tl.split(a)
-    x3, x7 = tl.split(b)
-    return x0, x1, x2, x3, x4, x5, x6, x7
+from .quant_codes import apart, code_pair, load_units, word_scale
 
 
 @triton.jit
 def _octet(x, at, inside, gain, squares, NORM: tl.constexpr):
     """Return eight neighbouring activations of every unit, times the gain, and sums of squares."""
     # Loaded as eight in a row, which is one 16-byte load a thread, and only then taken apart.
-    x0, x1, x2, x3, x4, x5, x6, x7 = _apart(tl.load(x + at, mask=inside, other=0.0))
+    x0, x1, x2, x3, x4, x5, x6, x7 = apart(tl.load(x + at, mask=inside, other=0.0))
     if NORM:
         squares = tl.fma(x3, x3, tl.fma(x2, x2, tl.fma(x1, x1, tl.fma(x0, x0, squares))))
         squares = tl.fma(x7, x7, tl.fma(x6, x6, tl.fma(x5, x5, tl.fma(x4, x4, squares))))
@@ -167,7 +154,7 @@ def gemv_kernel(
             at = (column + o * (8 * SPAN))[None, :, None] + tl.arange(0, 8)[None, None, :]
             gains = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
             if NORM:
-                gains = _apart(tl.load(gain + at, mask=inside, other=0.0))
+                gains = apart(tl.load(gain + at, mask=inside, other=0.0))
             x0, squares0 = _octet(x, at, inside, gains, squares0, NORM)
             x1, x2, x3 = x0, x0, x0
             if ROWS > 1:
