@@ -157,14 +157,19 @@ def _anchored_runs(old: Ints, new: Ints) -> list[Run]:
         # What agrees between edits is long and found by a sample, the same of either sequence.
         old_at = np.flatnonzero(old_hashes < _SAMPLED_BELOW)
         new_at = np.flatnonzero(new_hashes < _SAMPLED_BELOW)
-        runs = _grown(old, new, runs, _anchors(old_hashes, new_hashes, old_at, new_at, runs))
+        pairs = _unique_in_gaps(old_hashes, new_hashes, old_at, new_at, runs)
+        # Where blocks have moved, the longest sequence of a sample need not be the one with most
+        # tokens.
+        if not _crosses(pairs[1]):
+            runs = _grown(old, new, runs, _chained(*pairs))
     # Then all that lie in the gaps are tried.
     reach = _SHORTEST_RUN - 1
     old_spans = [(run.source - reach, run.length + reach) for run in runs[:-1]]
     new_spans = [(run.at - reach, run.length + reach) for run in runs[:-1]]
     old_at = rows_between(old_spans, len(old_hashes))
     new_at = rows_between(new_spans, len(new_hashes))
-    return _grown(old, new, runs, _anchors(old_hashes, new_hashes, old_at, new_at, runs))[:-1]
+    pairs = _unique_in_gaps(old_hashes, new_hashes, old_at, new_at, runs)
+    return _grown(old, new, runs, _chained(*pairs))[:-1]
 
 
 def _grown(old: Ints, new: Ints, runs: list[Run], anchors: list[tuple[int, int]]) -> list[Run]:
@@ -197,13 +202,10 @@ def _end(run: Run) -> tuple[int, int]:
     return run.source + run.length, run.at + run.length
 
 
-def _anchors(
+def _unique_in_gaps(
     old_hashes: Hashes, new_hashes: Hashes, old_at: Ints, new_at: Ints, runs: list[Run]
-) -> list[tuple[int, int]]:
-    """Return pairs of places where runs unique in both sequences agree, in increasing order.
-
-    Patience diff: the unique common runs, of which the longest increasing sequence is kept. Of runs
-    that follow one another in both sequences the first and the last may stand for all.
+) -> tuple[Ints, Ints]:
+    """Return the pairs of places where runs unique in both sequences agree, in order of the first.
 
     Args:
         old_hashes: the hash of each run in a sequence.
@@ -213,22 +215,34 @@ def _anchors(
         runs: what is already found; a pair lies in one gap before or between them.
     """
     if not len(old_at) or not len(new_at):
-        return []
+        return _NO_ROWS, _NO_ROWS
     old_pair, new_pair = _unique_pairs(old_hashes[old_at], new_hashes[new_at])
     old_at, new_at = old_at[old_pair], new_at[new_pair]
     if len(runs) > 1:
         sources, ats, _ = np.transpose(runs)
         in_one_gap = np.searchsorted(sources, old_at) == np.searchsorted(ats, new_at)
         old_at, new_at = old_at[in_one_gap], new_at[in_one_gap]
+    return old_at, new_at
+
+
+def _crosses(new_at: Ints) -> bool:
+    """Return whether places, in the order of their partners, are not in order themselves."""
+    return bool((new_at[1:] < new_at[:-1]).any())
+
+
+def _chained(old_at: Ints, new_at: Ints) -> list[tuple[int, int]]:
+    """Return the anchors among pairs of places, increasing in both.
+
+    Patience diff: the longest increasing sequence is kept. Of runs that follow one another in both
+    sequences the first and the last may stand for all.
+    """
+    if _crosses(new_at):
+        return _longest_increasing(list(zip(old_at.tolist(), new_at.tolist(), strict=True)))
     old_steps, new_steps = old_at[1:] - old_at[:-1], new_at[1:] - new_at[:-1]
-    crosses = (new_steps < 0).any()
-    if not crosses:  # all are in the sequence
-        is_break = np.ones(len(old_at) + 1, dtype=bool)
-        np.not_equal(old_steps | new_steps, 1, out=is_break[1:-1])  # not 1 in both
-        is_end = is_break[:-1] | is_break[1:]
-        old_at, new_at = old_at[is_end], new_at[is_end]
-    pairs = list(zip(old_at.tolist(), new_at.tolist(), strict=True))
-    return _longest_increasing(pairs) if crosses else pairs
+    is_break = np.ones(len(old_at) + 1, dtype=bool)
+    np.not_equal(old_steps | new_steps, 1, out=is_break[1:-1])  # not 1 in both
+    is_end = is_break[:-1] | is_break[1:]
+    return list(zip(old_at[is_end].tolist(), new_at[is_end].tolist(), strict=True))
 
 
 def _hashes(ids: Ints) -> Hashes:

@@ -225,6 +225,9 @@ class PromptCache:
         Returns:
             (n, vocab_size) float32 logits; row i predicts `token_ids[i]`. The rows added for it
             are dropped again.
+
+        Raises:
+            ContextTooLong: the capacity has no room for n - 1 rows more.
         """
         first = self.logits(check)[None]
         if len(token_ids) == 1:
@@ -232,9 +235,9 @@ class PromptCache:
         cache = self._rows()
         num_fresh = cache.num_fresh
         generated = np.flatnonzero(cache.positions >= self.num_tokens)
-        cache.positions[generated] += _OUT_OF_SIGHT
         fed = np.array(token_ids[:-1], dtype=np.int64)
         slots = cache.append(fed, self.num_tokens + np.arange(len(fed)))
+        cache.positions[generated] += _OUT_OF_SIGHT
         try:
             hidden = self._decoder.forward(cache, slots, check)
         finally:

@@ -139,7 +139,7 @@ def next_place(records: Sequence[Record]) -> int | None:
 
 def _record(line: int, raw: bytes) -> tuple[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"))
+        value = json.loads(raw.decode("utf-8-sig"))  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise _bad(line, f"not UTF-8 at byte {error.start}", "save the trace as UTF-8") from None
     except ValueError as error:

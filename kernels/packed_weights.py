@@ -152,6 +152,8 @@ def pack_codes(
         nibbles = codes.reshape(codes.shape[0], -1, 4, span, 4, 2).permute(0, 1, 3, 2, 5, 4)
         packed = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
     words = packed.reshape(codes.shape[0], -1).contiguous().view(torch.int32)
+    # Kernels go by rows, and read a span's scales as one integer, at a multiple of its size.
+    scales, minimums = _own(scales), None if minimums is None else _own(minimums)
     return QuantWeight(words, scales, minimums, bits, group, _locks(codes))
 
 
@@ -234,6 +236,11 @@ def quantize_planes(weight: Tensor, bits: int, group: int) -> BitWeight:
     scales = (parts.abs().amax(-1) / top).half()
     codes = ((parts / _divisor(scales) + top) / 2).round().clamp(0, top)
     return pack_planes(codes.to(torch.uint8).flatten(1), scales, bits)
+
+
+def _own(scales: Tensor) -> Tensor:
+    is_aligned = scales.is_contiguous() and scales.data_ptr() % 16 == 0
+    return scales if is_aligned else scales.clone(memory_format=torch.contiguous_format)
 
 
 def _divisor(scales: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
 """Matching resident rows to wanted tokens."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyturn.engine import edit_plan
 from keyturn.engine.edit_plan import (
+    _SHORTEST_RUN,
     Run,
+    _anchored_runs,
     _stable_order,
     match_rows,
     moved_rows,
@@ -73,6 +77,22 @@ def test_moved_block_costs_itself_in_a_long_text():
     old = list(range(6000))
     new = [-1, *old[1:1000], *old[1100:4000], *old[1000:1100], *old[4000:5999], -2]
     assert sum(row < 0 for row in plan(old, new)) == 102
+
+
+@given(st.integers(0, 2**31), st.sampled_from([2, 40, 5000]))
+def test_moved_blocks_are_not_lost_to_the_sample(seed, vocabulary):
+    # Blocks of all sizes that move and texts that repeat: a sample alone would mislead.
+    random = np.random.default_rng(seed)
+    old = random.integers(0, vocabulary, 4000)
+    cuts = np.sort(random.choice(4000, 6, replace=False))
+    blocks = np.split(old, cuts)
+    new = np.concatenate([[-1], *(blocks[at] for at in random.permutation(len(blocks))), [-2]])
+    runs = _anchored_runs(old, new)
+    found = sum(run.length for run in runs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edit_plan, "_MANY", 1 << 40)
+        every = sum(run.length for run in _anchored_runs(old, new))
+    assert found >= every - 2 * _SHORTEST_RUN * len(blocks)
 
 
 def test_text_that_crosses_to_the_other_side_is_recomputed():

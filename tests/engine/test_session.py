@@ -10,7 +10,8 @@ import torch
 
 from keyturn.engine.config import CompletionParams, EngineConfig
 from keyturn.engine.engine import Engine
-from keyturn.engine.errors import BadPosition, BadRequest, Interrupted
+from keyturn.engine.errors import BadPosition, BadRequest, ContextTooLong, Interrupted
+from keyturn.engine.prompt_cache import PromptCache
 
 from ..tolerance import ONE_ROUNDING, assert_close
 
@@ -375,3 +376,16 @@ def test_offset_outside_the_text_is_an_error(opened):
 def test_unknown_layout_names_what_there_is(opened):
     with pytest.raises(BadRequest, match="spm"):
         opened("", "turn", layout="xyz")
+
+
+def test_score_without_room_is_an_error_and_changes_nothing(engine, tiny_model):
+    cache = PromptCache(engine.load(str(tiny_model)).decoder, 20, "turn", 64)
+    cache.want([np.arange(10)])
+    cache.patch(check)
+    logits = cache.logits(check)
+    for token_id in (1, 2, 3):
+        cache.decode(token_id, check)
+    with pytest.raises(ContextTooLong):
+        cache.score(range(9), check)
+    assert sorted(cache._rows().positions) == [*range(13)]
+    assert cache.decode(4, check).shape == logits.shape

@@ -46,6 +46,10 @@ def test_every_record_is_parsed_with_its_line() -> None:
     )
 
 
+def test_a_byte_order_mark_is_not_part_of_the_first_record() -> None:
+    assert parse_trace(b"\xef\xbb\xbf" + lines(OPEN)).text == "abcdef"
+
+
 def test_offsets_are_checked_against_the_text_at_that_record() -> None:
     grown = {"edit": {"start": 6, "end": 6, "text": "gh"}}
     parse_trace(lines(OPEN, grown, {"cursor": {"offset": 8}}))

@@ -33,6 +33,18 @@ def test_codes_round_trip(bits, rows, groups, group, seed):
     assert weight.group == group
 
 
+def test_scales_in_any_memory_layout_are_taken():
+    codes = torch.randint(0, 16, (6, 256), dtype=torch.uint8)
+    wide = torch.rand(3, 6, 11).half()
+    for scales in (wide[0, :, 1:9], wide[0, :, :8].T.contiguous().T, wide[1, :, 3:].clone()):
+        weight = packed.pack_codes(codes, scales, scales)
+        assert weight.scales.is_contiguous()
+        assert torch.equal(weight.scales, scales)
+        values = weight.scales.view(torch.int64).view(torch.float16)
+        assert torch.equal(values, scales)
+        assert weight.minimums.view(torch.int64).shape == (6, 2)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     bits=st.integers(2, 8),
