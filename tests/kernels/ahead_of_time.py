@@ -25,7 +25,7 @@ class Case:
         kernel: its name there.
         types: argument to Triton type ("*bf16", "i32"); pointers count as aligned to 16 bytes, as
             torch's are.
-        constants: all constexpr arguments; "dtype" by its name.
+        constants: all constexpr arguments; "dtype" by its name, "EARLY" for the GPUs that can.
         aligned: integer arguments that the launcher would find to be multiples of 16.
         options: num_warps, num_stages.
     """
@@ -72,6 +72,18 @@ def compile_all(cases: list[Case]) -> list[list[Compiled]]:
     return [[Compiled(**one) for one in of_case] for of_case in json.loads(done.stdout)]
 
 
+def check_early(compiled: Compiled) -> None:
+    """Assert that a kernel launched early has loads of weights, and nothing else, under way."""
+    before, wait, after = compiled.ptx.partition("griddepcontrol.wait")
+    if compiled.capability < 90:
+        assert not wait
+        return
+    assert "griddepcontrol.launch_dependents" in before
+    assert "evict_first" in before  # weights
+    assert "st.global" not in before
+    assert "st.global" in after
+
+
 def _compile(case: Case) -> list[Compiled]:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -91,9 +103,11 @@ def _compile(case: Case) -> list[Compiled]:
         name: getattr(triton.language, value) if name == "dtype" else value
         for name, value in case.constants.items()
     }
-    source = ASTSource(kernel, signature, constants, attributes)
     made = []
     for capability in CAPABILITIES:
+        if "EARLY" in constants:  # from Hopper on, as `early_launch` has it
+            constants["EARLY"] = case.constants["EARLY"] and capability >= 90
+        source = ASTSource(kernel, signature, constants, attributes)
         target = GPUTarget("cuda", capability, 32)
         compiled = triton.compile(source, target=target, options=case.options)
         usage = _resource_usage(compiled.asm["cubin"])

@@ -7,7 +7,7 @@ from keyturn.kernels import dense_gemv as kernel
 from keyturn.kernels.fusion import PLAIN
 from keyturn.kernels.matmul_table import GemvTile, default_plan
 
-from .ahead_of_time import Case, compile_all
+from .ahead_of_time import Case, check_early, compile_all
 
 TILES = [GemvTile(2, 64, 2, 1), GemvTile(8, 32, 1, 1), GemvTile(4, 128, 1, 1)]
 # Norm of the difference over norm of the expected: float32 sums of exact products.
@@ -89,7 +89,7 @@ def case(shape, fused, rows=1):
     constants = {"HAS_BIAS": True, "NORM": fused in ("gated", "cache"), "GATED": fused == "gated"}
     constants |= {"HAS_RESIDUAL": fused == "residual", "INTERLEAVED": False, "ROWS": rows}
     constants |= heads if fused == "cache" else dict.fromkeys(heads, 0)
-    constants |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_u * kernel.UNIT}
+    constants |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_u * kernel.UNIT, "EARLY": True}
     return Case(
         "keyturn.kernels.dense_kernels",
         "dense_gemv_kernel",
@@ -112,3 +112,4 @@ def test_kernels_compile_to_wide_loads_that_stay_in_their_thread():
             loads = [line for line in weights if "ld.global" in line]
             assert loads
             assert all(".v4.b32" in line for line in loads)
+            check_early(one)

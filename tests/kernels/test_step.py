@@ -1,16 +1,18 @@
 """A decode step's norms, activations and fused products against their references."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from keyturn.kernels import dense_gemv, step
+from keyturn.kernels import dense_gemv, early_launch, step
 from keyturn.kernels import reference_step as reference
 from keyturn.kernels.fusion import CacheRows, Fusion
 from keyturn.kernels.matmul_table import GemvTile, Plan
 from keyturn.kernels.packed_weights import quantize_groups
 
 from ..tolerance import ONE_ROUNDING
-from .ahead_of_time import Case, compile_all
+from .ahead_of_time import Case, check_early, compile_all
 from .conftest import IS_INTERPRETED
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -191,7 +193,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     heads = {"NUM_HEADS": 12, "NUM_KV_HEADS": 2, "HEAD_DIM": 128, "HALF": 64}
     for gated in (False, True):
         constants = {"BITS": 4, "GROUP": 32, "ASYM": False, "SPAN": 4, "HAS_BIAS": True}
-        constants |= {"ROWS": 1, "AHEAD": False}
+        constants |= {"ROWS": 1, "AHEAD": False, "EARLY": True}
         constants |= {"BLOCK_N": 4, "BLOCK_U": 64, "NORM": True, "GATED": gated}
         constants |= {"HAS_RESIDUAL": False, "INTERLEAVED": False}
         constants |= dict.fromkeys(heads, 0) if gated else heads
@@ -210,3 +212,24 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             assert one.num_spilled_bytes == 0, (case.kernel, one.num_registers)
             assert ".v4.b32" in one.ptx or case.kernel == "silu_mul_kernel"
             assert one.num_shared_bytes <= 128
+            if case.kernel == "gemv_kernel":
+                check_early(one)
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "is_early"),
+    [((9, 0), None, True), ((9, 0), "0", False), ((8, 0), None, False), ((12, 0), "1", True)],
+)
+def test_products_start_early_from_hopper_on_unless_told_not_to(
+    monkeypatch, capability, wanted, is_early
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.delenv(early_launch.VARIABLE, raising=False)
+    if wanted:
+        monkeypatch.setenv(early_launch.VARIABLE, wanted)
+    early_launch._arguments.cache_clear()
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    assert early_launch.early(on_gpu).get("launch_pdl", False) == is_early
+    assert early_launch.early(on_gpu)["EARLY"] == is_early
+    assert early_launch.early(torch.zeros(1)) == {"EARLY": False}
+    early_launch._arguments.cache_clear()
