@@ -221,7 +221,9 @@ def choose_path(path: str | None, num_rows: int, plan: Plan, takes_mma: bool) ->
         if path == "mma" and not takes_mma:
             raise ValueError("path 'mma' takes 4 bits with fp16 scales of 32 columns, K in 128s")
         return path
-    if num_rows <= plan.max_gemv_rows:
+    # A plan that counts on mma leaves gemv few rows, or none.
+    is_without_mma = plan.max_mma_rows > 0 and not takes_mma
+    if num_rows <= (GEMV_ROWS if is_without_mma else plan.max_gemv_rows):
         return "gemv"
     if takes_mma and num_rows <= plan.max_mma_rows:
         return "mma"

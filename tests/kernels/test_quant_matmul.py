@@ -203,6 +203,16 @@ def test_plan_is_the_nearest_measured_shape_of_the_most_specific_gpu(monkeypatch
     choose_plan.cache_clear()
 
 
+def test_rows_go_to_gemv_where_a_plan_counts_on_mma_in_vain():
+    plan = default_plan("q4", 17920, 1536)._replace(max_gemv_rows=0, max_mma_rows=8)
+    chosen = [kernel.choose_path(None, rows, plan, True) for rows in (1, 4, 8, 9)]
+    assert chosen == ["mma", "mma", "mma", "dot"]
+    chosen = [kernel.choose_path(None, rows, plan, False) for rows in (1, 4, 5, 65)]
+    assert chosen == ["gemv", "gemv", "dot", "dense"]
+    plan = default_plan("q8", 17920, 1536)._replace(max_gemv_rows=2)
+    assert [kernel.choose_path(None, rows, plan, False) for rows in (2, 3)] == ["gemv", "dot"]
+
+
 @pytest.mark.slow
 def test_kernels_compile_for_gpus_that_are_not_here():
     sizes = {"n": "i32", "k": "i32", "x_stride": "i32"}
