@@ -53,7 +53,7 @@ $(VENV)/torch: constraints.txt | $(VENV)/bin/python
 
 # The C extension makes decoding fast and is built where there is a compiler, which a bare Debian
 # lacks; without one everything works, slower.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard kernels/cpu_step*) $(VENV)/torch
+$(VENV)/installed: pyproject.toml setup.py $(wildcard kernels/cpu/cpu_step*) $(VENV)/torch
 	command -v cc >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq gcc libc6-dev >/dev/null; } || \
 	  echo "no C compiler: decoding will be slower; install gcc, then: make clean demo"

@@ -10,9 +10,9 @@ import sys
 from setuptools import Extension, setup
 
 CPU_STEP = Extension(
-    "keyturn.kernels._cpu_step",
-    ["kernels/cpu_step.c"],
-    depends=["kernels/cpu_step_ops.h", "kernels/cpu_step_vectors.h"],
+    "keyturn.kernels.cpu._cpu_step",
+    ["kernels/cpu/cpu_step.c"],
+    depends=["kernels/cpu/cpu_step_ops.h", "kernels/cpu/cpu_step_vectors.h"],
     # Products and sums are joined only where the source says so: the order of every sum is fixed.
     extra_compile_args="-std=gnu11 -O2 -g0 -ffp-contract=off -fno-math-errno -Wno-psabi".split(),
     libraries=["m"],

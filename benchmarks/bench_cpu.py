@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import cpu_peer
 import harness
 import numpy as np
+from cpu import cpu_peer
 
-from keyturn.engine.catalog import resolve
+from keyturn.engine.files.catalog import resolve
 
 # Name to KEYTURN_KERNELS and dtype: dense weights twice, and what the product chooses by itself.
 OWN = {
@@ -130,12 +130,12 @@ def started(args: argparse.Namespace) -> Iterator[tuple[str, Contender]]:
     shared = ["--threads", str(args.threads), "--capacity", str(capacity)]
     for name in args.variants:
         kernels, dtype = OWN[name]
-        command = [sys.executable, str(FOLDER / "cpu_own.py"), args.model, "--dtype", dtype]
+        command = [sys.executable, str(FOLDER / "cpu" / "cpu_own.py"), args.model, "--dtype", dtype]
         yield name, Contender(name, [*command, *shared], KEYTURN_KERNELS=kernels)
     if args.peer_python is None:
         return
     for name, options in PEERS.items():
-        command = [args.peer_python, str(FOLDER / "cpu_peer.py"), str(resolve(args.model))]
+        command = [args.peer_python, str(FOLDER / "cpu" / "cpu_peer.py"), str(resolve(args.model))]
         try:
             yield name, Contender(name, [*command, *options, *shared])
         except (OSError, RuntimeError) as error:

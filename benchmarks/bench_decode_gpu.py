@@ -14,20 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import decode_model
-import decode_rival
 import harness
-import matmul_tuning
 import numpy as np
-import step_tuning
 import torch
-from kernel_timer import Bench, captured, copy_bandwidth, relative_error
+from gpu import decode_model, decode_rival, matmul_tuning, step_tuning
+from gpu.kernel_timer import Bench, captured, copy_bandwidth, relative_error
 
-from keyturn.engine.captured_pass import DecodeGraph
-from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model import AttentionRecord, Decoder
+from keyturn.engine.model.captured_pass import DecodeGraph
+from keyturn.engine.model.decoder import AttentionRecord, Decoder
+from keyturn.engine.model.kv_cache import KVCache
 from keyturn.kernels import dispatch
-from keyturn.kernels.fusion import CacheRows, Fusion
+from keyturn.kernels.matmul.fusion import CacheRows, Fusion
 
 MODELS = ("1.5b", "7b")
 CONTEXT = 2048

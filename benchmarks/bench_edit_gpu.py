@@ -19,16 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import edit_gpu_errors
-import edit_gpu_models
 import harness
 import numpy as np
 import torch
-from kernel_timer import copy_bandwidth
+from gpu import edit_gpu_errors, edit_gpu_models
+from gpu.kernel_timer import copy_bandwidth
 from numpy.typing import NDArray
 
-from keyturn.engine.model_config import ModelConfig
-from keyturn.engine.prompt_cache import PromptCache
+from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.prompt.prompt_cache import PromptCache
 
 Ints = NDArray[np.int64]
 

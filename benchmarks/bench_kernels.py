@@ -11,11 +11,9 @@ from typing import Any
 
 import bench_matmul
 import harness
-import kernels_dependency_record
-import kernels_rope_shift
-import kernels_slot_attention
 import torch
-from kernel_timer import Bench, copy_bandwidth
+from gpu import kernels_dependency_record, kernels_rope_shift, kernels_slot_attention
+from gpu.kernel_timer import Bench, copy_bandwidth
 
 Section = Callable[[Bench], tuple[dict[str, Any], list[dict[str, Any]]]]
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import matmul_rivals
-import matmul_tuning
 import torch
-from kernel_timer import Bench, Times, captured, copy_bandwidth, figures, relative_error
+from gpu import matmul_rivals, matmul_tuning
+from gpu.kernel_timer import Bench, Times, captured, copy_bandwidth, figures, relative_error
 from torch import Tensor
 
-from keyturn.kernels import bit_matmul, quant_matmul, reference_matmul
-from keyturn.kernels.packed_weights import BitWeight, QuantWeight, quantize_groups, quantize_planes
+from keyturn.kernels.matmul import quant as quant_matmul
+from keyturn.kernels.matmul import reference as reference_matmul
+from keyturn.kernels.matmul.bit_planes import launch as bit_matmul
+from keyturn.kernels.weights.packed import BitWeight, QuantWeight, quantize_groups, quantize_planes
 
 # Output x input features of the projections as the engine fuses them: q/k/v, output, gate and up,
 # down.

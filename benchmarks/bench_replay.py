@@ -10,8 +10,8 @@ from typing import Any
 
 import harness
 
-from keyturn.engine import replay
 from keyturn.engine.engine import Engine
+from keyturn.engine.replay import replay
 from keyturn.server.settings import Settings
 
 TRACES = sorted((harness.ROOT / "examples" / "traces").glob("*.jsonl"))

@@ -30,17 +30,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import fim_fetch
-import fim_held_out
-import fim_metrics
 import harness
-from fim_ask import Answer, ask_engine, ask_server
-from fim_tasks import HELD_OUT, SINGLE, Task, chosen, read_human_eval
+from quality import fim_fetch, fim_held_out, fim_metrics
+from quality.fim_ask import Answer, ask_engine, ask_server
+from quality.fim_tasks import HELD_OUT, SINGLE, Task, chosen, read_human_eval
 
-from keyturn.engine.catalog import EMBEDDED, resolve
-from keyturn.engine.gguf_config import read_config
-from keyturn.engine.gguf_file import GGUFFile
-from keyturn.engine.tokenizer_files import gguf_tokenizer
+from keyturn.engine.files.catalog import EMBEDDED, resolve
+from keyturn.engine.files.gguf_config import read_config
+from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.tokenizer_files import gguf_tokenizer
 
 # What the embedded model reached when it was shipped, in percent of all 1,033 tasks, and how many
 # points less are accepted: the standard error of such a figure is 1.5.

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
-from .catalog import resolve
-from .config import EngineConfig
-from .errors import BadRequest, OutOfMemory
-from .fim import UNKNOWN_CHARS_PER_TOKEN
-from .model import Decoder
-from .model_config import ModelConfig
+from .files.catalog import resolve
+from .files.weights import load_model
+from .model.config import ModelConfig
+from .model.decoder import Decoder
+from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .session import Model, Session
-from .weights import load_model
+from .wire.config import EngineConfig
+from .wire.errors import BadRequest, OutOfMemory
 
 # Rows beyond the window: what may be generated or scored there, and a layout's special tokens.
 _SPARE_TOKENS = 576

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .config import Completion, CompletionParams
-from .errors import BadPosition, ContextTooLong
-from .fim import FimTemplate
-from .generate import generate
-from .layout import Segment, lay_out
-from .model import Check, Decoder
-from .prompt_cache import Counts, PromptCache
-from .tokenizer import Stretch, Tokenizer, common_prefix
+from .generation.generate import generate
+from .model.decoder import Check, Decoder
+from .prompt.fim import FimTemplate
+from .prompt.layout import Segment, lay_out
+from .prompt.prompt_cache import Counts, PromptCache
+from .tokens.tokenizer import Stretch, Tokenizer, common_prefix
+from .wire.config import Completion, CompletionParams
+from .wire.errors import BadPosition, ContextTooLong
 
 Edit = tuple[int, int, str]
 

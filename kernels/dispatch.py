@@ -15,9 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import cpu_step, reference, reference_attention, reference_step
-from .cpu_linear import CpuHead, CpuLinear, choose_plan, silu_mul
-from .linear import DenseLinear, Linear, Matrix
+from .attention import reference as reference_attention
+from .cpu import step as cpu_step
+from .cpu.linear import CpuHead, CpuLinear, choose_plan, silu_mul
+from .layer import reference as reference_step
+from .rotary import reference
+from .weights.linear import DenseLinear, Linear, Matrix
 
 # For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
 VARIABLE = "KEYTURN_KERNELS"
@@ -127,7 +130,10 @@ def _cpu(note: str) -> Kernels:
 
 def _triton(why: str) -> Kernels:
     # Only here: importing Triton takes most of a second, and machines without a GPU lack it.
-    from . import quant_linear, rope_shift, slot_attention, step
+    from .attention import slots as slot_attention
+    from .layer import launch as step
+    from .matmul import gpu_linear as quant_linear
+    from .rotary import launch as rope_shift
 
     return Kernels(
         "triton",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
-from ..engine.config import Completion, CompletionParams
-from ..engine.errors import EngineError
+from ..engine.wire.config import Completion, CompletionParams
+from ..engine.wire.errors import EngineError
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Limits

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..engine.errors import EngineError
+from ..engine.wire.errors import EngineError
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ..engine.catalog import resolve
-from ..engine.config import POLICIES, Completion, CompletionParams
-from ..engine.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
+from ..engine.files.catalog import resolve
+from ..engine.wire.config import POLICIES, Completion, CompletionParams
+from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
 from .documents import UTF32, Document, Limits, Position
 from .settings import COMMAND_LINE, Settings, with_values
 
@@ -74,7 +74,7 @@ def replay(arguments: argparse.Namespace) -> int:
     if not trace.exists():
         raise BadRequest(f"no such file: {trace}; give a trace of JSON lines")
     from ..engine.engine import Engine
-    from ..engine.replay import run, write
+    from ..engine.replay.replay import run, write
 
     rows = run(
         trace,
@@ -115,7 +115,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def engine(arguments: argparse.Namespace) -> int:
     """Run the engine host until nobody needs it."""
-    from ..engine import host
+    from ..engine.host import host
 
     _log_to_stderr(logging.INFO)
     path = Path(arguments.socket) if arguments.socket else None

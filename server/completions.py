@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from ..engine.config import Completion, CompletionParams
-from ..engine.errors import EngineError
+from ..engine.wire.config import Completion, CompletionParams
+from ..engine.wire.errors import EngineError
 from .documents import Document, Edit
 from .settings import Settings
 from .trim import first_line, trim

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engine.address import FileLock, default_address
-from ..engine.errors import EngineError
+from ..engine.wire.address import FileLock, default_address
+from ..engine.wire.errors import EngineError
 from .settings import Settings
 
 _PACKAGES = (
@@ -101,8 +101,8 @@ def _problem(found: dict[str, Any], problem: str, remedy: str, *, fatal: bool) -
 
 
 def _examine_model(found: dict[str, Any], settings: Settings) -> None:
-    from ..engine.catalog import resolve
     from ..engine.engine import Engine
+    from ..engine.files.catalog import resolve
 
     path = resolve(settings.model)
     engine = Engine(settings.engine_config())
@@ -209,8 +209,8 @@ async def _ask_host() -> dict[str, Any]:
 
 def list_models() -> dict[str, Any]:
     """Return the known families and the models on this disk, as plain data."""
-    from ..engine.catalog import on_disk
-    from ..engine.fim import FAMILIES
+    from ..engine.files.catalog import on_disk
+    from ..engine.prompt.fim import FAMILIES
 
     return {
         "families": [

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..engine.address import Address, default_address
-from ..engine.config import Completion, CompletionParams
-from ..engine.errors import (
+from ..engine.wire.address import Address, default_address
+from ..engine.wire.config import Completion, CompletionParams
+from ..engine.wire.errors import (
     BadRequest,
     Cancelled,
     DocumentRefused,
@@ -24,7 +24,7 @@ from ..engine.errors import (
     HostUnavailable,
     VersionMismatch,
 )
-from ..engine.protocol import from_plain
+from ..engine.wire.protocol import from_plain
 from .engine_link import Link, connect
 from .sent_documents import SentDocuments, TextOf, model_name
 from .settings import Settings

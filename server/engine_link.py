@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..engine import protocol
-from ..engine.address import Address, FileLock, identity, make_folder, open_private
-from ..engine.config import EngineConfig
-from ..engine.errors import BadRequest, EngineError, HostUnavailable
+from ..engine.wire import protocol
+from ..engine.wire.address import Address, FileLock, identity, make_folder, open_private
+from ..engine.wire.config import EngineConfig
+from ..engine.wire.errors import BadRequest, EngineError, HostUnavailable
 
 # The log keeps what a crashed host said; beyond this it starts anew, with one older file kept.
 _MAX_LOG_BYTES = 1_000_000
@@ -200,7 +200,7 @@ def _spawn(
     address: Address, command: Sequence[str] | None, idle_s: float
 ) -> subprocess.Popen[bytes]:
     # -P: a folder named "keyturn" where the editor was started must not shadow the package.
-    command = command or [sys.executable, "-P", "-m", "keyturn.engine.host"]
+    command = command or [sys.executable, "-P", "-m", "keyturn.engine.host.host"]
     with contextlib.suppress(OSError):
         if address.log.stat().st_size > _MAX_LOG_BYTES:
             address.log.replace(address.log.with_suffix(".log.1"))

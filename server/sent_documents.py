@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine.errors import BadRequest, HostUnavailable, VersionMismatch
+from ..engine.wire.errors import BadRequest, HostUnavailable, VersionMismatch
 from .engine_link import Link
 from .settings import Settings
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..engine.config import POLICIES, CompletionParams, EngineConfig
-from ..engine.errors import BadRequest
+from ..engine.wire.config import POLICIES, CompletionParams, EngineConfig
+from ..engine.wire.errors import BadRequest
 
 SECTION = "keyturn"
 

@@ -7,8 +7,8 @@ import signal
 import time
 from pathlib import Path
 
-from keyturn.engine.config import Completion
-from keyturn.engine.errors import BadPosition, ModelNotFound
+from keyturn.engine.wire.config import Completion
+from keyturn.engine.wire.errors import BadPosition, ModelNotFound
 
 
 class FakeSession:
@@ -137,8 +137,8 @@ class FakeEngine:
 
 def main():
     """Run an engine host with the fake engine."""
-    from keyturn.engine.errors import EngineError
-    from keyturn.engine.host import main as serve
+    from keyturn.engine.host.host import main as serve
+    from keyturn.engine.wire.errors import EngineError
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=Path)

@@ -20,10 +20,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .budget import cap_weight, fit_budget, split_packages
-from .contamination import Contamination
-from .documents import Document, language_of, load_documents, write_documents
-from .filtering import (
+from .data.budget import cap_weight, fit_budget, split_packages
+from .data.contamination import Contamination
+from .data.documents import Document, language_of, load_documents, write_documents
+from .data.filtering import (
     COMPILED_JS,
     MAX_LINE_CHARS,
     SKIP_PATH,
@@ -37,7 +37,7 @@ from .filtering import (
     strip_licence,
     surplus_test,
 )
-from .packages import Package, Reader, allowed, package_readers, read_tarball, read_wheel
+from .data.packages import Package, Reader, allowed, package_readers, read_tarball, read_wheel
 
 CAPPED = Dropped("package cap")
 _CAPS_EXAMINED = 3  # caps' worth of files that are looked at: not all of them will be kept

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from .held_middles import held_out
-from .human_eval import human_eval, tasks
-from .model import Model
-from .rounding import FORMATS, rounded
-from .weights import load_model
+from .evaluation.held_middles import held_out
+from .evaluation.human_eval import human_eval, tasks
+from .model.decoder import Model
+from .model.rounding import FORMATS, rounded
+from .model.weights import load_model
 
 
 def prepared(args: argparse.Namespace) -> Model:

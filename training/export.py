@@ -23,17 +23,17 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 from tqdm import tqdm
 
-from keyturn.engine.catalog import EMBEDDED, resolve
-from keyturn.engine.gguf_config import gguf_name, read_config, row_order
-from keyturn.engine.gguf_file import GGUFFile
-from keyturn.engine.model_config import ModelConfig
-from keyturn.engine.weights import load_model as load_files
-from keyturn.kernels.linear import values_of
+from keyturn.engine.files.catalog import EMBEDDED, resolve
+from keyturn.engine.files.gguf_config import gguf_name, read_config, row_order
+from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.weights import load_model as load_files
+from keyturn.engine.model.config import ModelConfig
+from keyturn.kernels.weights.linear import values_of
 
-from .layouts import END, FILE_SEP, template
-from .model import Model, Shape
+from .data.layouts import END, FILE_SEP, template
+from .model.decoder import Model, Shape
+from .model.weights import named, of_state
 from .pieces import read_pieces, unpack_checkpoint
-from .weights import named, of_state
 
 _QUANTIZATION_VERSION = 2
 

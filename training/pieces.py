@@ -22,7 +22,7 @@ from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .rounding import GROUP
+from .model.rounding import GROUP
 
 LEVELS = 64  # of a step, for what the rounding lost
 _SHIFTS = (0, 6, 12, 18)  # four of them in three bytes

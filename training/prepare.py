@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .documents import LANGUAGES, Document, language_of, load_documents
-from .layouts import MIDDLE_CLASSES
-from .samples import Builder, Sample
+from .data.documents import LANGUAGES, Document, language_of, load_documents
+from .data.layouts import MIDDLE_CLASSES
+from .data.samples import Builder, Sample
 
 _Row = tuple[Sample, int, bool]  # sample, its language, whether of a reserved package
 

@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
-from . import model as model_module
-from .batches import held_batches
-from .loss import EXIT_PAIRS, LossOptions, losses
-from .model import Model
-from .optimiser import Optimiser
-from .processes import Processes
-from .schedule import Clock, Span, learning_rate
-from .stream import Stream, parse_passes
-from .validation import held_figures
-from .weights import load_model, of_state
+from .data.batches import held_batches
+from .data.stream import Stream, parse_passes
+from .model import checkpoint
+from .model import decoder as model_module
+from .model.decoder import Model
+from .model.loss import EXIT_PAIRS, LossOptions, losses
+from .model.optimiser import Optimiser
+from .model.processes import Processes
+from .model.schedule import Clock, Span, learning_rate
+from .model.validation import held_figures
+from .model.weights import load_model, of_state
 
 REPORT_EVERY = 50  # steps
 

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 bench_cpu = importlib.import_module("bench_cpu")
-cpu_peer = importlib.import_module("cpu_peer")
+cpu_peer = importlib.import_module("cpu.cpu_peer")
 sys.path.remove(str(ROOT / "benchmarks"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("keyturn.kernels.reference_attention")
+pytest.importorskip("keyturn.kernels.attention.reference")
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 bench_decode_gpu = importlib.import_module("bench_decode_gpu")

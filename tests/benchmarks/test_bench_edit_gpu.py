@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 # The scripts import each other by name, as they do when one of them is run.
 sys.path.insert(0, str(ROOT / "benchmarks"))
 bench_edit_gpu, edit_gpu_models = map(
-    importlib.import_module, ("bench_edit_gpu", "edit_gpu_models")
+    importlib.import_module, ("bench_edit_gpu", "gpu.edit_gpu_models")
 )
 sys.path.remove(str(ROOT / "benchmarks"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from keyturn.kernels import reference
+from keyturn.kernels.rotary import reference
 
 pytestmark = pytest.mark.skipif(
     os.environ["TRITON_INTERPRET"] != "1", reason="needs the interpreter"
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 # The scripts import each other by name, as they do when one of them is run.
 sys.path.insert(0, str(ROOT / "benchmarks"))
 bench_kernels, kernel_timer, kernels_rope_shift = map(
-    importlib.import_module, ("bench_kernels", "kernel_timer", "kernels_rope_shift")
+    importlib.import_module, ("bench_kernels", "gpu.kernel_timer", "gpu.kernels_rope_shift")
 )
 sys.path.remove(str(ROOT / "benchmarks"))
 

@@ -12,7 +12,14 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 fim_ask, fim_compare, fim_held_out, fim_metrics, fim_quality, fim_tasks = map(
     importlib.import_module,
-    ("fim_ask", "fim_compare", "fim_held_out", "fim_metrics", "fim_quality", "fim_tasks"),
+    (
+        "quality.fim_ask",
+        "fim_compare",
+        "quality.fim_held_out",
+        "quality.fim_metrics",
+        "fim_quality",
+        "quality.fim_tasks",
+    ),
 )
 sys.path.remove(str(ROOT / "benchmarks"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from keyturn.engine.trace import Complete, Edit, parse_trace, read_trace
+from keyturn.engine.replay.trace import Complete, Edit, parse_trace, read_trace
 
 ROOT = Path(__file__).parent.parent.parent
 spec = importlib.util.spec_from_file_location("make_traces", ROOT / "benchmarks/make_traces.py")

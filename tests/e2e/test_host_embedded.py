@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from keyturn.engine.address import at_socket
-from keyturn.engine.config import CompletionParams
-from keyturn.engine.errors import Cancelled, HostUnavailable
+from keyturn.engine.wire.address import at_socket
+from keyturn.engine.wire.config import CompletionParams
+from keyturn.engine.wire.errors import Cancelled, HostUnavailable
 from keyturn.server.engine_client import EngineClient
 from keyturn.server.settings import Settings
 
-ERRORS = Path(__file__).parent.parent.parent / "engine" / "errors.py"
+ERRORS = Path(__file__).parent.parent.parent / "engine" / "wire" / "errors.py"
 SOURCE = ERRORS.read_text(encoding="utf-8").replace("return kind(message)", "return ")
 GREEDY = CompletionParams(24, 0.0, 1.0, 0, (), 0.0)
 SETTINGS = replace(Settings(), num_threads=1, dtype="float32", host_idle_s=20.0)

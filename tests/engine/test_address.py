@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keyturn.engine.address import (
+from keyturn.engine.wire.address import (
     FileLock,
     Identity,
     at_socket,
@@ -16,7 +16,7 @@ from keyturn.engine.address import (
     make_folder,
     open_private,
 )
-from keyturn.engine.errors import HostUnavailable
+from keyturn.engine.wire.errors import HostUnavailable
 
 WHO = Identity(1, "0.1.0", "/opt/keyturn")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine import attention
-from keyturn.engine.attention import attend, attend_on_gpu, causal_bias, look, seen_in_order
-from keyturn.engine.causal_order import CausalOrder
+from keyturn.engine.model import attention
+from keyturn.engine.model.attention import attend, attend_on_gpu, causal_bias, look, seen_in_order
+from keyturn.kernels.attention.many_rows_cpu import CausalOrder
 
 from ..tolerance import assert_close
 

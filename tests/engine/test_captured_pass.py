@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.attention import attend
-from keyturn.engine.captured_pass import DecodeGraph, PatchGraph, sees_every_slot
-from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model import AttentionRecord, Decoder
-from keyturn.engine.model_config import ModelConfig
-from keyturn.engine.weights import expected_shapes
-from keyturn.kernels import dense_gemv, dispatch, reference_step, step
-from keyturn.kernels.matmul_table import GemvTile, Plan
-from keyturn.kernels.packed_weights import quantize_groups
-from keyturn.kernels.quant_linear import QuantLinear
+from keyturn.engine.files.weights import expected_shapes
+from keyturn.engine.model.attention import attend
+from keyturn.engine.model.captured_pass import DecodeGraph, PatchGraph, sees_every_slot
+from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.model.decoder import AttentionRecord, Decoder
+from keyturn.engine.model.kv_cache import KVCache
+from keyturn.kernels import dispatch
+from keyturn.kernels.layer import launch as step
+from keyturn.kernels.layer import reference as reference_step
+from keyturn.kernels.matmul import dense as dense_gemv
+from keyturn.kernels.matmul.gpu_linear import QuantLinear
+from keyturn.kernels.matmul.table import GemvTile, Plan
+from keyturn.kernels.weights.packed import quantize_groups
 
 from ..tolerance import assert_close
 
@@ -61,7 +64,7 @@ def kernels(name):
         return SimpleNamespace(fused_linear=reference_step.fused_linear, attend_slots=attend_slots)
     if IS_INTERPRETED:
         return SimpleNamespace(fused_linear=step.fused_linear, attend_slots=attend_slots)
-    slot_attention = pytest.importorskip("keyturn.kernels.slot_attention")
+    slot_attention = pytest.importorskip("keyturn.kernels.attention.slots")
     return SimpleNamespace(fused_linear=step.fused_linear, attend_slots=slot_attention.attend_slots)
 
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 from huggingface_hub import constants
 
-from keyturn.engine import catalog
-from keyturn.engine.catalog import on_disk, resolve
-from keyturn.engine.errors import ModelNotFound
+from keyturn.engine.files import catalog
+from keyturn.engine.files.catalog import on_disk, resolve
+from keyturn.engine.wire.errors import ModelNotFound
 
 
 @pytest.fixture(autouse=True)

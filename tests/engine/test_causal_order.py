@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from keyturn.engine.attention import attend, causal_bias
-from keyturn.engine.causal_order import causal_order
+from keyturn.engine.model.attention import attend, causal_bias
+from keyturn.kernels.attention.many_rows_cpu import causal_order
 
 from ..tolerance import assert_close
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine import edit_plan
-from keyturn.engine.edit_plan import (
+from keyturn.engine.prompt import edit_plan
+from keyturn.engine.prompt.edit_plan import (
     _SHORTEST_RUN,
     Run,
     _anchored_runs,

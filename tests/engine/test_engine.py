@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from keyturn.engine.config import CompletionParams
 from keyturn.engine.engine import Engine, choose_device
-from keyturn.engine.errors import BadRequest, OutOfMemory
+from keyturn.engine.wire.config import CompletionParams
+from keyturn.engine.wire.errors import BadRequest, OutOfMemory
 from keyturn.server.settings import Settings
 
 PARAMS = CompletionParams(9, 0.0, 1.0, 0, (), 0.0)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from keyturn.engine.config import CompletionParams, EngineConfig
 from keyturn.engine.engine import Engine
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
 
 from ..tolerance import assert_close
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from keyturn.engine import fim
-from keyturn.engine.errors import ModelLoadError
-from keyturn.engine.fim import FAMILIES, FimTemplate, find_template, read_sidecar
+from keyturn.engine.prompt import fim
+from keyturn.engine.prompt.fim import FAMILIES, FimTemplate, find_template, read_sidecar
+from keyturn.engine.wire.errors import ModelLoadError
 
-EMBEDDED = Path(fim.__file__).parent / "embedded" / "fim.json"
+EMBEDDED = Path(fim.__file__).parents[1] / "embedded" / "fim.json"
 FIELDS = json.loads(EMBEDDED.read_text())
 
 VOCABULARIES = {

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.config import CompletionParams
-from keyturn.engine.errors import Cancelled, ContextTooLong, ModelLoadError
-from keyturn.engine.generate import generate
-from keyturn.engine.sampler import ForcedPrefix, Sampler
+from keyturn.engine.generation.generate import generate
+from keyturn.engine.generation.sampler import ForcedPrefix, Sampler
+from keyturn.engine.wire.config import CompletionParams
+from keyturn.engine.wire.errors import Cancelled, ContextTooLong, ModelLoadError
 
 PIECES = [b"", b"a", b"b", b"\n", b"  ", b" ", b"    ", b"ab", b"\xc3", b"\xa9", b" x", b"\n    "]
 END = 0

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from keyturn.engine.address import FileLock, at_socket, identity
-from keyturn.engine.config import EngineConfig
-from keyturn.engine.protocol import MAX_MESSAGE_BYTES
+from keyturn.engine.wire.address import FileLock, at_socket, identity
+from keyturn.engine.wire.config import EngineConfig
+from keyturn.engine.wire.protocol import MAX_MESSAGE_BYTES
 
 ROOT = Path(__file__).parent.parent.parent
 ENGINE = asdict(EngineConfig("cpu", "float32", 0, 10**9, 0, 256))

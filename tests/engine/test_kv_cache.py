@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.engine.errors import ContextTooLong
-from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model_config import ModelConfig
+from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.wire.errors import ContextTooLong
 
 from ..tolerance import ONE_ROUNDING
 

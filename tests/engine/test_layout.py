@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.engine.fim import FimTemplate
-from keyturn.engine.layout import choose_window, lay_out
+from keyturn.engine.prompt.fim import FimTemplate
+from keyturn.engine.prompt.layout import choose_window, lay_out
 
 SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
 TEMPLATE = FimTemplate(

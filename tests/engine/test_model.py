@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.catalog import resolve
-from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model import AttentionRecord, Decoder
-from keyturn.engine.model_config import ModelConfig
-from keyturn.engine.weights import load_model
-from keyturn.kernels.block_matrix import BlockMatrix
+from keyturn.engine.files.catalog import resolve
+from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.model.decoder import AttentionRecord, Decoder
+from keyturn.engine.model.kv_cache import KVCache
+from keyturn.kernels.weights.blocks import BlockMatrix
 
 from ..tolerance import assert_close
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 import msgpack
 import pytest
 
-from keyturn.engine import protocol
-from keyturn.engine.config import Completion, CompletionParams
-from keyturn.engine.errors import BadRequest, HostUnavailable, ModelNotFound
+from keyturn.engine.wire import protocol
+from keyturn.engine.wire.config import Completion, CompletionParams
+from keyturn.engine.wire.errors import BadRequest, HostUnavailable, ModelNotFound
 
 
 def read(data: bytes, max_bytes=protocol.MAX_MESSAGE_BYTES):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from keyturn.engine import replay
-from keyturn.engine.config import Completion
 from keyturn.engine.engine import Engine
-from keyturn.engine.errors import BadRequest
+from keyturn.engine.replay import replay
+from keyturn.engine.wire.config import Completion
+from keyturn.engine.wire.errors import BadRequest
 from keyturn.server.settings import Settings
 
 CONTRACT = [

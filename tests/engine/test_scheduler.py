@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from keyturn.engine import errors
-from keyturn.engine.config import EngineConfig
-from keyturn.engine.held_document import Job
-from keyturn.engine.protocol import Request
-from keyturn.engine.scheduler import Scheduler
+from keyturn.engine.host.held_document import Job
+from keyturn.engine.host.scheduler import Scheduler
+from keyturn.engine.wire import errors
+from keyturn.engine.wire.config import EngineConfig
+from keyturn.engine.wire.protocol import Request
 from tests.fakes import FakeEngine
 
 CONFIG = EngineConfig("cpu", "float32", 0, 10**9, 0, 256)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from keyturn.engine.scoring import closeness, edit_similarity, percentile
+from keyturn.engine.replay.scoring import closeness, edit_similarity, percentile
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.config import CompletionParams, EngineConfig
 from keyturn.engine.engine import Engine
-from keyturn.engine.errors import BadPosition, BadRequest, ContextTooLong, Interrupted
-from keyturn.engine.prompt_cache import PromptCache
+from keyturn.engine.prompt.prompt_cache import PromptCache
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.engine.wire.errors import BadPosition, BadRequest, ContextTooLong, Interrupted
 
 from ..tolerance import ONE_ROUNDING, assert_close
 

@@ -21,8 +21,8 @@ from tokenizers import (
     Tokenizer as RawTokenizer,
 )
 
-from keyturn.engine.pre_tokenizers import named
-from keyturn.engine.tokenizer import Stretch, Tokenizer
+from keyturn.engine.tokens.pre_tokenizers import named
+from keyturn.engine.tokens.tokenizer import Stretch, Tokenizer
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 SOURCE = (STDLIB / "textwrap.py").read_text(encoding="utf-8")

@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from keyturn.engine.errors import BadRequest
-from keyturn.engine.trace import (
+from keyturn.engine.replay.trace import (
     Complete,
     Cursor,
     Edit,
@@ -15,6 +14,7 @@ from keyturn.engine.trace import (
     parse_trace,
     read_trace,
 )
+from keyturn.engine.wire.errors import BadRequest
 
 OPEN = {"open": {"path": "a.py", "text": "abcdef"}}
 

@@ -13,13 +13,13 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-from keyturn.engine import weights
-from keyturn.engine.errors import ModelLoadError
-from keyturn.engine.gguf_config import row_order
-from keyturn.engine.weights import load_model
-from keyturn.kernels.block_matrix import BlockMatrix
+from keyturn.engine.files import weights
+from keyturn.engine.files.gguf_config import row_order
+from keyturn.engine.files.weights import load_model
+from keyturn.engine.wire.errors import ModelLoadError
+from keyturn.kernels.weights.blocks import BlockMatrix
 
-EMBEDDED = Path(weights.__file__).parent / "embedded" / "keyturn-135m-q4_1.gguf"
+EMBEDDED = Path(weights.__file__).parents[1] / "embedded" / "keyturn-135m-q4_1.gguf"
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 300
 MERGES = ("i n", "Ġ (", "r e")
 
@@ -139,8 +139,8 @@ def test_embedded_files_are_those_that_were_measured():
 
 def test_embedded_tokenizer_file_is_the_metadata_one(embedded, tmp_path):
     (tmp_path / "alone.gguf").symlink_to(EMBEDDED)
-    from keyturn.engine.gguf_config import build_tokenizer
-    from keyturn.engine.gguf_file import GGUFFile
+    from keyturn.engine.files.gguf_config import build_tokenizer
+    from keyturn.engine.files.gguf_file import GGUFFile
 
     file = GGUFFile(tmp_path / "alone.gguf")
     built = build_tokenizer(file)
@@ -327,7 +327,7 @@ def test_missing_file_is_a_load_error(tmp_path):
 
 
 def header_size(path):
-    from keyturn.engine.gguf_file import GGUFFile
+    from keyturn.engine.files.gguf_file import GGUFFile
 
     return min(info.start for info in GGUFFile(path).tensors.values())
 
@@ -492,7 +492,7 @@ def test_loading_imports_no_transformers():
 
     code = (
         "import sys, torch; from pathlib import Path;"
-        "from keyturn.engine.weights import load_model;"
+        "from keyturn.engine.files.weights import load_model;"
         f"load_model(Path({str(EMBEDDED)!r}), torch.bfloat16);"
         "sys.exit('transformers' in sys.modules)"
     )

@@ -21,7 +21,7 @@ class Case:
     """One kernel with one set of types and constants.
 
     Attributes:
-        module: where the kernel is, for instance "keyturn.kernels.rope_kernels".
+        module: where the kernel is, for instance "keyturn.kernels.rotary.device".
         kernel: its name there.
         types: argument to Triton type ("*bf16", "i32"); pointers count as aligned to 16 bytes, as
             torch's are.

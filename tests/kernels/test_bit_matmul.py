@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from keyturn.kernels import bit_matmul as kernel
-from keyturn.kernels import reference_matmul as reference
-from keyturn.kernels.matmul_table import DotTile, GemvTile
-from keyturn.kernels.packed_weights import BitWeight, plane_spacing, quantize_planes
+from keyturn.kernels.matmul import reference
+from keyturn.kernels.matmul.bit_planes import launch as kernel
+from keyturn.kernels.matmul.table import DotTile, GemvTile
+from keyturn.kernels.weights.packed import BitWeight, plane_spacing, quantize_planes
 
 from .ahead_of_time import Case, compile_all
 from .conftest import IS_INTERPRETED
@@ -138,7 +138,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             constants["ROWS"] = 4 if bits == 4 else 1
             cases.append(
                 Case(
-                    "keyturn.kernels.bit_kernels",
+                    "keyturn.kernels.matmul.bit_planes.device",
                     "bit_gemv_kernel",
                     {"x": "*bf16"} | pointers | sizes,
                     shared | constants,
@@ -152,7 +152,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             types = {"x": dtype, "x_scales": "*fp32", "partials": "*fp32", "locks": "*i32"}
             cases.append(
                 Case(
-                    "keyturn.kernels.bit_dot_kernels",
+                    "keyturn.kernels.matmul.bit_planes.dot_device",
                     "bit_dot_kernel",
                     types | {"m": "i32"} | pointers | sizes,
                     shared | constants,
@@ -163,7 +163,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     types = {"x": "*bf16", "out": "*i8", "scales": "*fp32", "k": "i32", "x_stride": "i32"}
     cases.append(
         Case(
-            "keyturn.kernels.bit_dot_kernels",
+            "keyturn.kernels.matmul.bit_planes.dot_device",
             "quantize_rows_kernel",
             types,
             {"BLOCK_K": 1024},

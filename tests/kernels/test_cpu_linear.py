@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
-from keyturn.kernels import cpu_linear
-from keyturn.kernels.cpu_linear import CpuHead, CpuLinear, CpuPlan, choose_plan
-from keyturn.kernels.linear import FEW_ROWS
+from keyturn.kernels.cpu import linear as cpu_linear
+from keyturn.kernels.cpu.linear import CpuHead, CpuLinear, CpuPlan, choose_plan
+from keyturn.kernels.weights.linear import FEW_ROWS
 
 from ..tolerance import ONE_ROUNDING, assert_close
 from .test_linear import blocks

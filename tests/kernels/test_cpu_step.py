@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from keyturn.engine import gguf_config
-from keyturn.engine.gguf_file import GGUFFile
-from keyturn.engine.kv_cache import KVCache
-from keyturn.engine.model import Decoder
-from keyturn.engine.weights import load_model
-from keyturn.kernels import cpu_step, reference
-from keyturn.kernels.block_matrix import GGUF_BLOCKS, BlockMatrix
+from keyturn.engine.files import gguf_config
+from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.decoder import Decoder
+from keyturn.engine.model.kv_cache import KVCache
+from keyturn.kernels.cpu import step as cpu_step
+from keyturn.kernels.rotary import reference
+from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
 
 from ..tolerance import ONE_ROUNDING, RELATIVE, assert_close
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from keyturn.kernels import dense_gemv as kernel
-from keyturn.kernels.fusion import PLAIN
-from keyturn.kernels.matmul_table import GemvTile, default_plan
+from keyturn.kernels.matmul import dense as kernel
+from keyturn.kernels.matmul.fusion import PLAIN
+from keyturn.kernels.matmul.table import GemvTile, default_plan
 
 from .ahead_of_time import Case, check_early, compile_all
 
@@ -91,7 +91,7 @@ def case(shape, fused, rows=1):
     constants |= heads if fused == "cache" else dict.fromkeys(heads, 0)
     constants |= {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_u * kernel.UNIT, "EARLY": True}
     return Case(
-        "keyturn.kernels.dense_kernels",
+        "keyturn.kernels.matmul.dense_device",
         "dense_gemv_kernel",
         types | dict.fromkeys(("n", "k", "x_stride", "num_slots"), "i32"),
         constants,

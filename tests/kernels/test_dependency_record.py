@@ -6,10 +6,10 @@ import pytest
 import torch
 import triton
 
-from keyturn.engine.attention import attend, causal_bias
-from keyturn.kernels import dependency_record as kernel
-from keyturn.kernels import reference_attention as reference
-from keyturn.kernels.dependency_record import Tile, largest_entries, record_dependencies
+from keyturn.engine.model.attention import attend, causal_bias
+from keyturn.kernels.attention import dependency as kernel
+from keyturn.kernels.attention import reference
+from keyturn.kernels.attention.dependency import Tile, largest_entries, record_dependencies
 
 from .ahead_of_time import Case, compile_all
 from .conftest import IS_INTERPRETED
@@ -209,7 +209,7 @@ def tile_case(name, dtype, head_dim, **constants):
     sizes = {"GROUP": 3, "HEAD_DIM": head_dim, "HEAD_PAD": triton.next_power_of_2(head_dim)}
     sizes |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.num_stages}
     return Case(
-        "keyturn.kernels.dependency_kernels",
+        "keyturn.kernels.attention.dependency_device",
         name,
         types,
         sizes | {"WIDEN": False} | constants,
@@ -219,7 +219,7 @@ def tile_case(name, dtype, head_dim, **constants):
 
 def select_case(block):
     return Case(
-        "keyturn.kernels.dependency_kernels",
+        "keyturn.kernels.attention.dependency_device",
         "largest_kernel",
         {"weights": "*fp32", "indices": "*i32", "values": "*fp16"}
         | {"num_slots": "i32", "row_stride": "i32"},

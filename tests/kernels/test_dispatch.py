@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.config import CompletionParams, EngineConfig
 from keyturn.engine.engine import Engine
-from keyturn.kernels import cpu_step, dispatch, reference, rope_shift
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.kernels import dispatch
+from keyturn.kernels.cpu import step as cpu_step
+from keyturn.kernels.rotary import launch as rope_shift
+from keyturn.kernels.rotary import reference
 
 from .conftest import IS_INTERPRETED
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
-from keyturn.kernels.block_matrix import BlockMatrix
-from keyturn.kernels.linear import DenseLinear, fused
-from keyturn.kernels.quant_linear import QuantLinear, make_linear
+from keyturn.kernels.matmul.gpu_linear import QuantLinear, make_linear
+from keyturn.kernels.weights.blocks import BlockMatrix
+from keyturn.kernels.weights.linear import DenseLinear, fused
 
 from ..tolerance import assert_close
 

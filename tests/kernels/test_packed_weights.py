@@ -9,9 +9,9 @@ from gguf.quants import quantize as gguf_quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.kernels import packed_weights as packed
-from keyturn.kernels.block_matrix import BlockMatrix
-from keyturn.kernels.reference_matmul import dequantize
+from keyturn.kernels.matmul.reference import dequantize
+from keyturn.kernels.weights import packed
+from keyturn.kernels.weights.blocks import BlockMatrix
 
 
 @settings(max_examples=25, deadline=None)

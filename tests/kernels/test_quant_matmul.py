@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from keyturn.kernels import quant_matmul as kernel
-from keyturn.kernels import reference_matmul as reference
-from keyturn.kernels.matmul_table import DotTile, GemvTile, MmaTile, choose_plan, default_plan
-from keyturn.kernels.packed_weights import QuantWeight, quantize_groups
-from keyturn.kernels.quant_mma_kernels import K_WIDTH
+from keyturn.kernels.matmul import quant as kernel
+from keyturn.kernels.matmul import reference
+from keyturn.kernels.matmul.quant_mma_device import K_WIDTH
+from keyturn.kernels.matmul.table import DotTile, GemvTile, MmaTile, choose_plan, default_plan
+from keyturn.kernels.weights.packed import QuantWeight, quantize_groups
 
 from .ahead_of_time import Case, compile_all
 from .conftest import IS_INTERPRETED
@@ -194,7 +194,7 @@ def test_plan_is_the_nearest_measured_shape_of_the_most_specific_gpu(monkeypatch
             }
         },
     }
-    monkeypatch.setattr("keyturn.kernels.matmul_table.MEASURED", table)
+    monkeypatch.setattr("keyturn.kernels.matmul.table.MEASURED", table)
     assert choose_plan("NVIDIA H100 NVL", "q4", 16000, 3000).min_dense_rows == 48
     assert choose_plan("NVIDIA H100 PCIe", "q4", 16000, 3000).max_gemv_rows == 3
     assert choose_plan("NVIDIA H100 PCIe", "q8", 16000, 3000) == default_plan("q8", 16000, 3000)
@@ -230,7 +230,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             constants |= {"BLOCK_U": tile.gemv.block_u, "AHEAD": rows == 1}
             cases.append(
                 Case(
-                    "keyturn.kernels.quant_kernels",
+                    "keyturn.kernels.matmul.quant_device",
                     "gemv_kernel",
                     {"x": "*bf16", "out": "*bf16"} | pointers | sizes,
                     shared | constants,
@@ -244,7 +244,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             types = {"x": "*bf16", "partials": "*fp32", "locks": "*i32", "out": "*fp32", "m": "i32"}
             cases.append(
                 Case(
-                    "keyturn.kernels.quant_dot_kernels",
+                    "keyturn.kernels.matmul.quant_dot_device",
                     "dot_kernel",
                     types | pointers | sizes,
                     shared | constants,
@@ -256,7 +256,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     constants = {"BITS": 4, "GROUP": 32, "ASYM": True, "SPAN": 4, "BLOCK_N": 16, "BLOCK_U": 16}
     cases.append(
         Case(
-            "keyturn.kernels.quant_dot_kernels",
+            "keyturn.kernels.matmul.quant_dot_device",
             "dequantize_kernel",
             types | {"n": "i32", "k": "i32"},
             constants,
@@ -274,7 +274,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
         constants |= {"K_WIDTH": K_WIDTH, "WIDEN": False, "dtype": "bfloat16"}
         cases.append(
             Case(
-                "keyturn.kernels.quant_mma_kernels",
+                "keyturn.kernels.matmul.quant_mma_device",
                 "mma_kernel",
                 types | {"bias": "*bf16", "out": "*bf16", "m": "i32"} | sizes,
                 constants,

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.kernels import reference, rope_shift
+from keyturn.kernels.rotary import launch as rope_shift
+from keyturn.kernels.rotary import reference
 
 from ..tolerance import ONE_ROUNDING
 from .conftest import IS_INTERPRETED

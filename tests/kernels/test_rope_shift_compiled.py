@@ -5,11 +5,11 @@ import re
 import pytest
 import triton
 
-from keyturn.kernels.rope_shift import TURN_TILE, Tile
+from keyturn.kernels.rotary.launch import TURN_TILE, Tile
 
 from .ahead_of_time import CAPABILITIES, Case, compile_all
 
-MODULE = "keyturn.kernels.rope_kernels"
+MODULE = "keyturn.kernels.rotary.device"
 # (head_dim, rotary_dim, interleaved): the head sizes of the models supported, and partial rotary.
 HEADS = [
     (64, 64, False),

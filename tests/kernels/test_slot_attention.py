@@ -6,13 +6,13 @@ import pytest
 import torch
 import triton
 
-from keyturn.engine.attention import attend, causal_bias
-from keyturn.kernels import reference_attention as reference
-from keyturn.kernels import slot_attention_tiles as tiles
-from keyturn.kernels import slot_attention_workspace as workspaces
-from keyturn.kernels.slot_attention import attend_slots
-from keyturn.kernels.slot_attention_tiles import Cut, Tile, cut_for
-from keyturn.kernels.slot_attention_workspace import workspace_for
+from keyturn.engine.model.attention import attend, causal_bias
+from keyturn.kernels.attention import reference
+from keyturn.kernels.attention import slots_tiles as tiles
+from keyturn.kernels.attention import slots_workspace as workspaces
+from keyturn.kernels.attention.slots import attend_slots
+from keyturn.kernels.attention.slots_tiles import Cut, Tile, cut_for
+from keyturn.kernels.attention.slots_workspace import workspace_for
 
 from .conftest import IS_INTERPRETED
 

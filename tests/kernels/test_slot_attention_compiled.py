@@ -3,8 +3,8 @@
 import torch
 import triton
 
-from keyturn.kernels import slot_attention_tiles as tiles
-from keyturn.kernels.slot_attention_tiles import Cut
+from keyturn.kernels.attention import slots_tiles as tiles
+from keyturn.kernels.attention.slots_tiles import Cut
 
 from .ahead_of_time import CAPABILITIES, Case, compile_all
 
@@ -28,7 +28,7 @@ def split_case(path, tile, dtype, head_dim, group, by_position, positions, with_
         constants |= {"GROUP": group, "BLOCK_M": tile.num_rows, "BLOCK_HEADS": cut.num_heads}
         constants["WIDEN"] = False
     return Case(
-        "keyturn.kernels.slot_attention_kernels",
+        "keyturn.kernels.attention.slots_device",
         "vector_kernel" if path == "vector" else "dot_kernel",
         {name: f"*{dtype}" for name in ("queries", "keys", "values", "out")}
         | {name: f"*{positions}" for name in ("row_positions", "slot_positions")}
@@ -115,7 +115,7 @@ def test_the_sums_and_the_weights_compile_without_spilling():
     floats = {name: "*fp32" for name in ("sums", "largest", "totals", "log_sums")}
     cases = [
         Case(
-            "keyturn.kernels.slot_attention_combine",
+            "keyturn.kernels.attention.slots_combine",
             "combine_kernel",
             floats | {"out": "*bf16", "num_used": "*i32", "num_slots": "i32", "num_splits": "i32"},
             {"HEAD_DIM": head_dim, "HEAD_PAD": triton.next_power_of_2(head_dim), "BLOCK": 32}
@@ -126,7 +126,7 @@ def test_the_sums_and_the_weights_compile_without_spilling():
     ]
     cases += [
         Case(
-            "keyturn.kernels.slot_attention_combine",
+            "keyturn.kernels.attention.slots_combine",
             "weights_kernel",
             {name: "*fp32" for name in ("scores", "log_sums", "weights")}
             | {"num_used": "*i32"}

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from keyturn.kernels import dense_gemv, early_launch, step
-from keyturn.kernels import reference_step as reference
-from keyturn.kernels.fusion import CacheRows, Fusion
-from keyturn.kernels.matmul_table import GemvTile, Plan
-from keyturn.kernels.packed_weights import quantize_groups
+from keyturn.kernels.layer import launch as step
+from keyturn.kernels.layer import reference
+from keyturn.kernels.matmul import dense as dense_gemv
+from keyturn.kernels.matmul import early_launch
+from keyturn.kernels.matmul.fusion import CacheRows, Fusion
+from keyturn.kernels.matmul.table import GemvTile, Plan
+from keyturn.kernels.weights.packed import quantize_groups
 
 from ..tolerance import ONE_ROUNDING
 from .ahead_of_time import Case, check_early, compile_all
@@ -170,7 +172,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
     rows = ("hidden", "update", "weight", "total", "normed")
     cases = [
         Case(
-            "keyturn.kernels.step_kernels",
+            "keyturn.kernels.layer.device",
             "add_rms_norm_kernel",
             dict.fromkeys(rows, "*bf16") | {"width": "i32", "eps": "fp32"},
             {"HAS_UPDATE": True, "BLOCK": 4096},
@@ -178,7 +180,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
             {"num_warps": 8},
         ),
         Case(
-            "keyturn.kernels.step_kernels",
+            "keyturn.kernels.layer.device",
             "silu_mul_kernel",
             {"gate_up": "*bf16", "out": "*bf16", "inner": "i32"},
             {"BLOCK": 1024},
@@ -199,7 +201,7 @@ def test_kernels_compile_for_gpus_that_are_not_here():
         constants |= dict.fromkeys(heads, 0) if gated else heads
         cases.append(
             Case(
-                "keyturn.kernels.quant_kernels",
+                "keyturn.kernels.matmul.quant_device",
                 "gemv_kernel",
                 types,
                 constants,

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from keyturn.engine.config import Completion
-from keyturn.engine.errors import HostUnavailable
+from keyturn.engine.wire.config import Completion
+from keyturn.engine.wire.errors import HostUnavailable
 from keyturn.server.app import KeyturnServer
 
 URI = "file:///tmp/a.py"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from keyturn.engine.errors import BadPosition, BadRequest, DocumentRefused
+from keyturn.engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from keyturn.server import commands
 from keyturn.server.cli import main
 from keyturn.server.commands import open_place

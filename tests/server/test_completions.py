@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from keyturn.engine.config import Completion
-from keyturn.engine.errors import HostUnavailable
+from keyturn.engine.wire.config import Completion
+from keyturn.engine.wire.errors import HostUnavailable
 from keyturn.server.completions import Completions, Selected
 from keyturn.server.documents import Change, Document, Limits
 from keyturn.server.settings import Settings, with_values

@@ -1,7 +1,7 @@
 import pytest
 
-from keyturn.engine.address import FileLock, default_address, make_folder
-from keyturn.engine.errors import ModelNotFound
+from keyturn.engine.wire.address import FileLock, default_address, make_folder
+from keyturn.engine.wire.errors import ModelNotFound
 from keyturn.server import doctor
 from keyturn.server.settings import COMMAND_LINE
 

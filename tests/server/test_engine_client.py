@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from keyturn.engine.address import Address, at_socket
-from keyturn.engine.config import CompletionParams
-from keyturn.engine.errors import (
+from keyturn.engine.wire.address import Address, at_socket
+from keyturn.engine.wire.config import CompletionParams
+from keyturn.engine.wire.errors import (
     BadRequest,
     Cancelled,
     DocumentRefused,
@@ -460,7 +460,7 @@ def test_host_is_reached_over_loopback_with_its_token(address):
 
 def test_server_side_leaves_torch_unimported():
     code = (
-        "import sys, keyturn.server.engine_client, keyturn.engine.host\n"
+        "import sys, keyturn.server.engine_client, keyturn.engine.host.host\n"
         "print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

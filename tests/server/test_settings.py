@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 
-from keyturn.engine.errors import BadRequest
+from keyturn.engine.wire.errors import BadRequest
 from keyturn.server.settings import Settings, from_options, with_values
 
 

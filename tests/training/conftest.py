@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from keyturn.engine.catalog import EMBEDDED, resolve
-from training.documents import Document
+from keyturn.engine.files.catalog import EMBEDDED, resolve
+from training.data.documents import Document
+from training.data.samples import Builder
 from training.export import write_gguf
-from training.model import TINY, Model
-from training.samples import Builder
+from training.model.decoder import TINY, Model
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """

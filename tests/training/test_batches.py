@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import layouts
-from training.batches import CLASS_WEIGHTS, MAX_SAMPLES, held_batches, pack
-from training.layouts import MAX_TOKENS, MIDDLE_CLASSES, NONE, OTHER, SEES_SUFFIX
-from training.stream import Stream, parse_passes
+from training.data import layouts
+from training.data.batches import CLASS_WEIGHTS, MAX_SAMPLES, held_batches, pack
+from training.data.layouts import MAX_TOKENS, MIDDLE_CLASSES, NONE, OTHER, SEES_SUFFIX
+from training.data.stream import Stream, parse_passes
 
 
 def sample(rng, length):

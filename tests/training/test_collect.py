@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from training import collect, fetch_sources, prepare
-from training.budget import fit_budget, split_packages
-from training.documents import Document, load_documents, write_documents
-from training.packages import allowed, read_repository, read_tarball, read_wheel
+from training.data.budget import fit_budget, split_packages
+from training.data.documents import Document, load_documents, write_documents
+from training.data.packages import allowed, read_repository, read_tarball, read_wheel
 
 from .conftest import PROGRAM, SCRIPT
 from .test_filtering import OTHER, ROWS
@@ -81,13 +81,13 @@ def downloads(tmp_path, repository):
 
 
 def no_stdlib():
-    from training.packages import Package
+    from training.data.packages import Package
 
     return Package("stdlib", "3", "PSF-2.0", [])
 
 
 def test_downloads_become_shards(downloads, tmp_path, monkeypatch, tokenizer_path, capfd):
-    monkeypatch.setattr("training.packages.read_stdlib", no_stdlib)
+    monkeypatch.setattr("training.data.packages.read_stdlib", no_stdlib)
     out, sources = tmp_path / "data", str(tmp_path / "sources.json")
     command = [str(downloads), str(out), "--sources", sources, "--parts", "1"]
     collect.main(command)

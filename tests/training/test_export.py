@@ -5,17 +5,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from keyturn.engine.config import CompletionParams, EngineConfig
 from keyturn.engine.engine import Engine
-from keyturn.engine.gguf_file import GGUFFile
-from keyturn.engine.weights import load_model as load_files
-from keyturn.kernels.linear import values_of
-from training import export, layouts
-from training.greedy import greedy
-from training.human_eval import prompt, run_program, tasks
+from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.weights import load_model as load_files
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.kernels.weights.linear import values_of
+from training import export
+from training.data import layouts
+from training.evaluation.greedy import greedy
+from training.evaluation.human_eval import prompt, run_program, tasks
+from training.model.rounding import q4_1
+from training.model.weights import load_model, named
 from training.pieces import pack_checkpoint, write_pieces
-from training.rounding import q4_1
-from training.weights import load_model, named
 
 BEFORE, AFTER = "def add(a, b):\n    total = ", "\n    return total\n"
 

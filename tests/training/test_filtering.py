@@ -2,8 +2,15 @@
 
 import pytest
 
-from training.contamination import Contamination
-from training.filtering import Filter, examine, held_out, source_order, strip_licence, surplus_test
+from training.data.contamination import Contamination
+from training.data.filtering import (
+    Filter,
+    examine,
+    held_out,
+    source_order,
+    strip_licence,
+    surplus_test,
+)
 
 from .conftest import PROGRAM
 

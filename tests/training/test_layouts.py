@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from keyturn.engine.config import EngineConfig
 from keyturn.engine.engine import Engine
-from training import layouts
-from training.human_eval import prompt
+from keyturn.engine.wire.config import EngineConfig
+from training.data import layouts
+from training.evaluation.human_eval import prompt
 
 TEXT = st.text(st.sampled_from("ab_é😀 \n\t():=.1"), max_size=40)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.loss import LossOptions, _HeadLoss
+from training.model.loss import LossOptions, _HeadLoss
 
 K, WIDTH, VOCABULARY, NUM_EXIT = 11, 8, 13, 5
 

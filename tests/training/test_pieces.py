@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from training.model.rounding import q4_1
 from training.pieces import main, pack_checkpoint, read_pieces, unpack_checkpoint, write_pieces
-from training.rounding import q4_1
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.rounding import FORMATS, q4_1, rounded
+from training.model.rounding import FORMATS, q4_1, rounded
 
 Q4_1 = GGMLQuantizationType.Q4_1
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from training import layouts
-from training.documents import LANGUAGES, Document, language_of
-from training.samples import Builder
-from training.small_programs import small_programs
-from training.spans import KINDS, SHORT
-from training.syntax import Source
+from training.data import layouts
+from training.data.documents import LANGUAGES, Document, language_of
+from training.data.samples import Builder
+from training.data.small_programs import small_programs
+from training.data.spans import KINDS, SHORT
+from training.data.syntax import Source
 
 PRE, SUF, MID, END = 8, 9, 10, 0
 MARKS = {PRE, SUF, MID}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training import evaluate, prepare
-from training.documents import write_documents
+from training.data.documents import write_documents
 
 from .conftest import ROOT
 from .test_filtering import ROWS

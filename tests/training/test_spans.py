@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.spans import KINDS, LONG, MAX_CHARS, SHORT, SMALL, pick_span
-from training.syntax import Source
+from training.data.spans import KINDS, LONG, MAX_CHARS, SHORT, SMALL, pick_span
+from training.data.syntax import Source
 
 from .conftest import PROGRAM, SCRIPT
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from training import prepare, train
-from training.documents import write_documents
-from training.model import TINY, Model, Shape
-from training.optimiser import Optimiser, orthogonal
-from training.processes import Processes
-from training.rounding import q4_1
-from training.schedule import Clock, Span, learning_rate
+from training.data.documents import write_documents
+from training.model.decoder import TINY, Model, Shape
+from training.model.optimiser import Optimiser, orthogonal
+from training.model.processes import Processes
+from training.model.rounding import q4_1
+from training.model.schedule import Clock, Span, learning_rate
 
 from .conftest import ROOT
 

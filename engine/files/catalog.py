@@ -1,0 +1,149 @@
+"""Which model a name means, and which models are on this disk. No torch here, and no network.
+
+Only `resolve(..., download=True)` fetches anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..wire.errors import ModelNotFound
+from .hf_config import SUPPORTED
+
+EMBEDDED = "embedded"
+
+EMBEDDED_FILE = Path(__file__).parents[1] / "embedded" / "keyturn-135m-q4_1.gguf"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What a model consists of; repositories often hold the same weights in other formats, too.
+_WANTED = ("*.json", "*.safetensors")
+
+
+def resolve(model: str, *, download: bool = False) -> Path:
+    """Return the file or folder of a model, for `weights.load_model`.
+
+    Args:
+        model: "embedded", a folder, a .gguf file, or a Hugging Face id that is in the local cache.
+        download: fetch an id that is not in the cache.
+
+    Raises:
+        ModelNotFound: there is no such model here.
+    """
+    if model == EMBEDDED:
+        if not EMBEDDED_FILE.is_file():
+            raise ModelNotFound(f"the embedded model is not at {EMBEDDED_FILE}; install again")
+        return EMBEDDED_FILE
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        return _in_folder(model, path)
+    if model and path.is_file():
+        return path
+    if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
+        raise ModelNotFound(
+            f"model '{model}' is neither a file nor a folder here; use embedded, a folder, a .gguf "
+            "file, or a Hugging Face id such as Qwen/Qwen2.5-Coder-0.5B"
+        )
+    snapshot = _snapshot(_hub_cache() / ("models--" + model.replace("/", "--")))
+    if download and (snapshot is None or not any(_parts(snapshot))):
+        snapshot = _download(model)
+    if snapshot is None:
+        raise ModelNotFound(
+            f"model '{model}' is not in the local cache {_hub_cache()}; "
+            "keyturn complete and replay fetch it with --download"
+        )
+    return _in_folder(model, snapshot)
+
+
+def on_disk() -> list[dict[str, Any]]:
+    """Return the models here that can be loaded: name, path and size of the weights in bytes."""
+    found: list[dict[str, Any]] = []
+    if EMBEDDED_FILE.is_file():
+        found.append(_entry(EMBEDDED, EMBEDDED_FILE, [EMBEDDED_FILE]))
+    for repository in sorted(_hub_cache().glob("models--*--*")):
+        snapshot = _snapshot(repository)
+        if snapshot is None:
+            continue
+        name = repository.name.removeprefix("models--").replace("--", "/")
+        ggufs = sorted(path for path in snapshot.glob("*.gguf") if path.is_file())
+        if _is_supported(snapshot):
+            found.append(_entry(name, snapshot, snapshot.glob("*.safetensors")))
+        elif len(ggufs) == 1:
+            found.append(_entry(name, ggufs[0], ggufs))
+        else:
+            found += [_entry(str(path), path, [path]) for path in ggufs]
+    return found
+
+
+def _entry(name: str, path: Path, parts: Iterable[Path]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": str(path),
+        "num_bytes": sum(part.stat().st_size for part in parts if part.is_file()),
+    }
+
+
+def _in_folder(model: str, folder: Path) -> Path:
+    """Return the folder itself, or the only .gguf file in it."""
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        return folder
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ggufs[0]
+    if ggufs:
+        names = ", ".join(path.name for path in ggufs)
+        raise ModelNotFound(
+            f"model '{model}': {folder} holds several .gguf files ({names}); give the path of one"
+        )
+    raise ModelNotFound(
+        f"model '{model}': {folder} holds neither config.json with safetensors nor a .gguf file; "
+        "fetch the model again or give another folder"
+    )
+
+
+def _is_supported(snapshot: Path) -> bool:
+    """Whether a snapshot is complete and of a family that can be loaded."""
+    try:
+        config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        return (
+            config["model_type"] in SUPPORTED
+            and (snapshot / "tokenizer.json").is_file()
+            and any(path.is_file() for path in snapshot.glob("*.safetensors"))
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _parts(snapshot: Path) -> Iterator[Path]:
+    yield from snapshot.glob("*.safetensors")
+    yield from snapshot.glob("*.gguf")
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _snapshot(repository: Path) -> Path | None:
+    """Return the snapshot that a cached repository's main branch is at, else the newest."""
+    reference = repository / "refs" / "main"
+    commit = reference.read_text(errors="replace").strip() if reference.is_file() else ""
+    if commit.isalnum() and (repository / "snapshots" / commit).is_dir():
+        return repository / "snapshots" / commit
+    snapshots = repository.glob("snapshots/*/")
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_WANTED)))
+    except Exception as error:  # network, access, disk: the library has no common base
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelNotFound(
+            f"model '{model}' could not be downloaded ({reason}); check the name and the network"
+        ) from None

@@ -1,0 +1,1 @@
+"""The process that serves every editor window of a user: socket, scheduler, held documents."""

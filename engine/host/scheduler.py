@@ -1,0 +1,325 @@
+"""The one worker thread that owns the engine, and the order of its work.
+
+Within a document: edits up to version N, then the completion for N. Across documents: invoked
+completions, automatic ones, patches, warm-up, healing. Text changes are cheap and come at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..wire.config import EngineConfig
+from ..wire.errors import BadRequest, Cancelled, EngineError, Interrupted, OutOfMemory
+from .held_document import DocumentKey, HeldDocument, Job, Urgency
+
+log = logging.getLogger(__name__)
+
+# Rows healed at a time. The pauses between are as long as the work was, so small chunks keep the
+# machine responsive; an interruption between two layers loses one chunk at most.
+_HEAL_ROWS = 64
+
+
+class Scheduler:
+    """Takes jobs from any thread and does them in one of its own.
+
+    Args:
+        make_engine: called in the worker thread with the EngineConfig; torch is loaded there.
+        on_working: called in the worker thread with the document it is going to work on, and with
+            None when it has nothing to do.
+        on_end: called in the worker thread when it ends, whatever the reason.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[EngineConfig], Any],
+        on_working: Callable[[DocumentKey | None], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Start the thread; there is no engine before `configure`."""
+        self._make_engine = make_engine
+        self._on_working = on_working
+        self._on_end = on_end
+        self._inbox: deque[Job | Callable[[], None]] = deque()
+        self._arrived = threading.Condition()
+        self._stopping = False
+        self._is_idle = False
+        # All below belong to the worker thread.
+        self._engine: Any = None
+        self._engine_error: EngineError = BadRequest("a request came before hello")
+        self._documents: dict[DocumentKey, HeldDocument] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._running: Job | None = None
+        self._num_jobs = 0
+        self._heal_after = 0.0
+        self._engine_status: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # From any thread.
+
+    def configure(self, config: EngineConfig) -> None:
+        """Make the engine, in place of the one before and all its documents."""
+        self._put(lambda: self._configure(config))
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; all of one client's are taken in the order they come."""
+        self._put(job)
+
+    def cancel(self, job: Job, reason: str) -> None:
+        """End a completion at its next check; text changes are done all the same."""
+        job.cancelled = job.cancelled or reason
+        self._put(lambda: None)
+
+    def forget(self, client: Hashable) -> None:
+        """Close all documents of a client that is gone; cancel its jobs first."""
+        self._put(lambda: self._forget(client))
+
+    def status(self) -> dict[str, Any]:
+        """Return the engine's status after the last job, as plain data; waits for nothing.
+
+        Beside the engine's own: `num_stale_rows` that healing would recompute, `num_queued`
+        requests, and `is_idle`: nothing is queued, behind its text or to be healed.
+        """
+        is_idle, num_queued = self._is_idle, len(self._inbox)
+        return {**self._engine_status, "num_queued": num_queued, "is_idle": is_idle}
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread; work in progress stops at its next check."""
+        self._stopping = True
+        self._put(lambda: None)
+        self._thread.join(timeout_s)
+
+    def _put(self, item: Job | Callable[[], None]) -> None:
+        with self._arrived:
+            self._inbox.append(item)
+            self._is_idle = False
+            self._arrived.notify()
+
+    # The worker thread: what arrives.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._take_in()
+                if self._calls:
+                    self._calls.popleft()()
+                    self._note_status()
+                    continue
+                for document in list(self._documents.values()):
+                    self._change_text(document)
+                chosen = self._choose()
+                if chosen is None:
+                    self._rest()
+                else:
+                    self._work(*chosen)
+                    self._note_status()
+        except Exception:
+            log.exception("the engine's thread failed")
+        finally:
+            self._on_end()
+
+    def _rest(self) -> None:
+        self._on_working(None)
+        self._note_status()
+        to_heal = any(document.wants_healing for document in self._documents.values())
+        wait_s = max(0.0, self._heal_after - time.monotonic()) if to_heal else None
+        with self._arrived:
+            if not self._inbox:
+                self._is_idle = not to_heal
+                self._arrived.wait(wait_s)
+
+    def _take_in(self) -> Urgency | None:
+        """Sort what has arrived into the documents' queues; return the most urgent of it."""
+        most: Urgency | None = None
+        while self._inbox:
+            item = self._inbox.popleft()
+            if not isinstance(item, Job):
+                self._calls.append(item)
+            elif item.request.method == "load":
+                self._calls.append(lambda job=item: self._load(job))
+            else:
+                key = (item.client, item.request.params["doc"])
+                document = self._documents.setdefault(key, HeldDocument(key))
+                self._supersede(document, item)
+                document.jobs.append(item)
+                self._num_jobs += 1
+                document.used = self._num_jobs
+                most = item.urgency if most is None else min(most, item.urgency)
+        return most
+
+    def _supersede(self, document: HeldDocument, newest: Job) -> None:
+        if newest.is_completion:
+            reason = "a newer completion of the document took its place"
+        elif newest.request.method in ("open", "close"):
+            reason = "the document was closed"
+        else:
+            return
+        running = self._running
+        is_here = running is not None and document.key == (
+            running.client,
+            running.request.params.get("doc"),
+        )
+        for job in [*document.jobs, *([running] if running and is_here else [])]:
+            if job.is_completion:
+                job.cancelled = job.cancelled or reason
+
+    def _change_text(self, document: HeldDocument) -> None:
+        """Do what is cheap and first in the queue: everything up to a completion."""
+        while document.jobs:
+            job = document.jobs[0]
+            if job.is_completion and job.cancelled is None:
+                return
+            document.jobs.popleft()
+            if job.is_completion:
+                job.on_result(Cancelled(job.cancelled))
+                continue
+            self._on_working(document.key)
+            self._answer(job, lambda job=job: document.change(job.request, self._need_engine()))
+        if document.session is None and document.problem is None:
+            del self._documents[document.key]
+
+    # The worker thread: what is done next.
+
+    def _choose(self) -> tuple[Urgency, HeldDocument] | None:
+        """Return the most urgent work: of equals the oldest completion, else the newest text."""
+        best: tuple[Urgency, int, HeldDocument] | None = None
+        can_heal = time.monotonic() >= self._heal_after
+        for document in self._documents.values():
+            urgency, rank = document.behind, -document.used
+            if document.jobs:
+                urgency, rank = document.jobs[0].urgency, document.used
+            elif urgency is None and can_heal and document.wants_healing:
+                urgency = Urgency.HEAL
+            if urgency is not None and (best is None or (urgency, rank) < best[:2]):
+                best = (urgency, rank, document)
+        return None if best is None else (best[0], best[2])
+
+    def _work(self, urgency: Urgency, document: HeldDocument) -> None:
+        self._on_working(document.key)
+        if document.jobs:
+            job = document.jobs.popleft()
+            check = self._check(urgency, document, job)
+
+            def complete() -> dict[str, Any]:
+                self._need_engine()
+                return document.complete(job, check)
+
+            if not self._answer(job, complete):
+                document.jobs.appendleft(job)
+            return
+        started_at = time.monotonic()
+        check = self._check(urgency, document)
+        try:
+            if urgency == Urgency.HEAL:
+                document.session.heal(_HEAL_ROWS, check)
+            else:
+                document.session.sync(check)
+                document.behind = None
+        except (Interrupted, Cancelled):
+            pass
+        except Exception as error:
+            # Not tried again before the document changes; a completion reports the same problem.
+            log.warning("%s of %s: %s", urgency.name, document.key[1], self._plain(error))
+            document.behind, document.visible = None, False
+        if urgency == Urgency.HEAL:
+            # At most half of the machine's time: rest as long as it worked.
+            self._heal_after = 2 * time.monotonic() - started_at
+
+    def _check(
+        self, urgency: Urgency, document: HeldDocument, job: Job | None = None
+    ) -> Callable[[], None]:
+        def check() -> None:
+            arrived = self._take_in() if self._inbox else None
+            if self._stopping:
+                raise Cancelled("the engine host is ending")
+            if job is not None and job.cancelled is not None:
+                raise Cancelled(job.cancelled)
+            # A text change makes patching the old text pointless, but waits for a completion.
+            outdated = job is None and bool(document.jobs)
+            if outdated or (arrived is not None and arrived < urgency):
+                raise Interrupted("more urgent work waits")
+
+        return check
+
+    def _answer(self, job: Job, work: Callable[[], object]) -> bool:
+        """Do a job and reply, whatever happens; return False if it was interrupted instead."""
+        self._running = job
+        try:
+            result: object = work()
+        except Interrupted:
+            return False
+        except Exception as error:
+            result = self._plain(error)
+        finally:
+            self._running = None
+        job.on_result(result)
+        return True
+
+    def _plain(self, error: Exception) -> EngineError:
+        """Return the error to answer with; where memory ran out, caches are dropped to make some.
+
+        torch reports a failed allocation as RuntimeError, on CUDA a subclass of it.
+        """
+        name, text = type(error).__name__, f"{error!s:.200}"
+        ran_out = isinstance(error, MemoryError | OutOfMemory) or (
+            isinstance(error, RuntimeError) and ("OutOfMemory" in name or "allocate" in text)
+        )
+        if ran_out:
+            for document in self._documents.values():
+                if document.session is not None:
+                    document.session.drop_cache()
+        if isinstance(error, EngineError):
+            return error
+        if ran_out:
+            first_line = (text or "out of memory").splitlines()[0]
+            return OutOfMemory(f"{first_line}; lower cache_bytes or close documents")
+        log.error("a job failed", exc_info=error)
+        return EngineError(f"internal error, the engine's log has more: {name}: {text}")
+
+    # The worker thread: calls that concern no single document.
+
+    def _need_engine(self) -> Any:  # noqa: ANN401 - the engine or a fake
+        if self._engine is None:
+            raise self._engine_error
+        return self._engine
+
+    def _configure(self, config: EngineConfig) -> None:
+        for document in self._documents.values():
+            document.close(self._engine)  # what is queued is for the new engine
+        self._engine = None
+        try:
+            self._engine = self._make_engine(config)
+        except Exception as error:
+            self._engine_error = self._plain(error)
+            log.error("no engine: %s", self._engine_error)
+
+    def _load(self, job: Job) -> None:
+        model = job.request.params["model"]
+
+        def load() -> dict[str, Any]:
+            def progress(what: str, percent: int) -> None:
+                job.on_event("progress", what=what, percent=percent)
+
+            self._need_engine().load(model, progress)
+            return {"model": model}
+
+        self._answer(job, load)
+
+    def _forget(self, client: Hashable) -> None:
+        for key in [key for key in self._documents if key[0] == client]:
+            self._documents.pop(key).close(self._engine)
+
+    def _note_status(self) -> None:
+        if self._engine is None:
+            self._engine_status = {"problem": str(self._engine_error)}
+            return
+        sessions = [document.session for document in self._documents.values() if document.session]
+        self._engine_status = {
+            **self._engine.status(),
+            "num_stale_rows": sum(session.num_stale for session in sessions),
+        }

@@ -1,0 +1,192 @@
+"""Decode steps and small patches as CUDA graphs that survive a cache whose length changes.
+
+Launched one by one from Python, the kernels of a pass over a few rows cost several times what they
+take: 18 ms against 3.5 for 60 rows of a 1.3 B model. What changes from pass to pass (tokens, slots,
+positions, number of slots) is read on the device from one small tensor; the cache's memory is
+reserved once and never moves, so the same graph serves it after any patch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.dispatch import Kernels
+from ...kernels.matmul.fusion import CacheRows, Fusion
+from ...kernels.weights.linear import Linear
+from .kv_cache import KVCache, Slots
+
+if TYPE_CHECKING:
+    from .decoder import Decoder
+
+# A patch is padded to one of these numbers of rows by repeating its last one.
+PATCH_ROWS = (4, 16, 32, 64)
+
+
+def sees_every_slot(cache: KVCache, slots: Slots) -> bool:
+    """Return whether these rows are one, at the last position: what a `DecodeGraph` computes."""
+    return len(slots) == 1 and bool(cache.positions[slots[0]] >= cache.positions.max())
+
+
+class CapturedPass:
+    """A pass of one decoder over one cache, on inputs of fixed size.
+
+    On CUDA it is captured when it first runs and replayed from then on; elsewhere the same launches
+    are made one by one. It belongs to the cache and does not keep it alive.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        kernels: Kernels,
+        num_inputs: int,
+    ) -> None:
+        """Prepare; nothing is compiled or captured yet.
+
+        Args:
+            decoder: the model; its projections are dense or packed (`QuantWeight`) matrices.
+            cache: made for that decoder.
+            kernels: the ops of the decoder's device.
+            num_inputs: int64 values that a pass reads.
+        """
+        self._decoder, self._kernels = decoder, kernels
+        self._cache: KVCache = weakref.proxy(cache)
+        self._is_cuda = decoder.device.type == "cuda"
+        self._inputs = torch.zeros(num_inputs, dtype=torch.int64, device=decoder.device)
+        self._staged = torch.zeros(num_inputs, dtype=torch.int64, pin_memory=self._is_cuda)
+        self._copied = torch.cuda.Event() if self._is_cuda else None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: Tensor | None = None
+
+    def _run(self, *inputs: Slots | list[int]) -> Tensor:
+        """Copy the inputs, in a row, and compute; the next pass overwrites the result."""
+        if self._copied is not None:
+            self._copied.synchronize()  # the previous copy may not have read it yet
+        values = np.concatenate(inputs)
+        self._staged.numpy()[: len(values)] = values
+        count = len(values)
+        self._inputs[:count].copy_(self._staged[:count], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+        if not self._is_cuda:
+            return self._compute()
+        if self._graph is None or self._result is None:
+            self._capture()
+        assert self._graph is not None and self._result is not None
+        self._graph.replay()
+        return self._result
+
+    def _capture(self) -> None:
+        device = self._decoder.device
+        # Triton compiles and memory is first taken before the capture, which allows neither. The
+        # rows are computed twice then, to the same keys and values.
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            self._compute()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may use the device meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._result = self._compute()
+        self._graph = graph
+
+    def _compute(self) -> Tensor:
+        """Launch the whole pass; no value is read on the host."""
+        raise NotImplementedError
+
+    def _input(self, start: int, count: int) -> Tensor:
+        return self._inputs[start : start + count]
+
+    def _count(self, at: int) -> Tensor:
+        """Return the (1,) int32 that an input is: its lower half, little-endian."""
+        return self._inputs[at : at + 1].view(torch.int32)[:1]
+
+
+class DecodeGraph(CapturedPass):
+    """The decode step: one row that sees every slot, five or six launches a layer."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels) -> None:
+        """Prepare; arguments as for `CapturedPass`."""
+        super().__init__(decoder, cache, kernels, 4)
+
+    @torch.inference_mode()
+    def step(self, slot: int) -> Tensor:
+        """Compute one row of the cache, its keys and values included.
+
+        Args:
+            slot: its row; `sees_every_slot` holds for it.
+
+        Returns:
+            (vocab_size,) float32 logits after it. On CUDA the next step overwrites them.
+        """
+        cache = self._cache
+        token_id, position = int(cache.token_ids[slot]), int(cache.positions[slot])
+        return self._run([token_id, slot, position, cache.num_rows])
+
+    def _compute(self) -> Tensor:
+        decoder, cache = self._decoder, self._cache
+        eps, table = decoder.config.norm_eps, cache.table
+        token_id, slot, position = (self._input(at, 1) for at in range(3))
+        num_slots = self._count(3)
+        attend = self._kernels.attend_slots
+        hidden = decoder.embed(token_id)
+        for number, layer in enumerate(decoder.layers):
+            unrotated, keys, values = (part[number] for part in cache.storage)
+            angles = (table.cos, table.sin, table.interleaved)
+            rows = CacheRows(unrotated, keys, values, slot, position, *angles)
+            queries = self._linear(hidden, layer.qkv, Fusion(layer.attention_norm, eps, cache=rows))
+            mixed = attend(queries, keys, values, num_slots).view(1, -1)
+            hidden = self._linear(mixed, layer.output, Fusion(residual=hidden))
+            gated = self._linear(hidden, layer.gate_up, Fusion(layer.mlp_norm, eps, gated=True))
+            hidden = self._linear(gated, layer.down, Fusion(residual=hidden))
+        return self._linear(hidden, decoder.head, Fusion(decoder.norm, eps), torch.float32)[0]
+
+    def _linear(
+        self, x: Tensor, linear: Linear, fusion: Fusion, out_dtype: torch.dtype | None = None
+    ) -> Tensor:
+        made: Any = linear  # dense or packed: both have a weight and a bias
+        return self._kernels.fused_linear(x, made.weight, made.bias, fusion, out_dtype=out_dtype)
+
+
+class PatchGraph(CapturedPass):
+    """A pass over a few rows at any positions, up to a fixed number of them."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels, num_rows: int) -> None:
+        """Prepare; arguments as for `CapturedPass`, and how many rows are computed each time."""
+        super().__init__(decoder, cache, kernels, 3 * num_rows + 2 + cache.capacity)
+        self._num_rows = num_rows
+
+    @torch.inference_mode()
+    def forward(self, slots: Slots) -> Tensor:
+        """Compute rows as `Decoder.forward` does.
+
+        Args:
+            slots: 1 to `num_rows` of the cache's.
+
+        Returns:
+            (len(slots), hidden_size): the last layer's output, before the final norm.
+        """
+        cache = self._cache
+        padded = np.pad(slots, (0, self._num_rows - len(slots)), mode="edge")
+        of_rows = (cache.token_ids[padded], padded, cache.positions[padded])
+        hidden = self._run(*of_rows, [cache.num_rows, 0], cache.positions)
+        return hidden[: len(slots)].clone()
+
+    def _compute(self) -> Tensor:
+        count, cache = self._num_rows, self._cache
+        token_ids, slots, positions = (self._input(at * count, count) for at in range(3))
+        num_slots = self._count(3 * count)
+        slot_positions = self._input(3 * count + 2, cache.capacity)
+
+        def attend(number: int, queries: Tensor) -> Tensor:
+            _, keys, values = (part[number] for part in cache.storage)
+            at = (num_slots, positions, slot_positions)
+            return self._kernels.attend_slots(queries, keys, values, *at)
+
+        return self._decoder.run_layers(cache, token_ids, slots, positions, attend)

@@ -1,0 +1,273 @@
+"""One document's cached keys and values: slots, positions, turning, freshness.
+
+A slot is a row of the cache. Rows stay dense and lie in any order: positions are in the keys, so an
+inserted token takes the next free row and a removed one is filled from the end. Whatever is known
+per slot is a record, and all records are renumbered in one place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from ...kernels import dispatch
+from ..wire.errors import ContextTooLong, OutOfMemory
+from .config import ModelConfig
+from .rope import RotaryTable
+
+Slots = NDArray[np.int64]
+
+
+class KVCache:
+    """Keys (unrotated and rotated) and values of up to `capacity` tokens, over all layers.
+
+    The whole capacity is reserved at once and never copied: on the CPU that is address space, and
+    the operating system commits pages as rows are first written (vAttention, arXiv 2405.04437);
+    on CUDA it is the window's memory.
+
+    Attributes:
+        num_rows: rows in use; slots are 0 .. num_rows - 1.
+        num_fresh: rows at positions below this are fresh, all others stale. A row is fresh only if
+            every earlier one was when it was computed and none has changed since, so the fresh
+            rows are always the first ones and one number tells them all.
+        table: the rotary table that every key of this cache is rotated by.
+        graphs: number of rows to the pass that a decoder captured over this cache; they go with it.
+    """
+
+    def __init__(
+        self, config: ModelConfig, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Reserve room for `capacity` tokens.
+
+        Raises:
+            OutOfMemory: the memory (on CPU: the address space) is not to be had.
+        """
+        shape = (3, config.num_layers, config.num_kv_heads, capacity, config.head_dim)
+        try:
+            everything = torch.empty(shape, dtype=dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            raise OutOfMemory(
+                f"no memory for a cache of {capacity} tokens; close documents or lower "
+                f"window_tokens or cache_bytes ({str(error).splitlines()[0]})"
+            ) from None
+        self._unrotated, self._keys, self._values = everything
+        # All that moves with a slot, (tensors * layers * heads, capacity, words). To copy whole
+        # words is quicker than element by element.
+        self._moved = everything.view(-1, capacity, config.head_dim)
+        if config.head_dim * dtype.itemsize % torch.int64.itemsize == 0:
+            self._moved = self._moved.view(torch.int64)
+        self.capacity = capacity
+        self.table = RotaryTable(config, capacity, device)
+        self.graphs: dict[int, object] = {}
+        self._kernels = dispatch.choose(device)
+        if device.type == "cuda":
+            # Compiled now, on a row that nobody uses yet, and not at the first keystroke.
+            row = np.zeros(1, dtype=np.int64)
+            self._turn(row, row)
+            self._move(row, row)
+        self.num_rows = 0
+        self.num_fresh = 0
+        self._num_touched = 0
+        self._fills: dict[str, float] = {}
+        self._records: dict[str, NDArray] = {}
+        self._order: Slots | None = None
+        self.add_record("token_ids", np.int64, -1)
+        self.add_record("positions", np.int64, -1)
+
+    # Per-slot records
+
+    def add_record(self, name: str, dtype: DTypeLike, fill: float) -> None:
+        """Keep one more value per slot; a new row starts with `fill`."""
+        self._records[name] = np.full(self.capacity, fill, dtype=dtype)
+        self._fills[name] = fill
+
+    def record(self, name: str) -> NDArray:
+        """Return the (num_rows,) values of a record; a view, to be read and written."""
+        return self._records[name][: self.num_rows]
+
+    @property
+    def token_ids(self) -> NDArray[np.int64]:
+        """Token of each slot, (num_rows,)."""
+        return self.record("token_ids")
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Position of each slot, (num_rows,), all different."""
+        return self.record("positions")
+
+    def by_position(self) -> Slots:
+        """Return the slots in the order of their positions, (num_rows,), only to be read.
+
+        It is kept until rows come, go or turn.
+        """
+        if self._order is None:
+            self._order = _ascending(self.positions, 2 * self.capacity)
+        return self._order
+
+    # Rows
+
+    def append(self, token_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> Slots:
+        """Take the next free rows for these tokens; the caller computes them before anyone looks.
+
+        Raises:
+            ContextTooLong: the capacity is used up; nothing was changed.
+        """
+        start, end = self.num_rows, self.num_rows + len(token_ids)
+        self._check_fits(end)
+        self.num_rows, self._order = end, None
+        self._num_touched = max(self._num_touched, end)
+        for name, values in self._records.items():
+            values[start:end] = self._fills[name]
+        self.token_ids[start:end] = token_ids
+        self.positions[start:end] = positions
+        return np.arange(start, end)
+
+    def _check_fits(self, num_tokens: int) -> None:
+        if num_tokens > self.capacity:
+            raise ContextTooLong(
+                f"{num_tokens} tokens do not fit the cache's {self.capacity}; lower max_tokens or "
+                "window_tokens"
+            )
+
+    def remove(self, slots: Slots) -> None:
+        """Drop rows; the last rows move into the holes. Rows at later positions become stale."""
+        if not len(slots):
+            return
+        self.num_fresh = min(self.num_fresh, int(self.positions[slots].min()))
+        kept = self.num_rows - len(slots)
+        stays = np.ones(len(slots), dtype=bool)  # of the last rows, as many as are dropped
+        stays[slots[slots >= kept] - kept] = False
+        self._renumber(np.flatnonzero(stays) + kept, np.sort(slots[slots < kept]))
+        self.num_rows, self._order = kept, None
+
+    def clear(self) -> None:
+        """Drop every row."""
+        self.num_rows = self.num_fresh = 0
+        self._order = None
+
+    def _renumber(self, source: Slots, target: Slots) -> None:
+        """Move rows to other slots: the one place where a slot's number changes."""
+        if not len(source):
+            return
+        self._move(source, target)
+        for values in self._records.values():
+            values[target] = values[source]
+
+    def _move(self, source: Slots, target: Slots) -> None:
+        from_, to = self._on_device(source, target)
+        self._moved.index_copy_(1, to, self._moved.index_select(1, from_))
+
+    def turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
+        """Give rows new positions: a pure rotation of their unrotated keys.
+
+        Rows from the lowest old or new position on become stale.
+
+        Raises:
+            ContextTooLong: a position is past the capacity; nothing was changed.
+        """
+        if not len(slots):
+            return
+        self._check_fits(int(positions.max()) + 1)
+        self._turn(slots, positions)  # first: a GPU works while the rest is noted here
+        lowest = min(int(self.positions.take(slots).min()), int(positions.min()))
+        self.num_fresh = min(self.num_fresh, lowest)
+        self.positions[slots] = positions
+        self._order = None
+
+    def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
+        at, index = self._on_device(positions, slots)
+        table = self.table
+        self._kernels.rope_shift(
+            self._unrotated, self._keys, index, at, table.cos, table.sin, table.interleaved
+        )
+
+    # The forward pass
+
+    def write(self, layer: int, slots: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate one layer's rows, store their keys and values, and return the rotated queries.
+
+        Args:
+            layer: which one.
+            slots: (n,) int64.
+            qkv: (n, num_heads + 2 * num_kv_heads, head_dim), contiguous: queries, keys, values.
+            cos: (n, rotary_dim / 2) float32, from `table.at` the rows' positions.
+            sin: like `cos`.
+
+        Returns:
+            (n, num_heads, head_dim).
+        """
+        return self._kernels.write_rows(
+            qkv,
+            self._unrotated[layer],
+            self._keys[layer],
+            self._values[layer],
+            slots,
+            cos,
+            sin,
+            self.table.interleaved,
+        )
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the rotated keys and the values of a layer, (num_kv_heads, num_rows, head_dim)."""
+        rows = self.num_rows
+        return self._keys[layer, :, :rows], self._values[layer, :, :rows]
+
+    @property
+    def storage(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Unrotated and rotated keys, and values, of all layers, rows not in use included.
+
+        Each is (num_layers, num_kv_heads, capacity, head_dim) and stays where it is as long as the
+        cache.
+        """
+        return self._unrotated, self._keys, self._values
+
+    def unrotated(self, layer: int) -> Tensor:
+        """Return the unrotated keys of a layer, (num_kv_heads, num_rows, head_dim)."""
+        return self._unrotated[layer, :, : self.num_rows]
+
+    def mark_computed(self, slots: Slots) -> None:
+        """Note that rows were just computed together over the cache as it is.
+
+        Those that follow the fresh rows without a gap are now fresh themselves.
+        """
+        positions = np.sort(self.positions[slots])
+        positions = positions[positions >= self.num_fresh]
+        in_sequence = positions == self.num_fresh + np.arange(len(positions))
+        self.num_fresh += int(in_sequence.sum())
+
+    # Memory
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory in use: rows ever written on the CPU, the whole reservation on CUDA."""
+        total = 3 * self._keys.numel() * self._keys.element_size()
+        if self._keys.is_cuda:
+            return total
+        return total // self.capacity * self._num_touched
+
+    def _on_device(
+        self, first: NDArray[np.int64], second: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """Return both, (n,) each, in one copy that the host does not wait for."""
+        count = len(first)
+        # Either starts at a multiple of 16 bytes: Triton would compile once more for other places.
+        shape = (2, count + count % 2)
+        both = torch.empty(shape, dtype=torch.int64, pin_memory=self._keys.is_cuda)
+        on_host = both.numpy()
+        on_host[0, :count], on_host[1, :count] = first, second
+        # PyTorch does not give pinned memory to anyone else before it has been read.
+        both = both.to(self._keys.device, non_blocking=True)
+        return both[0, :count], both[1, :count]
+
+
+def _ascending(positions: NDArray[np.int64], limit: int) -> Slots:
+    """Return where positions, all different, lie in ascending order."""
+    count = len(positions)
+    if not count or (end := int(positions.max()) + 1) > limit:
+        return np.argsort(positions)
+    # They hardly have gaps: ten times faster than to sort them.
+    slots = np.empty(count, dtype=np.int64) if end == count else np.full(end, -1)
+    slots[positions] = np.arange(count)
+    return slots if end == count else slots[slots >= 0]

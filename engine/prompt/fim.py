@@ -1,0 +1,259 @@
+"""Fill-in-the-middle formats: which model takes which marks in which order, as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..wire.errors import ModelLoadError
+
+SIDECAR = "fim.json"
+# Of a model that does not say; a smaller figure shows less text and never too many tokens.
+UNKNOWN_CHARS_PER_TOKEN = 3.0
+_MARKS = ("prefix", "suffix", "middle")
+
+
+@dataclass(frozen=True, slots=True)
+class FimTemplate:
+    """One model's fill-in-the-middle format.
+
+    Attributes:
+        family: whose format it is.
+        prefix_id: token before the text before the cursor (PRE); SUF's where there is none.
+        suffix_id: token before the text after the cursor (SUF).
+        middle_id: token that asks for the middle (MID).
+        layouts: orders the model was trained on: "spm" (PRE SUF suffix MID prefix) and "psm"
+            (PRE prefix SUF suffix MID).
+        layout: the order to use.
+        end_ids: tokens that end a middle.
+        heal_white_space: whether white space before the cursor is taken off and generated again,
+            for models not trained on cuts at any character.
+        bos_first: whether the sequence starts with the tokenizer's beginning-of-text token.
+        window_tokens: longest prompt the model was trained on; 0 if not known.
+        chars_per_token: characters of code a token stands for.
+    """
+
+    family: str
+    prefix_id: int
+    suffix_id: int
+    middle_id: int
+    layouts: tuple[str, ...]
+    layout: str
+    end_ids: frozenset[int]
+    heal_white_space: bool
+    bos_first: bool
+    window_tokens: int
+    chars_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A published family of models and the names of its tokens.
+
+    Attributes:
+        name: as people know it.
+        prefix: name of PRE in the vocabulary.
+        suffix: name of SUF.
+        middle: name of MID.
+        ends: names of the tokens that end a middle, as far as the vocabulary has them.
+        layouts: orders it was trained on, the one to use first.
+        bos_first: whether its prompts start with the beginning-of-text token.
+        example: a published model, for `keyturn models`.
+        known_by: another token that tells families with the same marks apart.
+    """
+
+    name: str
+    prefix: str
+    suffix: str
+    middle: str
+    ends: tuple[str, ...]
+    layouts: tuple[str, ...]
+    bos_first: bool
+    example: str
+    known_by: str = ""
+
+
+# Sources: the models' cards and papers (StarCoder 2305.06161, Code Llama 2308.12950 section 2.3,
+# DeepSeek-Coder 2401.14196 section 3.1, Qwen2.5-Coder 2409.12186, CodeGemma 2406.11409, Granite
+# 2405.04324). DeepSeek's hole mark stands between prefix and suffix and its end mark asks for the
+# middle. Codestral puts the suffix first, and the mark of the prefix is where the middle follows.
+FAMILIES = (
+    Family(
+        "Qwen2.5-Coder",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|endoftext|>", "<|file_sep|>", "<|repo_name|>", "<|fim_pad|>", "<|im_end|>"),
+        ("psm",),
+        False,
+        "Qwen/Qwen2.5-Coder-0.5B",
+        known_by="<|file_sep|>",
+    ),
+    Family(
+        "DeepSeek-Coder",
+        "<｜fim▁begin｜>",
+        "<｜fim▁hole｜>",
+        "<｜fim▁end｜>",
+        ("<｜end▁of▁sentence｜>", "<|EOT|>"),
+        ("psm",),
+        True,
+        "deepseek-ai/deepseek-coder-1.3b-base",
+    ),
+    Family(
+        "StarCoder",
+        "<fim_prefix>",
+        "<fim_suffix>",
+        "<fim_middle>",
+        ("<|endoftext|>", "<fim_pad>", "<file_sep>", "<repo_name>", "<filename>"),
+        ("psm", "spm"),
+        False,
+        "ibm-granite/granite-3b-code-base-2k",
+    ),
+    Family(
+        "Code Llama",
+        "▁<PRE>",
+        "▁<SUF>",
+        "▁<MID>",
+        ("▁<EOT>", "</s>"),
+        ("psm", "spm"),
+        True,
+        "codellama/CodeLlama-7b-hf",
+    ),
+    Family(
+        "Codestral",
+        "[SUFFIX]",
+        "[SUFFIX]",
+        "[PREFIX]",
+        ("</s>",),
+        ("spm",),
+        True,
+        "mistralai/Codestral-22B-v0.1",
+    ),
+)
+# Formats of models whose decoders are not supported, for others that took them over.
+_FOREIGN = (
+    Family(
+        "CodeGemma",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|file_separator|>", "<eos>"),
+        ("psm", "spm"),
+        True,
+        "",
+        known_by="<|file_separator|>",
+    ),
+    Family(
+        "Granite",
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ("<|end_of_text|>", "<|fim_pad|>", "<|filename|>", "<|reponame|>"),
+        ("psm", "spm"),
+        False,
+        "",
+        known_by="<|end_of_text|>",
+    ),
+    Family(
+        "SantaCoder",
+        "<fim-prefix>",
+        "<fim-suffix>",
+        "<fim-middle>",
+        ("<|endoftext|>", "<fim-pad>"),
+        ("psm", "spm"),
+        False,
+        "",
+    ),
+)
+
+
+def find_template(
+    token_id: Callable[[str], int | None],
+    *,
+    sidecar: Path | None = None,
+    marks: Mapping[str, int] | None = None,
+    end_ids: frozenset[int] = frozenset(),
+    vocab_size: int,
+) -> FimTemplate | None:
+    """Find a model's format.
+
+    Args:
+        token_id: returns a token's id by name, None if the vocabulary lacks it.
+        sidecar: a `fim.json` beside the model, which wins over everything else.
+        marks: "prefix", "suffix" and "middle" ids that the model file itself names.
+        end_ids: tokens that end any text of the model.
+        vocab_size: rows of the model's embedding.
+
+    Returns:
+        The format, or None for a model that only continues text.
+
+    Raises:
+        ModelLoadError: the sidecar is not usable.
+    """
+    if sidecar is not None and sidecar.is_file():
+        return read_sidecar(sidecar, vocab_size)
+    for family in (*FAMILIES, *_FOREIGN):
+        names = (family.prefix, family.suffix, family.middle, family.known_by or family.middle)
+        found = [token_id(name) for name in names]
+        if any(at is None or at >= vocab_size for at in found):
+            continue
+        ends = {token_id(name) for name in family.ends} - {None}
+        return _template(family, found[:3], end_ids | ends)  # pyright: ignore
+    if marks is not None and all(marks.get(key, -1) in range(vocab_size) for key in _MARKS):
+        family = Family("named by the model file", *_MARKS, (), ("psm",), False, "")
+        return _template(family, [marks[key] for key in _MARKS], end_ids)
+    return None
+
+
+def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> FimTemplate:
+    return FimTemplate(
+        family=family.name,
+        prefix_id=marks[0],
+        suffix_id=marks[1],
+        middle_id=marks[2],
+        layouts=family.layouts,
+        layout=family.layouts[0],
+        end_ids=end_ids | frozenset(marks),  # a mark in the middle of a middle ends it, too
+        heal_white_space=False,
+        bos_first=family.bos_first,
+        window_tokens=0,
+        chars_per_token=UNKNOWN_CHARS_PER_TOKEN,
+    )
+
+
+def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
+    """Read a `fim.json`: the fields of `FimTemplate`, ids as numbers, other keys ignored.
+
+    Raises:
+        ModelLoadError: it is not JSON, or a field is missing or of the wrong kind.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        template = FimTemplate(
+            family=str(fields["family"]),
+            prefix_id=int(fields["prefix_id"]),
+            suffix_id=int(fields["suffix_id"]),
+            middle_id=int(fields["middle_id"]),
+            layouts=tuple(fields["layouts"]),
+            layout=fields["layout"],
+            end_ids=frozenset(int(at) for at in fields["end_ids"]),
+            heal_white_space=bool(fields["heal_white_space"]),
+            bos_first=bool(fields["bos_first"]),
+            window_tokens=int(fields["window_tokens"]),
+            chars_per_token=float(fields["chars_per_token"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None
+    token_ids = {template.prefix_id, template.suffix_id, template.middle_id, *template.end_ids}
+    if not all(0 <= at < vocab_size for at in token_ids):
+        raise ModelLoadError(f"{path}: a token id is not in the vocabulary of {vocab_size}")
+    if template.window_tokens < 0 or not template.chars_per_token > 0:
+        raise ModelLoadError(f"{path}: window_tokens or chars_per_token is out of range")
+    if template.layout not in template.layouts or not set(template.layouts) <= {"spm", "psm"}:
+        raise ModelLoadError(
+            f'{path}: layout "{template.layout}" of {template.layouts} is not spm or psm'
+        )
+    return template

@@ -1,0 +1,1 @@
+"""`keyturn replay`: a trace of edits and completions, measured."""

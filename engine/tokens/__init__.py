@@ -1,0 +1,1 @@
+"""Text to token ids, and again only around an edit."""

@@ -1,0 +1,1 @@
+"""What server and engine host agree on: messages, address, errors, configuration; no torch."""

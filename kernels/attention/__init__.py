@@ -1,0 +1,1 @@
+"""Attention over slots in any order, and what a row leaned on."""

@@ -1,0 +1,1 @@
+"""On the CPU: products, and all layers over a few rows in one call of a C library."""

@@ -1,0 +1,358 @@
+"""All decoder layers for a few rows in one call of a small C library, on the CPU.
+
+A decode step of a small model in torch is mostly the cost of some four hundred operators. Here it
+is one call that streams weights, in the blocks of their file, and cache once. `load` says what
+stands against it; the torch path does the same work then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..weights.blocks import BlockMatrix
+from .c_types import CLayer, CMatrix, CModel, CStep
+
+# The order of the enums and of the levels in cpu_step.c.
+_DENSE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_BLOCK_KINDS = {"Q4_0": 3, "Q4_1": 4, "Q8_0": 5}
+ISAS = ("generic", "avx2", "avx512")
+_ALIGNMENT = 64
+# Steps with one thread after other threads did not help; doubled each time, up to the second.
+_STEPS_ALONE = (8, 64)
+
+Matrix = BlockMatrix | Tensor
+# A matrix (N, K) and its bias (N,), or None.
+Linear = tuple[Matrix, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The loaded C library.
+
+    Attributes:
+        handle: its functions.
+        isa: one of `ISAS`: the instruction set that it runs with here.
+        parallel: torch's own `GOMP_parallel`; 0 if torch has none: one thread then. A second
+            OpenMP runtime would fight with torch's idle threads, which spin for milliseconds.
+    """
+
+    handle: ctypes.CDLL
+    isa: str
+    parallel: int
+
+    @property
+    def why(self) -> str:
+        """What it runs with, in words, for `keyturn doctor`."""
+        return f"{self.isa}, " + ("torch's threads" if self.parallel else "one thread")
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayer:
+    """The weights of one decoder layer.
+
+    Attributes:
+        attention_norm: (hidden_size,) float.
+        qkv: queries, keys and values: one fused matrix or three.
+        output: the attention's output projection.
+        mlp_norm: (hidden_size,) float.
+        gate_up: gate and up: one fused matrix or two.
+        down: the MLP's output projection.
+    """
+
+    attention_norm: Tensor
+    qkv: Sequence[Linear]
+    output: Linear
+    mlp_norm: Tensor
+    gate_up: Sequence[Linear]
+    down: Linear
+
+
+@functools.cache
+def load(isa: str = "auto") -> Library | str:
+    """Load the library, or say in words why it cannot be used. Never raises.
+
+    Args:
+        isa: one of `ISAS`, or "auto" for the best that this processor has.
+    """
+    folder = Path(__file__).parent
+    places = [folder / f"_cpu_step{end}" for end in importlib.machinery.EXTENSION_SUFFIXES]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        return "not built; reinstall keyturn on Linux with a C compiler at hand"
+    return load_file(found, isa)
+
+
+def load_file(path: Path, isa: str = "auto") -> Library | str:
+    """Load the library from a file; arguments and result as for `load`."""
+    if isa not in ("auto", *ISAS):
+        return f"instruction set {isa!r} is not one of {', '.join(ISAS)}"
+    try:
+        handle = ctypes.CDLL(str(path))
+        handle.keyturn_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        handle.keyturn_run.restype = ctypes.c_double
+        handle.keyturn_scratch_bytes.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        handle.keyturn_scratch_bytes.restype = ctypes.c_int64
+        best = handle.keyturn_best_isa()
+    except (OSError, AttributeError) as error:
+        return f"{path.name} cannot be loaded ({error}); reinstall keyturn"
+    if isa == "auto" and not best:
+        return "this processor has no AVX2, and torch is faster without"
+    level = best if isa == "auto" else ISAS.index(isa)
+    if level > best:
+        return f"this processor has no {isa}"
+    return Library(handle, ISAS[level], _torch_parallel())
+
+
+class CpuStep:
+    """The decoder of one model for few rows, with weights where they are.
+
+    Sums and the stream between layers are float32. A row's result is the same to the bit whatever
+    the other rows and the number of threads. Not for two threads at a time.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        layers: Sequence[StepLayer],
+        norm: Tensor,
+        head: Matrix,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        eps: float,
+        interleaved: bool,
+    ) -> None:
+        """Take the weights; nothing is copied but the norms and biases.
+
+        Args:
+            library: from `load`.
+            layers: all decoder layers.
+            norm: (hidden_size,) of the final norm.
+            head: (vocab_size, hidden_size).
+            num_heads: query heads.
+            num_kv_heads: key and value heads; divides `num_heads`.
+            eps: of the norms.
+            interleaved: pairs of the rotation, as in `reference.apply_rotary`.
+
+        Raises:
+            ValueError: a matrix is of a dtype, shape or place that the library cannot read.
+        """
+        self._library = library
+        self._kept: list[object] = []
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._steps_alone, self._penalty = 0, _STEPS_ALONE[0]
+        num_projected = num_heads + 2 * num_kv_heads
+        width = sum(matrix.shape[0] for matrix, _ in layers[0].qkv)
+        self.hidden_size: int = layers[0].attention_norm.shape[0]
+        self.head_dim: int = width // num_projected
+        inner = layers[0].down[0].shape[1]
+        heads = [count * self.head_dim for count in (num_heads, num_kv_heads, num_kv_heads)]
+        native = (CLayer * len(layers))()
+        for at, layer in zip(native, layers, strict=True):
+            at.attention_norm = self._vector(layer.attention_norm)
+            at.mlp_norm = self._vector(layer.mlp_norm)
+            hidden = self.hidden_size
+            at.queries, at.keys, at.values = self._matrices(layer.qkv, heads, hidden)
+            (at.output,) = self._matrices([layer.output], [hidden], heads[0])
+            at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
+            (at.down,) = self._matrices([layer.down], [hidden], inner)
+        (native_head,) = self._matrices([(head, None)], [head.shape[0]], self.hidden_size)
+        self._kept.append(native)
+        self._model = CModel(
+            ctypes.addressof(native),
+            self._vector(norm),
+            native_head,
+            len(layers),
+            self.hidden_size,
+            inner,
+            num_heads,
+            num_kv_heads,
+            self.head_dim,
+            interleaved,
+            eps,
+        )
+
+    def forward(
+        self,
+        hidden: Tensor,
+        unrotated: Tensor,
+        rotated: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        num_rows: int,
+        row_positions: Tensor,
+        slot_positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        weights: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Run all layers; as `Decoder.forward`, with every sum in float32.
+
+        Args:
+            hidden: (n, hidden_size) float: the rows' embeddings.
+            unrotated: (num_layers, num_kv_heads, capacity, head_dim) fp32, bf16 or fp16, of the
+                cache; contiguous; written at `slots`.
+            rotated: like it; written at `slots`, and read at slots 0 .. num_rows - 1.
+            values: like it; written and read like `rotated`.
+            slots: (n,) int64; where one occurs twice, its rows must be equal.
+            num_rows: slots in use, those of the rows among them.
+            row_positions: (n,) int64.
+            slot_positions: (num_rows,) int64; a row sees the slots at its position and before.
+            cos: (n, rotary_dim / 2) float32.
+            sin: like `cos`.
+            weights: layer to a contiguous (n, num_rows) float32 tensor that receives its attention
+                weights, mean over heads.
+
+        Returns:
+            (n, hidden_size) float32: the last layer's output, before the final norm.
+
+        Raises:
+            ValueError: shapes, dtypes or slots do not fit.
+        """
+        count, model = len(hidden), self._model
+        hidden = hidden.to(torch.float32, copy=True).contiguous()
+        cache = (model.num_layers, model.num_kv_heads, rotated.shape[2], self.head_dim)
+        _check("hidden", hidden, (count, self.hidden_size), torch.float32)
+        if rotated.dtype not in _DENSE_KINDS:
+            raise ValueError(f"a cache of {rotated.dtype}; fp32, bf16 or fp16 is needed")
+        for name, tensor in (("unrotated", unrotated), ("rotated", rotated), ("values", values)):
+            _check(name, tensor, cache, rotated.dtype)
+        _check("slots", slots, (count,), torch.int64)
+        _check("row_positions", row_positions, (count,), torch.int64)
+        _check("slot_positions", slot_positions, (num_rows,), torch.int64)
+        _check("cos", cos, (count, cos.shape[-1]), torch.float32)
+        _check("sin", sin, cos.shape, torch.float32)
+        if 2 * cos.shape[-1] > self.head_dim:
+            raise ValueError(f"{cos.shape[-1]} angles for heads of {self.head_dim}")
+        if not 0 < num_rows <= rotated.shape[2]:
+            raise ValueError(f"{num_rows} rows in a cache of {rotated.shape[2]} slots")
+        if count and not (0 <= int(slots.min()) and int(slots.max()) < num_rows):
+            raise ValueError(f"slots {slots.tolist()} are not all below {num_rows}")
+        step = CStep(
+            hidden=hidden.data_ptr(),
+            unrotated=unrotated.data_ptr(),
+            rotated=rotated.data_ptr(),
+            cached_values=values.data_ptr(),
+            slots=slots.data_ptr(),
+            row_positions=row_positions.data_ptr(),
+            slot_positions=slot_positions.data_ptr(),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            n=count,
+            num_slots=num_rows,
+            capacity=rotated.shape[2],
+            cache_kind=_DENSE_KINDS[rotated.dtype],
+            rotary_half=cos.shape[-1],
+        )
+        places = None
+        if weights:
+            places = (ctypes.c_void_p * model.num_layers)()
+            for layer, tensor in weights.items():
+                _check(f"weights of layer {layer}", tensor, (count, num_rows), torch.float32)
+                places[layer] = tensor.data_ptr()
+            step.weights = ctypes.addressof(places)
+        self._run(step)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs."""
+        hidden = hidden.to(torch.float32).contiguous()
+        _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
+        logits = torch.empty(len(hidden), self._model.head.rows)
+        self._run(CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden)))
+        return logits
+
+    def _run(self, step: CStep) -> None:
+        if not step.n:
+            return
+        step.parallel = self._library.parallel
+        # On a busy machine threads wait for each other's processors longer than they help.
+        is_alone = not self._library.parallel or self._steps_alone > 0
+        step.num_threads = 1 if is_alone else torch.get_num_threads()
+        step.isa = ISAS.index(self._library.isa)
+        model, at = ctypes.addressof(self._model), ctypes.addressof(step)
+        needed = self._library.handle.keyturn_scratch_bytes(model, at) + _ALIGNMENT
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed + needed // 4, dtype=torch.uint8)
+        start = self._scratch.data_ptr()
+        step.scratch = start + -start % _ALIGNMENT
+        gain = self._library.handle.keyturn_run(model, at)
+        if is_alone:
+            self._steps_alone -= 1
+        elif gain < 1:
+            self._steps_alone = self._penalty
+            self._penalty = min(2 * self._penalty, _STEPS_ALONE[1])
+        else:
+            self._penalty = _STEPS_ALONE[0]
+
+    def _vector(self, tensor: Tensor) -> int:
+        """Keep a float32 copy, padded with zeros to a multiple of 32; return its address."""
+        copy = functional.pad(tensor.float(), (0, -len(tensor) % 32)).contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+    def _matrices(self, parts: Sequence[Linear], rows: list[int], columns: int) -> list[CMatrix]:
+        """Describe matrices of so many rows that lie in one or in as many."""
+        if len(parts) == 1:
+            matrix, bias = parts[0]
+            starts = [sum(rows[:index]) for index in range(len(rows))]
+            parts = [
+                (_rows(matrix, at, at + count), None if bias is None else bias[at : at + count])
+                for at, count in zip(starts, rows, strict=True)
+            ]
+        found = [(matrix.shape[0], matrix.shape[1]) for matrix, _ in parts]
+        if found != [(count, columns) for count in rows]:
+            raise ValueError(f"matrices of {found}, wanted {rows} rows of {columns} columns")
+        return [self._matrix(matrix, bias) for matrix, bias in parts]
+
+    def _matrix(self, matrix: Matrix, bias: Tensor | None) -> CMatrix:
+        data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
+        if isinstance(matrix, BlockMatrix):
+            kind = _BLOCK_KINDS[matrix.kind]
+        elif data.dtype in _DENSE_KINDS:
+            kind = _DENSE_KINDS[data.dtype]
+        else:
+            raise ValueError(f"a matrix of {data.dtype}; GGUF blocks, fp32, bf16 or fp16 is needed")
+        if data.device.type != "cpu" or data.stride(-1) != 1:
+            raise ValueError(f"a matrix on {data.device} with strides {data.stride()}")
+        self._kept.append(data)
+        rows, columns = matrix.shape
+        row_bytes = data.stride(0) * data.element_size()
+        address = None if bias is None else self._vector(bias)
+        return CMatrix(data.data_ptr(), address, rows, columns, row_bytes, kind)
+
+
+def _rows(matrix: Matrix, start: int, end: int) -> Matrix:
+    if isinstance(matrix, BlockMatrix):
+        return BlockMatrix(matrix.blocks[start:end], matrix.kind)
+    return matrix[start:end]
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    is_wrong = tensor.shape != torch.Size(shape) or tensor.dtype != dtype
+    if is_wrong or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} is {list(tensor.shape)} {tensor.dtype} on {tensor.device}, wanted "
+            f"{list(shape)} {dtype}, contiguous, on the CPU"
+        )
+
+
+def _torch_parallel() -> int:
+    """Return the address of the `GOMP_parallel` that torch itself is linked against, or 0.
+
+    A look-up in a library searches its dependencies too, whatever the wheel calls them.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0

@@ -1,0 +1,1 @@
+"""What stands between a layer's products: norms, gates, sums."""

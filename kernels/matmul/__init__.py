@@ -1,0 +1,1 @@
+"""On a GPU: weights times a few rows, or many."""

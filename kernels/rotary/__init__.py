@@ -1,0 +1,1 @@
+"""Rotary embedding: keys turned to new positions, rows rotated and stored."""

@@ -1,0 +1,1 @@
+"""How weights lie in memory, and what multiplies by them looks like."""

@@ -1,0 +1,1 @@
+"""From released packages to shards of samples."""

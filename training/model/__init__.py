@@ -1,0 +1,1 @@
+"""The network being trained, its loss and its schedule."""
