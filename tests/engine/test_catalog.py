@@ -151,7 +151,8 @@ def test_on_disk_lists_what_can_be_loaded(cache):
 
 def test_catalog_leaves_torch_alone():
     code = (
-        "import sys; from keyturn.engine import catalog, fim; catalog.on_disk();"
+        "import sys; from keyturn.engine.files import catalog; import keyturn.engine.prompt.fim;"
+        "catalog.on_disk();"
         "catalog.resolve('embedded'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

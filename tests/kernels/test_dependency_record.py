@@ -103,7 +103,11 @@ def test_a_row_does_not_depend_on_the_others(device):
     for part in (slice(0, 1), slice(7, 40)):
         alone = torch.empty_like(mean[part])
         record_dependencies(queries[part], keys, rows[part], slots, alone, tile=SMALL)
-        assert torch.equal(alone, mean[part])
+        if IS_INTERPRETED:
+            # numpy's product of a tile may sum a row in another order at another place in it.
+            torch.testing.assert_close(alone, mean[part], atol=1e-6, rtol=0)
+        else:
+            assert torch.equal(alone, mean[part])
 
 
 def test_it_is_what_the_engine_records(device):

@@ -46,7 +46,7 @@ def tokenizer_path() -> Path:
 
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
-    paths = sorted((ROOT / "engine").glob("[!_]*.py"))
+    paths = sorted((ROOT / "engine").rglob("[!_]*.py"))
     found = [Document("keyturn", path.name, path.read_text(encoding="utf-8")) for path in paths]
     found.append(Document("algo:sums", "sums.py", "import math\n\n\n" + PROGRAM))
     found.append(Document("npm:shop", "npm/shop/shop.ts", SCRIPT.replace("items", "goods")))

@@ -28,10 +28,10 @@ def test_script_has_help(name, capsys):
 
 def test_readme_names_every_file_and_every_flag_it_uses_exists():
     readme = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
-    files = [path.name for path in sorted((ROOT / "training").glob("[!_]*.py"))]
+    files = [path.name for path in sorted((ROOT / "training").rglob("[!_]*.py"))]
     assert not [name for name in files if f"`{name}`" not in readme]
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme))
-    code = "".join(path.read_text() for path in (ROOT / "training").glob("*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "training").rglob("*.py"))
     foreign = {"--nproc-per-node", "--standalone", "--index-url", "--model", "--local-dir"}
     assert not [flag for flag in sorted(flags - foreign) if f'"{flag}"' not in code]
 
