@@ -54,6 +54,9 @@ class KeyturnServer(LanguageServer):
 
     Args:
         engine: speaks to the engine host.
+
+    Attributes:
+        handle: handles one message from the client, given its body.
     """
 
     protocol: Protocol  # type: ignore[assignment] - pygls makes what it is told to
@@ -66,6 +69,7 @@ class KeyturnServer(LanguageServer):
             protocol_cls=Protocol,
             converter_factory=tolerant_converter,
         )
+        self.handle = self.protocol.handle
         self.engine = engine
         self.settings = Settings()
         self.documents: dict[str, Document] = {}
@@ -86,17 +90,13 @@ class KeyturnServer(LanguageServer):
         """The exit code once the client said `exit`."""
         return self.protocol.exit_code
 
-    def handle(self, body: bytes) -> None:
-        """Handle one message from the client."""
-        self.protocol.handle(body)
-
     async def close(self) -> None:
         """Let go of the engine host, which stays for others."""
         await self.engine.stop()
 
     def report_server_error(self, error: Exception, source: object) -> None:
         """Log; pygls would pop up a window."""
-        log.error("%s: %s", getattr(source, "__name__", source), error)
+        log.error("%s: %s", getattr(source, "__name__", source), error, exc_info=error)
 
     # Life of the server.
 

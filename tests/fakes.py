@@ -5,9 +5,8 @@ import logging
 import os
 import signal
 import time
-from pathlib import Path
-
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
