@@ -13,13 +13,21 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from ..engine.wire.config import Completion, CompletionParams
-from ..engine.wire.errors import EngineError
+from ..engine.wire.errors import EngineError, WarmingUp
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
-from .documents import UTF16, Document, Limits
+from .documents import UTF16, Document, Limits, Position
 from .focus import Focus
 from .lenient import UNKNOWN_VERSION
-from .lsp_items import as_change, as_position, as_selected, completion_list, inline_items, path_of
+from .lsp_items import (
+    as_change,
+    as_position,
+    as_selected,
+    asks_for_refresh,
+    completion_list,
+    inline_items,
+    path_of,
+)
 from .progress import LoadingProgress
 from .rpc import Malformed, Protocol, guarded, tolerant_converter
 from .settings import Settings, from_options
@@ -32,6 +40,8 @@ log = logging.getLogger(__name__)
 STATUS = "keyturn/status"
 DOCUMENTS = "keyturn/documents"
 DID_FOCUS = "textDocument/didFocus"
+CURSOR = "keyturn/cursor"
+REFRESH = "keyturn/refresh"
 _TRIGGER_CHARACTERS = [".", " ", "(", "[", "=", ","]
 # The engine waits so long for the settings that the client was asked for.
 _SETTINGS_SECONDS = 2.0
@@ -44,6 +54,9 @@ class KeyturnServer(LanguageServer):
 
     Args:
         engine: speaks to the engine host.
+
+    Attributes:
+        handle: handles one message from the client, given its body.
     """
 
     protocol: Protocol  # type: ignore[assignment] - pygls makes what it is told to
@@ -56,11 +69,14 @@ class KeyturnServer(LanguageServer):
             protocol_cls=Protocol,
             converter_factory=tolerant_converter,
         )
+        self.handle = self.protocol.handle
         self.engine = engine
         self.settings = Settings()
         self.documents: dict[str, Document] = {}
         self._base_settings = Settings()
         self._encoding = UTF16
+        self._can_refresh = False
+        self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._focus = Focus(self._show)
         self._completions = Completions(self._ask, self._warm, lambda: self.settings)
         self._progress = LoadingProgress(self)
@@ -74,17 +90,13 @@ class KeyturnServer(LanguageServer):
         """The exit code once the client said `exit`."""
         return self.protocol.exit_code
 
-    def handle(self, body: bytes) -> None:
-        """Handle one message from the client."""
-        self.protocol.handle(body)
-
     async def close(self) -> None:
         """Let go of the engine host, which stays for others."""
         await self.engine.stop()
 
     def report_server_error(self, error: Exception, source: object) -> None:
         """Log; pygls would pop up a window."""
-        log.error("%s: %s", getattr(source, "__name__", source), error)
+        log.error("%s: %s", getattr(source, "__name__", source), error, exc_info=error)
 
     # Life of the server.
 
@@ -95,6 +107,7 @@ class KeyturnServer(LanguageServer):
         self._base_settings, warnings = from_options(params.initialization_options)
         self.settings = self._base_settings
         self._warn(warnings)
+        self._can_refresh = asks_for_refresh(params.capabilities)
         documents = params.capabilities.text_document
         has_inline = documents is not None and documents.inline_completion is not None
         wanted = self.settings.completion_items
@@ -140,7 +153,9 @@ class KeyturnServer(LanguageServer):
     def open(self, params: types.DidOpenTextDocumentParams) -> None:
         """Hold a document's text and let the engine warm its cache."""
         item = params.text_document
-        document = Document(item.uri, item.version, item.text, self._encoding, self._limits())
+        document = Document(
+            item.uri, item.version, item.text, self._encoding, self._limits(), item.language_id
+        )
         self.documents[item.uri] = document
         self._completions.edited(item.uri, None)
         self._submit_text(document)
@@ -168,17 +183,31 @@ class KeyturnServer(LanguageServer):
         """Forget a document."""
         uri = params.text_document.uri
         self.documents.pop(uri, None)
+        self._refreshing.pop(uri, None)
         self._completions.closed(uri)
         self._focus.closed(uri)
         self.engine.close(uri)
 
     def focus(self, params: object) -> None:
         """Warm the document the user looks at, and heal no longer the one before."""
+        document = self._named(params)
+        if document is not None:
+            self._focus.at(document.uri)
+
+    def follow_cursor(self, params: object) -> None:
+        """Warm the place the cursor has moved to (`keyturn/cursor`)."""
+        document = self._named(params)
+        at = params.get("position") if isinstance(params, dict) else None
+        if document is None or document.refusal or not isinstance(at, dict):
+            return
+        line, character = at.get("line"), at.get("character")
+        if isinstance(line, int) and isinstance(character, int):
+            self._warm(document, document.offset(Position(line, character)))
+
+    def _named(self, params: object) -> Document | None:
         identifier = params.get("textDocument") if isinstance(params, dict) else None
         uri = identifier.get("uri") if isinstance(identifier, dict) else None
-        if not isinstance(uri, str) or uri not in self.documents:
-            return
-        self._focus.at(uri)
+        return self.documents.get(uri) if isinstance(uri, str) else None
 
     def _show(self, uri: str, visible: bool) -> None:
         if uri in self.documents:
@@ -186,7 +215,8 @@ class KeyturnServer(LanguageServer):
 
     def _submit_text(self, document: Document, was_refused: bool = False) -> None:
         if document.refusal is None:
-            path = path_of(document.uri)
+            folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
+            path = path_of(document.uri, folders, document.language_id)
             visible = document.uri == self._focus.uri
             self.engine.open(document.uri, document.version, document.text, path, visible=visible)
             return
@@ -268,11 +298,32 @@ class KeyturnServer(LanguageServer):
     async def _ask(
         self, document: Document, offset: int, params: CompletionParams, invoked: bool
     ) -> Completion:
+        earlier = self._refreshing.pop(document.uri, None)
+        if earlier is not None:
+            earlier.cancel()
         await self._connected.wait()
         self._focus.at(document.uri)
-        return await self.engine.complete(
-            document.uri, document.version, offset, params, invoked=invoked
-        )
+        wait_ms = None if invoked else self.settings.cold_wait_ms
+        try:
+            return await self.engine.complete(
+                document.uri, document.version, offset, params, invoked=invoked, wait_ms=wait_ms
+            )
+        except WarmingUp:
+            if self._can_refresh:
+                refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset))
+                self._refreshing[document.uri] = refresh
+            raise
+
+    async def _refresh_when_warm(self, document: Document, offset: int) -> None:
+        """Tell the client that asking again is worth it, unless the text has changed by then."""
+        try:
+            await self.engine.warm(document.uri, document.version, offset)
+        except EngineError as error:
+            log.info("%s is not warmed: %s", document.uri, error)
+            return
+        position = document.position(offset)._asdict()
+        where = {"textDocument": {"uri": document.uri}, "position": position}
+        self.protocol.notify(REFRESH, where)
 
     def _warm(self, document: Document, offset: int) -> None:
         self._focus.at(document.uri)
@@ -293,10 +344,7 @@ class KeyturnServer(LanguageServer):
 
     def _on_malformed(self, malformed: Malformed) -> None:
         """Set a document aside when one of its changes could not be read: its text is lost."""
-        params = malformed.params
-        identifier = params.get("textDocument") if isinstance(params, dict) else None
-        uri = identifier.get("uri") if isinstance(identifier, dict) else None
-        document = self.documents.get(uri) if isinstance(uri, str) else None
+        document = self._named(malformed.params)
         if malformed.method == types.TEXT_DOCUMENT_DID_CHANGE and document is not None:
             document.lose(f"a change could not be read ({malformed.message})")
             self._completions.edited(document.uri, None)
@@ -327,6 +375,7 @@ def _register(server: KeyturnServer) -> None:
     on(types.TEXT_DOCUMENT_DID_SAVE, lambda _: None)
     on(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
     on(DID_FOCUS, server.focus)
+    on(CURSOR, server.follow_cursor)
     on(STATUS, server.answer_status, {})
     on(DOCUMENTS, lambda _: server.held_documents(), [])
     on(types.EXIT, lambda _: server.protocol.leave())

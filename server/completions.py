@@ -33,12 +33,16 @@ class Selected:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`text` replaces `start:end` of the document; when it is empty, `reason` says why."""
+    """`text` replaces `start:end` of the document; when it is empty, `reason` says why.
+
+    `is_cut`: there would have been more, had there been time.
+    """
 
     text: str
     start: int
     end: int
     reason: str | None = None
+    is_cut: bool = False
 
 
 @dataclass
@@ -47,6 +51,7 @@ class _Suggestion:
 
     text: str
     offset: int
+    is_cut: bool
     num_typed: int = 0
 
     def follow(self, edits: Sequence[Edit]) -> bool:
@@ -163,7 +168,7 @@ class Completions:
         except EngineError as error:
             return Answer("", offset, offset, str(error))
         if answer.text:
-            self._suggestions[document.uri] = _Suggestion(answer.text, offset)
+            self._suggestions[document.uri] = _Suggestion(answer.text, offset, answer.is_cut)
         return _continue(selected, document.text, answer)
 
     def _typed_through(self, uri: str, offset: int) -> str | None:
@@ -171,6 +176,8 @@ class Completions:
         suggestion = self._suggestions.get(uri)
         if suggestion is None or offset != suggestion.offset + suggestion.num_typed:
             return None
+        if suggestion.is_cut and not suggestion.num_typed:
+            return None  # nobody has begun to take it: there may be more now
         return suggestion.text[suggestion.num_typed :] or None
 
     async def _asked(
@@ -180,7 +187,7 @@ class Completions:
         params = settings.completion_params(stop_strings(document, offset))
         raw = await self._ask(document, offset, params, invoked)
         kept = trim(raw.text, text, offset, offset, raw.stop_reason)
-        return Answer(kept.text, offset, offset, kept.reason)
+        return Answer(kept.text, offset, offset, kept.reason, raw.stop_reason == "time")
 
 
 def stop_strings(document: Document, offset: int) -> tuple[str, ...]:
@@ -231,4 +238,4 @@ def _continue(selected: Selected | None, text: str, answer: Answer) -> Answer:
     if not whole.startswith(selected.text):
         reason = f"the completion does not continue the selected entry {selected.text!r}"
         return Answer("", answer.start, answer.end, reason)
-    return Answer(whole, selected.start, answer.end)
+    return Answer(whole, selected.start, answer.end, is_cut=answer.is_cut)

@@ -1,7 +1,8 @@
 """The engine as the language server sees it: documents go out in order, completions come back.
 
-It outlives the host: a lost host is started again, with back-off, and told all open documents. A
-document that two hosts died on is set aside. Used from one event loop; no torch here.
+It outlives the host: a new one is told all open documents, and what is lost on the way is sent as
+a whole. A document that two hosts died on is set aside. Texts are not kept here: the language
+server has them. Used from one event loop; no torch here.
 """
 
 from __future__ import annotations
@@ -9,34 +10,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..engine.wire.address import Address, default_address
+from ..engine.wire.address import Address
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import (
     BadRequest,
     Cancelled,
     DocumentRefused,
-    EngineError,
     HostUnavailable,
     VersionMismatch,
+    WarmingUp,
 )
 from ..engine.wire.protocol import from_plain
-from .engine_link import Link, connect
-from .sent_documents import SentDocuments, TextOf, model_name
+from .engine_connection import EngineConnection, OnChange, model_name
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
-STARTING, LOADING, READY, FAILED, STOPPED = "starting", "loading", "ready", "failed", "stopped"
-_FIRST_RETRY_S = 0.1
-# A host that lived this long did start well; its loss is not counted with failures before.
-_GOOD_LIFE_S = 10.0
+_MAX_DEATHS = 2
 
-OnChange = Callable[[str, str, int], None]
+TextOf = Callable[[str], str | None]
+
+
+@dataclass
+class SentDocument:
+    """One open document, as the host knows it or is about to.
+
+    Attributes:
+        path: of its file, relative to the workspace; "" if it has none.
+        version: of its text here.
+        cursor: where a completion is expected, None if not known.
+        visible: somebody looks at it.
+        num_deaths: hosts that died on it.
+        refusal: why it is kept from the host.
+        is_resent: its whole text is under way after a version mismatch.
+    """
+
+    path: str
+    version: int
+    cursor: int | None
+    visible: bool
+    num_deaths: int = 0
+    refusal: str | None = None
+    is_resent: bool = False
 
 
 class EngineClient:
@@ -50,19 +69,17 @@ class EngineClient:
     def __init__(
         self, command: Sequence[str] | None = None, address: Address | None = None
     ) -> None:
-        """Nothing happens before `start`."""
-        self.address = address or default_address()
-        self._command = command
-        self._name = secrets.token_hex(8)
-        self._task: asyncio.Task[None] | None = None
-        self._link: Link | None = None
-        self._state, self._reason = STOPPED, "not started yet"
-        self._documents = SentDocuments(Settings(), lambda _: None)
-        self._load_error: EngineError | None = None
-        self._changed = asyncio.Event()
-        self._reconnect_now = False
-        self._num_starts = 0
-        self._lost_pid: int | None = None
+        """Hold no document; nothing happens before `start`."""
+        self._connection = EngineConnection(
+            command, address, on_loading=self._send_all, on_death=self._note_death
+        )
+        self._documents: dict[str, SentDocument] = {}
+        self._text_of: TextOf = lambda _: None
+
+    @property
+    def address(self) -> Address:
+        """Where the host is."""
+        return self._connection.address
 
     def start(self, settings: Settings, *, on_change: OnChange, text_of: TextOf) -> None:
         """Connect in the background, and stay connected.
@@ -73,31 +90,16 @@ class EngineClient:
                 it failed, and a percentage.
             text_of: returns the text of an open document, None if there is none any more.
         """
-        self._settings, self._on_change = settings, on_change
-        self._documents = SentDocuments(settings, text_of)
-        self._set_state(STARTING, "the engine is starting")
-        self._task = asyncio.ensure_future(self._stay_connected())
+        self._text_of = text_of
+        self._connection.start(settings, on_change)
 
     async def stop(self) -> None:
         """Disconnect; the host stays for others."""
-        link = self._link
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task} if link is None else {self._task, link.closed})
-        self._state, self._reason = STOPPED, "the server is ending"
-        self._wake()
+        await self._connection.stop()
 
     def configure(self, settings: Settings) -> None:
         """Take other settings; the documents are opened anew when the engine needs that."""
-        before, self._settings = self._settings, settings
-        self._documents.settings = settings
-        if self._link is None or settings.engine_config() != before.engine_config():
-            self._reconnect_now = True
-            if self._link is not None:
-                self._link.close()
-            self._set_state(STARTING, "the engine settings have changed")
-        elif _opening(settings) != _opening(before):
-            self._load_and_open(self._link)
+        self._connection.configure(settings)
 
     # Documents: noted, and sent at once while there is a host.
 
@@ -112,21 +114,44 @@ class EngineClient:
         visible: bool = True,
     ) -> None:
         """Open a document, or give an open one a whole new text."""
-        self._documents.open(doc, version, text, path, cursor, visible)
+        sent = self._documents.get(doc)
+        if sent is None:
+            self._documents[doc] = SentDocument(path, version, cursor, visible)
+            self._send_open(doc, text)
+        else:
+            sent.version, sent.cursor = version, cursor
+            self._send(doc, sent, "replace", version=version, text=text)
 
     def edit(
         self, doc: str, base: int, version: int, edits: Sequence[tuple[int, int, str]]
     ) -> None:
         """Turn version `base` into `version`; each edit is in the text after the one before it."""
-        self._documents.edit(doc, base, version, edits)
+        sent = self._documents.get(doc)
+        if sent is not None:
+            # The host moves its cursor with the text; after a restart it is not known.
+            sent.version, sent.cursor = version, None
+            plain = [[int(start), int(end), text] for start, end, text in edits]
+            self._send(doc, sent, "edit", base=base, version=version, edits=plain)
 
     def focus(self, doc: str, *, visible: bool = True, cursor: int | None = None) -> None:
         """Warm the cache around a cursor; what is not visible is not healed."""
-        self._documents.focus(doc, visible, cursor)
+        sent = self._documents.get(doc)
+        if sent is not None:
+            sent.visible = visible
+            sent.cursor = sent.cursor if cursor is None else int(cursor)
+            self._send(
+                doc,
+                sent,
+                "focus",
+                visible=visible,
+                cursor=None if cursor is None else int(cursor),
+            )
 
     def close(self, doc: str) -> None:
         """Forget a document."""
-        self._documents.close(doc)
+        sent = self._documents.pop(doc, None)
+        if sent is not None:
+            self._send(doc, sent, "close")
 
     # Questions
 
@@ -138,7 +163,8 @@ class EngineClient:
         params: CompletionParams,
         *,
         invoked: bool,
-        on_text: Callable[[str], None] | None = None,
+        wait_ms: float | None = None,
+        on_text: Callable[[str, float], None] | None = None,
     ) -> Completion:
         """Complete at a place; waits while the engine starts. Cancelling it stops the engine.
 
@@ -148,42 +174,71 @@ class EngineClient:
             offset: code points.
             params: how to decode.
             invoked: the user asked, and is served first.
-            on_text: receives all the text so far.
+            wait_ms: longest wait for the model and for the cache at this place; None waits for as
+                long as it takes. Decoding is not counted.
+            on_text: receives each piece of the text as it comes, and its probability.
 
         Raises:
             HostUnavailable: there is no engine, or it was lost meanwhile.
             DocumentRefused: the document was set aside.
+            WarmingUp: the wait was too long; the cache is warmed all the same.
             EngineError: whatever the engine says.
         """
-        held = self._documents.get(doc)
-        if held is None:
+        sent = self._documents.get(doc)
+        if sent is None:
             raise BadRequest(f"document {doc} is not open")
-        link = await self._until_ready()
+        now = asyncio.get_running_loop().time
+        deadline = None if wait_ms is None else now() + wait_ms / 1e3
+        try:
+            async with asyncio.timeout_at(deadline):
+                link = await self._connection.ready()
+        except TimeoutError:
+            raise WarmingUp("warming up: the model is being loaded") from None
         asked = {
             "doc": doc,
             "version": version,
             "offset": int(offset),
             "params": asdict(params),
             "invoked": invoked,
+            "stream": on_text is not None,
         }
 
         def on_event(_: str, fields: dict[str, Any]) -> None:
             if on_text is not None:
-                on_text(fields["text"])
+                on_text(fields["text"], fields["probability"])
 
         for is_last in (False, True):
-            if held.refusal is not None:
-                raise DocumentRefused(held.refusal)
-            if held.version != version or self._documents.get(doc) is not held:
-                raise Cancelled("the document has changed since")
+            self._check_current(doc, sent, version)
             try:
-                held.cursor = int(offset)
+                sent.cursor = int(offset)
+                asked["wait_ms"] = None if deadline is None else max(0.0, deadline - now()) * 1e3
                 return from_plain(Completion, await link.request("complete", asked, on_event))
             except VersionMismatch:
                 if is_last:
                     raise
-                self._documents.mend(doc)
+                self._resend(doc, sent)
         raise AssertionError("not reached")
+
+    async def warm(self, doc: str, version: int, offset: int) -> None:
+        """Wait until the model is there and the cache is warm for a completion at a place.
+
+        Raises:
+            Cancelled: the text has changed since, or the cursor moved.
+            EngineError: whatever stands against it.
+        """
+        link = await self._connection.ready()
+        sent = self._documents.get(doc)
+        if sent is None:
+            raise BadRequest(f"document {doc} is not open")
+        self._check_current(doc, sent, version)
+        sent.cursor = int(offset)
+        await link.request("warm", {"doc": doc, "version": version, "cursor": int(offset)})
+
+    def _check_current(self, doc: str, sent: SentDocument, version: int) -> None:
+        if sent.refusal is not None:
+            raise DocumentRefused(sent.refusal)
+        if sent.version != version or self._documents.get(doc) is not sent:
+            raise Cancelled("the document has changed since")
 
     async def host_status(self) -> dict[str, Any]:
         """Return what the host says of itself.
@@ -191,138 +246,96 @@ class EngineClient:
         Raises:
             HostUnavailable: there is none.
         """
-        while self._link is None and self._state in (STARTING, LOADING):
-            await self._changed.wait()
-        if self._link is None:
-            raise HostUnavailable(self._reason)
-        return await self._link.request("status", {})
+        return await self._connection.host_status()
 
     async def shutdown_host(self) -> None:
         """Tell the host to end, for all its clients, and stop."""
         try:
             await self.host_status()
-            if self._link is not None:
+            if self._connection.link is not None:
                 with contextlib.suppress(HostUnavailable):  # it was quick to end
-                    await self._link.request("shutdown", {})
+                    await self._connection.link.request("shutdown", {})
         finally:
             await self.stop()
 
     def status(self) -> dict[str, Any]:
         """Return how things stand here, as plain data; waits for nothing."""
-        host = self._link.host if self._link is not None else {}
-        status: dict[str, Any] = {
-            "state": self._state,
-            "reason": None if self._state == READY else self._reason,
-            "host_pid": host.get("pid"),
-            "num_restarts": max(0, self._num_starts - 1),
-            "socket": str(self.address.socket),
-            "log": str(self.address.log),
-            "quarantined": self._documents.refusals(),
-        }
-        if self._link is not None:
-            wanted, real = asdict(self._settings.engine_config()), host["engine"]
-            differing = [f"{name} = {real[name]}" for name in wanted if wanted[name] != real[name]]
-            if differing:
-                status["note"] = (
-                    f"another editor window started the engine with {', '.join(differing)}; "
-                    "close that one for these settings to take effect"
-                )
-        return status
+        refusals = {doc: sent.refusal for doc, sent in self._documents.items() if sent.refusal}
+        return {**self._connection.status(), "quarantined": refusals}
 
-    # Connection
+    # What goes to the host.
 
-    async def _stay_connected(self) -> None:
-        num_failures = 0
-        loop = asyncio.get_running_loop()
-        while True:
-            self._reconnect_now = False
-            settings = self._settings
-            started_at = loop.time()
-            try:
-                link = await connect(
-                    self.address,
-                    self._name,
-                    settings.engine_config(),
-                    command=self._command,
-                    idle_s=settings.host_idle_s,
-                    timeout_s=settings.host_start_timeout_s,
-                )
-                await self._serve(link)
-                reason = "the engine host was lost"
-                if loop.time() - started_at > _GOOD_LIFE_S:
-                    num_failures = 0
-            except HostUnavailable as error:
-                reason = str(error)
-            if self._reconnect_now:
-                num_failures = 0
-                continue
-            num_failures += 1
-            pause_s = min(_FIRST_RETRY_S * 2 ** (num_failures - 1), settings.host_retry_max_s)
-            log.warning("%s; trying again in %g s", reason, pause_s)
-            if num_failures == 1:
-                self._set_state(STARTING, reason)
-            else:
-                self._set_state(FAILED, f"{reason}; trying again in {pause_s:g} s")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    while not self._reconnect_now:
-                        await self._changed.wait()
-
-    async def _serve(self, link: Link) -> None:
-        """Use a link for as long as it lasts."""
-        died_on = link.host["died_on"]
-        # Other servers' documents, and deaths told of before, are no concern of this one.
-        if died_on and (died_on["pid"], died_on["client"]) == (self._lost_pid, self._name):
-            self._documents.note_death(died_on["doc"], self.address.log)
-        self._lost_pid = link.host["pid"]
-        self._num_starts += 1
-        self._link = self._documents.link = link
-        try:
-            if not self._reconnect_now:
-                self._load_and_open(link)
-                await asyncio.wait({link.closed})
-        finally:
-            self._link = self._documents.link = self._load_error = None
-            link.close()
-
-    def _load_and_open(self, link: Link) -> None:
-        self._load_error = None
-        self._set_state(LOADING, f"loading model {self._settings.model}")
-
-        def on_progress(_: str, fields: dict[str, Any]) -> None:
-            if self._state == LOADING:
-                self._set_state(LOADING, fields["what"], fields["percent"])
-
-        self._latest_load = link.request("load", {"model": model_name(self._settings)}, on_progress)
-        self._latest_load.add_done_callback(lambda load: self._note_loaded(load))
-        self._documents.send_all()
-
-    def _note_loaded(self, load: asyncio.Future[Any]) -> None:
-        error = None if load.cancelled() else load.exception()
-        if load is not self._latest_load or isinstance(error, HostUnavailable):
+    def _send(self, doc: str, sent: SentDocument, method: str, **params: object) -> None:
+        link = self._connection.link
+        if link is None or sent.refusal is not None:
             return
-        if isinstance(error, EngineError):
-            self._load_error = error
-            self._set_state(FAILED, str(error))
+        try:
+            reply = link.request(method, {"doc": doc, **params})
+        except BadRequest as error:
+            sent.refusal = str(error)
+            log.warning("%s: %s", doc, error)
+            return
+        reply.add_done_callback(lambda reply: self._note_reply(doc, sent, method, reply))
+
+    def _note_reply(
+        self, doc: str, sent: SentDocument, method: str, reply: asyncio.Future[Any]
+    ) -> None:
+        error = None if reply.cancelled() else reply.exception()
+        if method == "replace":
+            sent.is_resent = False
+        if error is None or isinstance(error, HostUnavailable):
+            return
+        if isinstance(error, VersionMismatch) and self._documents.get(doc) is sent:
+            self._resend(doc, sent)
+        log.warning("%s of %s: %s", method, doc, error)
+
+    def _send_all(self) -> None:
+        """Open all documents in the host anew."""
+        for doc in list(self._documents):
+            text = self._text_of(doc)
+            if text is None:
+                self.close(doc)
+            else:
+                self._send_open(doc, text)
+
+    def _send_open(self, doc: str, text: str) -> None:
+        sent, settings = self._documents[doc], self._connection.settings
+        sent.is_resent = False
+        fits = sent.cursor is not None and sent.cursor <= len(text)
+        self._send(
+            doc,
+            sent,
+            "open",
+            path=sent.path,
+            text=text,
+            version=sent.version,
+            cursor=sent.cursor if fits else None,
+            visible=sent.visible,
+            model=model_name(settings),
+            policy=settings.policy,
+            layout=settings.layout,
+        )
+
+    def _resend(self, doc: str, sent: SentDocument) -> None:
+        """Send a whole text because the host has another version; once for all that say so."""
+        if sent.is_resent:
+            return
+        text = self._text_of(doc)
+        if text is None:
+            self.close(doc)
         else:
-            self._set_state(READY, "ready", 100)
+            sent.is_resent = True
+            self._send(doc, sent, "replace", version=sent.version, text=text)
 
-    async def _until_ready(self) -> Link:
-        while self._state in (STARTING, LOADING):
-            await self._changed.wait()
-        if self._state != READY or self._link is None:
-            raise self._load_error or HostUnavailable(self._reason)
-        return self._link
-
-    def _set_state(self, state: str, what: str, percent: int = 0) -> None:
-        self._state, self._reason = state, what
-        self._wake()
-        self._on_change(state, what, percent)
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-
-def _opening(settings: Settings) -> tuple[str, str | None, str]:
-    return settings.model, settings.layout, settings.policy
+    def _note_death(self, doc: str) -> None:
+        """Note that a host died while it worked on a document; two deaths set it aside."""
+        sent = self._documents.get(doc)
+        if sent is None:
+            return
+        sent.num_deaths += 1
+        log.warning("the engine died on %s (%d)", doc, sent.num_deaths)
+        if sent.num_deaths >= _MAX_DEATHS:
+            sent.refusal = (
+                f"the engine died {sent.num_deaths} times while working on {sent.path or doc}: "
+                f"close and open it to try again (log: {self.address.log})"
+            )

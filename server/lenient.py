@@ -14,6 +14,7 @@ _LARGEST = 2**31 - 1
 
 # Capabilities the server reads: kept when others make the whole unreadable.
 _CAPABILITIES = {
+    "experimental": {"keyturn": dict},
     "general": {"positionEncodings": list},
     "textDocument": {"inlineCompletion": dict},
     "window": {"workDoneProgress": bool},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from lsprotocol import types
 from pygls.uris import to_fs_path
@@ -14,6 +16,13 @@ from .trim import first_line
 _WORD_BEFORE = re.compile(r"\w*\Z")
 _MAX_LABEL_CHARS = 80
 _FIRST = "!"
+_EXTENSIONS = {
+    "python": "py",
+    "javascript": "js",
+    "javascriptreact": "jsx",
+    "typescript": "ts",
+    "typescriptreact": "tsx",
+}
 
 
 def as_position(position: types.Position) -> Position:
@@ -21,12 +30,44 @@ def as_position(position: types.Position) -> Position:
     return Position(position.line, position.character)
 
 
-def path_of(uri: str) -> str:
-    """Return the file's path, or the URI itself when it names none."""
+def path_of(uri: str, folders: Sequence[str], language_id: str) -> str:
+    """Return the path that the model is shown of a document.
+
+    Args:
+        uri: the document's.
+        folders: URIs of the workspace's folders.
+        language_id: what the client calls its language, for a document without a file.
+
+    Returns:
+        The path relative to the innermost folder that holds it, else the file's name; "/" between
+        its parts. Of what has no file: a name with the language's extension, "" if that is unknown.
+    """
+    path = _file_path(uri)
+    if path is None:
+        extension = _EXTENSIONS.get(language_id)
+        return f"untitled.{extension}" if extension else ""
+    roots = [root for root in map(_file_path, folders) if root is not None]
+    within = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+    shown = min(within, key=lambda one: len(one.parts), default=PurePath(path.name))
+    return shown.as_posix() if shown.parts else path.name
+
+
+def _file_path(uri: str) -> PurePath | None:
+    if not uri.lower().startswith("file:"):
+        return None
     try:
-        return to_fs_path(uri) or uri
+        found = to_fs_path(uri)
     except ValueError:
-        return uri
+        return None
+    return PurePath(found) if found else None
+
+
+def asks_for_refresh(capabilities: types.ClientCapabilities) -> bool:
+    """Whether the client wants `keyturn/refresh`: experimental.keyturn.refresh is true."""
+    found: object = capabilities.experimental
+    for name in ("keyturn", "refresh"):
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
+    return found is True
 
 
 def as_change(item: types.TextDocumentContentChangeEvent) -> Change:

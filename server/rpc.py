@@ -79,7 +79,12 @@ class Protocol(LanguageServerProtocol):
             return
         for one in message if isinstance(message, list) else [message]:
             try:
-                self.handle_message(self.structure_message(one))
+                structured = self.structure_message(one)
+                refused = self._refusal(structured)
+                if refused is None:
+                    self.handle_message(structured)
+                else:
+                    self._refuse(refused)
             except Exception:
                 log.exception("a message was not handled")
 
@@ -123,24 +128,23 @@ class Protocol(LanguageServerProtocol):
             reply = {"jsonrpc": self.VERSION, "id": data.get("id"), "error": problem}
             return super().structure_message(reply)
 
-    def handle_message(self, message: Any) -> None:  # noqa: ANN401 - pygls' signature
-        """Dispatch a message, or refuse it with an error reply if it waits for one."""
+    def _refusal(self, message: object) -> Malformed | None:
+        """Return what is wrong with a message at this time, None if it is to be handled."""
+        if isinstance(message, Malformed):
+            return message
         method = getattr(message, "method", "")
         request_id = getattr(message, "id", None) if method else None
-        if isinstance(message, Malformed):
-            self._refuse(message)
-        elif self._shutdown and method and method != types.EXIT:
+        if self._shutdown and method and method != types.EXIT:
             reason = "the server is shutting down"
-            self._refuse(Malformed(request_id, method, None, INVALID_REQUEST, reason))
-        elif not self._initialized and method not in ("", types.INITIALIZE, types.EXIT):
+            return Malformed(request_id, method, None, INVALID_REQUEST, reason)
+        if not self._initialized and method not in ("", types.INITIALIZE, types.EXIT):
             reason = f"{method} before initialize"
-            self._refuse(Malformed(request_id, method, None, NOT_INITIALIZED, reason))
-        elif self._initialized and method == types.INITIALIZE:
+            return Malformed(request_id, method, None, NOT_INITIALIZED, reason)
+        if self._initialized and method == types.INITIALIZE:
             reason = "initialize was sent twice"
-            self._refuse(Malformed(request_id, method, None, INVALID_REQUEST, reason))
-        else:
-            self._initialized = self._initialized or method == types.INITIALIZE
-            super().handle_message(message)
+            return Malformed(request_id, method, None, INVALID_REQUEST, reason)
+        self._initialized = self._initialized or method == types.INITIALIZE
+        return None
 
     def leave(self) -> None:
         """Note that the client said `exit`."""

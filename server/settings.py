@@ -112,7 +112,7 @@ class Settings:
     )
     seed: int = _setting(0, _whole(0, 2**63 - 1), "seed of the sampling")
     time_budget_ms: float = _setting(
-        2000.0, _number(0, 600_000), "a completion ends with what it has then; 0 is no limit"
+        2000.0, _number(0, 600_000), "decoding ends with what it has then; 0 is no limit"
     )
 
     # When the language server asks. Most people leave 100 to 200 ms between two keys: a request
@@ -120,6 +120,13 @@ class Settings:
     enabled: bool = _setting(True, _flag(), "suggest at all")
     debounce_ms: float = _setting(
         75.0, _number(0, 10_000), "pause in typing before an automatic completion is computed"
+    )
+    # A request that waits costs nothing: the next key ends it. A stub, or silence, costs trust.
+    cold_wait_ms: float = _setting(
+        10_000.0,
+        _number(0, 600_000),
+        "longest wait of an automatic completion for model and cache at a new place; "
+        "one that was asked for waits as long as it takes",
     )
     completion_items: str = _setting(
         "auto",

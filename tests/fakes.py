@@ -5,42 +5,45 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
-from keyturn.engine.wire.config import Completion
+from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
+from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadPosition, ModelNotFound
 
 
 class FakeSession:
     """Text as in a real session; the rows of its cache are its characters."""
 
-    def __init__(self, engine, text, path, model, policy):
+    def __init__(self, engine: "FakeEngine", text: str, path: str, model: str, policy: str) -> None:
         self.engine, self.text, self.path = engine, text, path
         self.model, self.policy = model, policy
-        self.cursor = None
-        self.synced = None
+        self.cursor: int | None = None
+        self.synced: str | None = None
         self.num_stale = 0
         self.num_checks = 0
 
     @property
-    def num_bytes(self):
+    def num_bytes(self) -> int:
         return len(self.synced or "")
 
-    def edit(self, edits):
+    def edit(self, edits: Sequence[tuple[int, int, str]]) -> None:
         for start, end, text in sorted(edits, reverse=True):
             if not 0 <= start <= end <= len(self.text):
                 raise BadPosition(f"edit [{start}, {end}) leaves the text")
             self.text = self.text[:start] + text + self.text[end:]
 
-    def set_text(self, text):
+    def set_text(self, text: str) -> None:
         self.text = text
 
-    def set_cursor(self, offset):
+    def set_cursor(self, offset: int) -> None:
         if not 0 <= offset <= len(self.text):
             raise BadPosition(f"offset {offset} leaves the text")
         self.cursor = offset
 
-    def _act(self, what):
+    def _act(self, what: str) -> None:
         """Do what the text orders: fakes are steered by their documents."""
         for word in self.text.split():
             if word == f"kill-on-{what}":
@@ -50,7 +53,7 @@ class FakeSession:
             if word == f"fail-on-{what}":
                 raise RuntimeError("a fake failure")
 
-    def sync(self, check):
+    def sync(self, check: Check) -> None:
         if self.synced == self.text or self.cursor is None:
             return
         self.engine.note("sync", self)
@@ -59,24 +62,30 @@ class FakeSession:
         self.synced = self.text
         self.num_stale = 10
 
-    def heal(self, max_rows, check):
+    def heal(self, max_rows: int, check: Check) -> int:
         self.engine.note("heal", self)
         self._steps("slow-heal", check)
         done = min(self.num_stale, max_rows)
         self.num_stale -= done
         return done
 
-    def drop_cache(self):
+    def drop_cache(self) -> None:
         self.synced, self.num_stale = None, 0
 
-    def _steps(self, word, check):
+    def _steps(self, word: str, check: Check) -> None:
         for _ in range(200 if word in self.text.split() else 1):
             self.num_checks += 1
             self.engine.num_checks += 1
             check()
             time.sleep(0.01 if word in self.text.split() else 0)
 
-    def complete(self, offset, params, check, on_text=None):
+    def complete(
+        self,
+        offset: int,
+        params: CompletionParams,
+        check: Check,
+        on_text: OnText | None = None,
+    ) -> Completion:
         self.engine.note("complete", self)
         self.set_cursor(offset)
         self.sync(check)
@@ -87,27 +96,27 @@ class FakeSession:
                 while word == "endless" or self.num_checks < 100:
                     self._steps("slow-sync", check)
                     time.sleep(0.005)
-        for char in "abc" if "stream" in self.text else "":
+        pieces = list("abc") if "stream" in self.text else []
+        pieces += ["x" * 500] * (2000 if "flood" in self.text else 0)
+        for piece in pieces:
             check()
-            on_text(char)
-        for _ in range(2000 if "flood" in self.text else 0):
-            check()
-            on_text("x" * 500)
+            if on_text is not None:
+                on_text(piece, 0.5)
         return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end")
 
 
 class FakeEngine:
-    def __init__(self, config):
+    def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.sessions = {}
-        self.loaded = []
-        self.log = []
+        self.sessions: dict[Hashable, FakeSession] = {}
+        self.loaded: list[str] = []
+        self.log: list[tuple[str, str]] = []
         self.num_checks = 0
 
-    def note(self, what, session):
+    def note(self, what: str, session: FakeSession) -> None:
         self.log.append((what, session.path))
 
-    def load(self, model, progress=None):
+    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> None:
         if model == "missing":
             raise ModelNotFound("model 'missing' is not here; try embedded")
         if model not in self.loaded:
@@ -116,23 +125,41 @@ class FakeEngine:
                     progress(f"loading {model}", percent)
             self.loaded.append(model)
 
-    def open(self, key, text, *, path, model, policy, layout=None):
+    def open(
+        self,
+        key: Hashable,
+        text: str,
+        *,
+        path: str,
+        model: str,
+        policy: str,
+        layout: str | None = None,
+    ) -> FakeSession:
         self.load(model)
         self.sessions[key] = FakeSession(self, text, path, model, policy)
         return self.sessions[key]
 
-    def close(self, key):
+    def close(self, key: Hashable) -> None:
         self.sessions.pop(key, None)
 
-    def status(self):
+    def status(self) -> dict[str, Any]:
         return {
             "models": sorted(self.loaded),
             "num_documents": len(self.sessions),
             "num_checks": self.num_checks,
             "device": self.config.device,
-            "texts": {key[1]: session.text for key, session in self.sessions.items()},
+            "texts": {_doc(key): session.text for key, session in self.sessions.items()},
             "log": self.log[-50:],
         }
+
+
+def _doc(key: Hashable) -> Hashable:
+    return key[1] if isinstance(key, tuple) else key
+
+
+def make_engine(config: EngineConfig) -> HostedEngine:
+    """Return a fake engine; a type checker sees here that it is one."""
+    return FakeEngine(config)
 
 
 def main():
@@ -150,7 +177,7 @@ def main():
             file.write(f"{os.getpid()}\n")
     logging.basicConfig(level=logging.INFO)
     try:
-        return serve(args.socket, args.idle_s, FakeEngine)
+        return serve(args.socket, args.idle_s, make_engine)
     except EngineError as error:
         logging.error("%s", error)
         return 2

@@ -5,6 +5,7 @@ Used in the worker thread only.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field
@@ -12,10 +13,21 @@ from enum import IntEnum
 from typing import Any
 
 from ..wire.config import CompletionParams
-from ..wire.errors import BadPosition, BadRequest, EngineError, VersionMismatch
+from ..wire.errors import (
+    BadPosition,
+    BadRequest,
+    Cancelled,
+    EngineError,
+    VersionMismatch,
+    WarmingUp,
+)
 from ..wire.protocol import Request, from_plain
+from .engine_protocol import Check, EngineSession, HostedEngine
 
 DocumentKey = tuple[Hashable, str]
+
+# Instead of a result: the job is answered when the cache is there.
+LATER = object()
 
 
 class Urgency(IntEnum):
@@ -39,6 +51,7 @@ class Job:
             client is forgotten first.
         on_event: receives event name and fields, in the worker thread.
         cancelled: why the job is to end; None while it is wanted.
+        arrived_at: `time.monotonic()` when it came.
     """
 
     client: Hashable
@@ -46,6 +59,7 @@ class Job:
     on_result: Callable[[object], None]
     on_event: Callable[..., None]
     cancelled: str | None = None
+    arrived_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_completion(self) -> bool:
@@ -67,6 +81,7 @@ class HeldDocument:
     Attributes:
         key: the client and its name for the document.
         jobs: waiting, in the order they came.
+        until_warm: done, and answered when the cache is there.
         used: when a job came last, by the scheduler's count.
         session: the engine's; None before `open` and after `close`.
         problem: why it could not be opened.
@@ -77,8 +92,9 @@ class HeldDocument:
 
     key: DocumentKey
     jobs: deque[Job] = field(default_factory=deque)
+    until_warm: list[Job] = field(default_factory=list)
     used: int = 0
-    session: Any = None
+    session: EngineSession | None = None
     problem: EngineError | None = None
     version: int | None = None
     visible: bool = True
@@ -90,21 +106,31 @@ class HeldDocument:
         """Somebody looks at it and its cache is not what a prefill would give."""
         return self.visible and self.session is not None and self.session.num_stale > 0
 
-    def change(self, request: Request, engine: Any) -> None:  # noqa: ANN401 - or a fake
-        """Do what a request other than a completion asks; the text changes, the cache does not.
+    def change(self, job: Job, engine: HostedEngine) -> object:
+        """Do what a job other than a completion asks; the text changes, the cache does not.
+
+        Returns:
+            What to answer, or LATER.
 
         Raises:
             VersionMismatch: the whole text is needed.
             EngineError: the document cannot be opened; it keeps saying so.
         """
-        params = request.params
+        request, params = job.request, job.request.params
         if request.method == "close":
             self.close(engine)
         elif request.method == "open":
             self._open(params, engine)
         elif request.method == "focus":
             self._focus(params)
+        elif request.method == "warm":
+            session = self._session_of(params["version"])
+            self._move_cursor(session, params["cursor"])
+            self.until_warm.append(job)
+            self._fall_behind(Urgency.WARM)
+            return LATER
         else:
+            self.answer_waiting(Cancelled("the document has changed"))
             session = self._need_session()
             if request.method == "replace":
                 session.set_text(params["text"])
@@ -112,39 +138,56 @@ class HeldDocument:
                 self._edit(params)
             self.version = params["version"]
             self._fall_behind(Urgency.PATCH)
+        return None
 
-    def complete(self, job: Job, check: Callable[[], None]) -> dict[str, Any]:
+    def complete(self, job: Job, check: Check) -> dict[str, Any]:
         """Complete as the job asks; it can be asked again after Interrupted.
 
         Raises:
             VersionMismatch: the job is about another text.
+            WarmingUp: the cache was not there in the time that the job waits for it.
             EngineError: whatever the session raises.
         """
         params = job.request.params
-        session = self._need_session()
-        if self.version != params["version"]:
-            raise VersionMismatch(
-                f"a completion for version {params['version']} came while the host holds version "
-                f"{self.version}; send the whole text"
-            )
-        so_far: list[str] = []
-
-        def on_text(piece: str) -> None:
-            so_far.append(piece)
-            job.on_event("text", text="".join(so_far))
-
+        session = self._session_of(params["version"])
         completion_params = from_plain(CompletionParams, params["params"])
-        completion = session.complete(params["offset"], completion_params, check, on_text)
-        self._has_cursor, self.behind = True, None
+
+        def on_text(piece: str, probability: float) -> None:
+            job.on_event("text", text=piece, probability=probability)
+
+        self._move_cursor(session, params["offset"])
+        try:
+            if params["wait_ms"] is not None:
+                session.sync(_until(job.arrived_at + params["wait_ms"] / 1e3, check))
+            completion = session.complete(
+                params["offset"], completion_params, check, on_text if params["stream"] else None
+            )
+        except (Cancelled, WarmingUp):
+            # Who asked looks at this place and may well ask again.
+            self._fall_behind(Urgency.WARM)
+            raise
+        self.note_warm()
         return asdict(completion)
 
-    def close(self, engine: Any) -> None:  # noqa: ANN401 - or a fake
+    def note_warm(self) -> None:
+        """Note that the cache is that of text and cursor."""
+        self.behind = None
+        self.answer_waiting(None)
+
+    def answer_waiting(self, result: object) -> None:
+        """Answer the jobs that wait for a warm cache."""
+        waiting, self.until_warm = self.until_warm, []
+        for job in waiting:
+            job.on_result(result if job.cancelled is None else Cancelled(job.cancelled))
+
+    def close(self, engine: HostedEngine | None) -> None:
         """Let the engine forget it."""
+        self.answer_waiting(Cancelled("the document was closed"))
         if engine is not None and self.session is not None:
             engine.close(self.key)
         self.session = self.problem = self.behind = self.version = None
 
-    def _open(self, params: dict[str, Any], engine: Any) -> None:  # noqa: ANN401 - or a fake
+    def _open(self, params: dict[str, Any], engine: HostedEngine) -> None:
         self.close(engine)
         self.visible, self._has_cursor = params["visible"], params["cursor"] is not None
         try:
@@ -170,8 +213,7 @@ class HeldDocument:
         session = self._need_session()
         self.visible = params["visible"]
         if params["cursor"] is not None:
-            session.set_cursor(params["cursor"])
-            self._has_cursor = True
+            self._move_cursor(session, params["cursor"])
         if self.visible:
             self._fall_behind(Urgency.WARM)
 
@@ -181,19 +223,32 @@ class HeldDocument:
                 f"an edit of version {params['base']} came while the host holds version "
                 f"{self.version}; send the whole text"
             )
+        session = self._need_session()
         self.version = None  # half of the edits may be in when one is bad
         end_of_last = 0
         try:
             for start, end, text in params["edits"]:
-                self.session.edit([(start, end, text)])
+                session.edit([(start, end, text)])
                 end_of_last = start + len(text)
         except BadPosition as error:
             raise VersionMismatch(str(error)) from None
         if params["edits"] and not self._has_cursor:
-            self.session.set_cursor(end_of_last)
-            self._has_cursor = True
+            self._move_cursor(session, end_of_last)
 
-    def _need_session(self) -> Any:  # noqa: ANN401 - or a fake
+    def _move_cursor(self, session: EngineSession, offset: int) -> None:
+        session.set_cursor(offset)
+        self._has_cursor = True
+
+    def _session_of(self, version: int) -> EngineSession:
+        session = self._need_session()
+        if self.version != version:
+            raise VersionMismatch(
+                f"a request for version {version} came while the host holds version "
+                f"{self.version}; send the whole text"
+            )
+        return session
+
+    def _need_session(self) -> EngineSession:
         if self.problem is not None:
             raise self.problem
         if self.session is None:
@@ -202,3 +257,14 @@ class HeldDocument:
 
     def _fall_behind(self, urgency: Urgency) -> None:
         self.behind = urgency if self.behind is None else min(self.behind, urgency)
+
+
+def _until(deadline: float, check: Check) -> Check:
+    """Return a check that also ends a wait at `deadline`, by `time.monotonic()`."""
+
+    def check_time() -> None:
+        check()
+        if time.monotonic() >= deadline:
+            raise WarmingUp("warming up: the cache is not there yet")
+
+    return check_time

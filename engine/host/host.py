@@ -35,6 +35,7 @@ from ..wire.address import (
 )
 from ..wire.config import EngineConfig
 from ..wire.errors import BadRequest, EngineError, HostUnavailable
+from .engine_protocol import HostedEngine, MakeEngine
 from .held_document import Job
 from .scheduler import Scheduler
 from .working_file import WorkingFile
@@ -53,8 +54,6 @@ _MANY_UNREAD_BYTES = 256 * 1024
 _MAX_QUEUED_BYTES = protocol.MAX_MESSAGE_BYTES
 # Counted for every request beside its size, for what it costs as objects.
 _REQUEST_BYTES = 1024
-
-MakeEngine = Callable[[EngineConfig], Any]
 
 
 def main(socket_path: Path | None, idle_s: float, make_engine: MakeEngine | None = None) -> int:
@@ -101,8 +100,8 @@ async def _serve(address: Address, idle_s: float, make_engine: MakeEngine) -> No
     await Host(address, idle_s, make_engine).serve()
 
 
-def _make_real_engine(config: EngineConfig) -> Any:  # noqa: ANN401 - torch only from here on
-    from ..engine import Engine
+def _make_real_engine(config: EngineConfig) -> HostedEngine:
+    from ..engine import Engine  # torch only from here on
 
     return Engine(config)
 

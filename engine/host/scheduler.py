@@ -15,7 +15,8 @@ from typing import Any
 
 from ..wire.config import EngineConfig
 from ..wire.errors import BadRequest, Cancelled, EngineError, Interrupted, OutOfMemory
-from .held_document import DocumentKey, HeldDocument, Job, Urgency
+from .engine_protocol import HostedEngine, MakeEngine
+from .held_document import LATER, DocumentKey, HeldDocument, Job, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Scheduler:
 
     def __init__(
         self,
-        make_engine: Callable[[EngineConfig], Any],
+        make_engine: MakeEngine,
         on_working: Callable[[DocumentKey | None], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -49,7 +50,7 @@ class Scheduler:
         self._stopping = False
         self._is_idle = False
         # All below belong to the worker thread.
-        self._engine: Any = None
+        self._engine: HostedEngine | None = None
         self._engine_error: EngineError = BadRequest("a request came before hello")
         self._documents: dict[DocumentKey, HeldDocument] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -179,7 +180,7 @@ class Scheduler:
                 job.on_result(Cancelled(job.cancelled))
                 continue
             self._on_working(document.key)
-            self._answer(job, lambda job=job: document.change(job.request, self._need_engine()))
+            self._answer(job, lambda job=job: document.change(job, self._need_engine()))
         if document.session is None and document.problem is None:
             del self._documents[document.key]
 
@@ -212,20 +213,24 @@ class Scheduler:
             if not self._answer(job, complete):
                 document.jobs.appendleft(job)
             return
+        session = document.session
+        assert session is not None, "a document without a session is never behind"
         started_at = time.monotonic()
         check = self._check(urgency, document)
         try:
             if urgency == Urgency.HEAL:
-                document.session.heal(_HEAL_ROWS, check)
+                session.heal(_HEAL_ROWS, check)
             else:
-                document.session.sync(check)
-                document.behind = None
+                session.sync(check)
+                document.note_warm()
         except (Interrupted, Cancelled):
             pass
         except Exception as error:
             # Not tried again before the document changes; a completion reports the same problem.
-            log.warning("%s of %s: %s", urgency.name, document.key[1], self._plain(error))
+            plain = self._plain(error)
+            log.warning("%s of %s: %s", urgency.name, document.key[1], plain)
             document.behind, document.visible = None, False
+            document.answer_waiting(plain)
         if urgency == Urgency.HEAL:
             # At most half of the machine's time: rest as long as it worked.
             self._heal_after = 2 * time.monotonic() - started_at
@@ -257,7 +262,8 @@ class Scheduler:
             result = self._plain(error)
         finally:
             self._running = None
-        job.on_result(result)
+        if result is not LATER:
+            job.on_result(result)
         return True
 
     def _plain(self, error: Exception) -> EngineError:
@@ -283,7 +289,7 @@ class Scheduler:
 
     # The worker thread: calls that concern no single document.
 
-    def _need_engine(self) -> Any:  # noqa: ANN401 - the engine or a fake
+    def _need_engine(self) -> HostedEngine:
         if self._engine is None:
             raise self._engine_error
         return self._engine

@@ -72,6 +72,12 @@ class Cancelled(EngineError):
     code = "cancelled"
 
 
+class WarmingUp(EngineError):
+    """The cache is not there yet and the caller wanted no longer to wait; it is warmed on."""
+
+    code = "warming-up"
+
+
 class Interrupted(EngineError):
     """More urgent work waits; raised by the `check` callback, the work is to be tried again."""
 

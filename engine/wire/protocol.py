@@ -27,6 +27,7 @@ MAX_HELLO_BYTES = 64 * 1024
 
 _LENGTH = struct.Struct(">I")
 _OPTIONAL_INT = (int, type(None))
+_OPTIONAL_NUMBER = (int, float, type(None))
 
 # Parameters of each method, with the types they may have. What each one does:
 #   hello     identify; always first. `client` names one server for as long as it lives, `engine`
@@ -38,8 +39,11 @@ _OPTIONAL_INT = (int, type(None))
 #             version `base` into `version`, else the reply is version-mismatch.
 #   replace   the whole text.
 #   focus     what the user looks at is healed while idle.
-#   complete  `params` is CompletionParams. "text" events with all the text so far, then a reply
-#             with a Completion.
+#   warm      a reply when the cache is there for a completion at `cursor`, or the text has changed
+#             ("cancelled").
+#   complete  `params` is CompletionParams. If `stream`, "text" events with each piece of the text
+#             as it comes and its `probability`, then a reply with a Completion. If the cache is not
+#             there `wait_ms` after it came, it is answered with "warming-up", and warmed on.
 #   cancel    end the request with id `request`; that request is answered with code "cancelled".
 METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "hello": {
@@ -65,12 +69,15 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "edit": {"doc": (str,), "base": (int,), "version": (int,), "edits": (list,)},
     "replace": {"doc": (str,), "version": (int,), "text": (str,)},
     "focus": {"doc": (str,), "visible": (bool,), "cursor": _OPTIONAL_INT},
+    "warm": {"doc": (str,), "version": (int,), "cursor": (int,)},
     "complete": {
         "doc": (str,),
         "version": (int,),
         "offset": (int,),
         "params": (dict,),
         "invoked": (bool,),
+        "stream": (bool,),
+        "wait_ms": _OPTIONAL_NUMBER,
     },
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},

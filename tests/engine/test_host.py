@@ -134,7 +134,14 @@ class Connection:
 
     def complete(self, doc, offset, version=1):
         return self.send(
-            "complete", doc=doc, version=version, offset=offset, params=PARAMS, invoked=True
+            "complete",
+            doc=doc,
+            version=version,
+            offset=offset,
+            params=PARAMS,
+            invoked=True,
+            stream=True,
+            wait_ms=None,
         )
 
     def is_closed(self):
@@ -414,8 +421,7 @@ def test_engine_settings_change_when_the_only_client_comes_again(tmp_path):
 
 def test_loopback_port_has_a_token_when_there_are_no_unix_sockets(tmp_path):
     code = (
-        "from keyturn.engine.host import host\n"
-        "from keyturn.engine.wire import address\n"
+        "from keyturn.engine.host import host; from keyturn.engine.wire import address\n"
         "host.at_socket = lambda path: address.Address(path, is_tcp=True)\n"
         "from tests.fakes import main; raise SystemExit(main())"
     )

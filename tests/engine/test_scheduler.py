@@ -72,10 +72,11 @@ class Driver:
     def edit(self, doc, base, *edits):
         return self.put("edit", doc=doc, base=base, version=base + 1, edits=list(edits))
 
-    def complete(self, doc, version, offset, invoked=True, params=PARAMS):
+    def complete(self, doc, version, offset, invoked=True, params=PARAMS, wait_ms=None):
         return self.put(
-            "complete", doc=doc, version=version, offset=offset, params=params, invoked=invoked
-        )
+            "complete", doc=doc, version=version, offset=offset, params=params, invoked=invoked,
+            stream=True, wait_ms=wait_ms,
+        )  # fmt: skip
 
     def result(self, number):
         wait_until(lambda: number in self.results)
@@ -319,7 +320,15 @@ def test_forgotten_client_frees_its_documents_and_no_others(driver):
     driver.open("a", "endless", client="gone")
     driver.result(driver.open("a", "kept", client="stays"))
     number = driver.put(
-        "complete", "gone", doc="a", version=1, offset=0, params=PARAMS, invoked=True
+        "complete",
+        "gone",
+        doc="a",
+        version=1,
+        offset=0,
+        params=PARAMS,
+        invoked=True,
+        stream=False,
+        wait_ms=None,
     )
     wait_until(lambda: driver.engine.num_checks > 0)
     driver.scheduler.cancel(driver.jobs[number], "the client is gone")
@@ -329,12 +338,12 @@ def test_forgotten_client_frees_its_documents_and_no_others(driver):
     assert not driver.engine.sessions
 
 
-def test_progress_and_text_are_streamed_with_all_text_so_far(driver):
+def test_progress_and_text_are_streamed_piece_by_piece(driver):
     driver.result(driver.put("load", model="m"))
     driver.open("a", "stream")
     driver.result(driver.complete("a", 1, 0))
     texts = [fields["text"] for _, name, fields in driver.events if name == "text"]
-    assert texts == ["a", "ab", "abc"]
+    assert texts == ["a", "b", "c"]
     assert [f["percent"] for _, name, f in driver.events if name == "progress"] == [0, 50, 100]
 
 
@@ -343,3 +352,68 @@ def test_working_document_is_named_before_the_work(driver):
     driver.result(driver.complete("a", 1, 0))
     wait_until(lambda: driver.working and driver.working[-1] is None)
     assert ("c", "a") in driver.working
+
+
+def test_automatic_completion_waits_for_the_cache_no_longer_than_it_says(driver):
+    driver.result(driver.open("a", "slow-sync"))
+    started_at = time.monotonic()
+    number = driver.complete("a", 1, 4, invoked=False, wait_ms=50.0)
+    assert "warming up" in driver.error(number, errors.WarmingUp)
+    assert time.monotonic() - started_at < 1.5, "a whole prefill takes two seconds here"
+    # The host goes on by itself, at the cursor that was asked about.
+    session = driver.engine.sessions["c", "a"]
+    assert session.cursor == 4
+    driver.result(driver.put("warm", doc="a", version=1, cursor=4))
+    assert session.synced == "slow-sync"
+    number = driver.complete("a", 1, 4, invoked=False, wait_ms=0.0)
+    assert driver.result(number)["text"] == "<slow|-sync>", "a warm place never waits"
+
+
+def test_decoding_is_not_ended_by_the_wait_for_the_cache(driver):
+    driver.open("a", "slow")
+    number = driver.complete("a", 1, 2, invoked=False, wait_ms=200.0)
+    assert driver.result(number)["text"] == "<sl|ow>"
+
+
+def test_cancelled_completion_leaves_its_place_to_be_warmed(driver):
+    driver.result(driver.open("a", "slow-sync"))
+    number = driver.complete("a", 1, 4, invoked=False)
+    wait_until(lambda: driver.engine.num_checks > 0)
+    driver.scheduler.cancel(driver.jobs[number], "cancelled by the client")
+    driver.error(number, errors.Cancelled)
+    wait_until(lambda: driver.engine.sessions["c", "a"].synced == "slow-sync")
+
+
+@pytest.mark.parametrize("end", ["edit", "replace", "open", "close"])
+def test_wait_for_a_warm_cache_ends_when_the_text_changes(driver, end):
+    driver.result(driver.open("a", "slow-sync"))
+    waiting = driver.put("warm", doc="a", version=1, cursor=0)
+    wait_until(lambda: driver.engine.num_checks > 0)
+    if end == "edit":
+        driver.edit("a", 1, [0, 0, "x"])
+    elif end == "replace":
+        driver.put("replace", doc="a", version=2, text="new")
+    elif end == "open":
+        driver.open("a", "again")
+    else:
+        driver.put("close", doc="a")
+    driver.error(waiting, errors.Cancelled)
+
+
+def test_wait_for_a_warm_cache_tells_why_it_cannot_be(driver):
+    driver.result(driver.open("a", "fail-on-sync"))
+    waiting = driver.put("warm", doc="a", version=1, cursor=0)
+    assert "a fake failure" in driver.error(waiting, errors.EngineError)
+    other_text = driver.put("warm", doc="a", version=7, cursor=0)
+    driver.error(other_text, errors.VersionMismatch)
+    driver.error(driver.put("warm", doc="a", version=1, cursor=99), errors.BadPosition)
+
+
+def test_text_is_streamed_only_when_it_is_asked_for(driver):
+    driver.open("a", "stream")
+    number = driver.put(
+        "complete", doc="a", version=1, offset=0, params=PARAMS, invoked=True, stream=False,
+        wait_ms=None,
+    )  # fmt: skip
+    driver.result(number)
+    assert driver.events == []

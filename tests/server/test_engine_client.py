@@ -120,10 +120,10 @@ def test_completion_sees_the_text_of_its_version(address):
             for step in range(50):
                 editor.edit("a", (step, step, "x"))
             assert await editor.text("a", 50) == f"<{'x' * 50}|second!>"
-            streamed = []
+            streamed: list[tuple[str, float]] = []
             editor.open("s", "stream")
-            completion = await editor.complete("s", on_text=streamed.append)
-            assert streamed == ["a", "ab", "abc"] and completion.token_ids == (1, 2)
+            completion = await editor.complete("s", on_text=lambda *piece: streamed.append(piece))
+            assert streamed == [(char, 0.5) for char in "abc"] and completion.token_ids == (1, 2)
             editor.client.close("a")
             with pytest.raises(BadRequest, match="not open"):
                 await editor.complete("a")
@@ -445,8 +445,7 @@ def test_host_is_reached_over_loopback_with_its_token(address):
     async def run():
         tcp = Address(address.socket, is_tcp=True)
         code = (
-            "from keyturn.engine.host import host\n"
-            "from keyturn.engine.wire import address\n"
+            "from keyturn.engine.host import host; from keyturn.engine.wire import address\n"
             "host.at_socket = lambda path: address.Address(path, is_tcp=True)\n"
             "from tests.fakes import main; raise SystemExit(main())"
         )

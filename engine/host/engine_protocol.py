@@ -1,0 +1,103 @@
+"""What the host needs of an engine and its sessions. No torch here.
+
+`engine.Engine` and `session.Session` are such, and so are the tests' fakes: a type checker compares
+them with what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from ..wire.config import Completion, CompletionParams, EngineConfig
+
+Check = Callable[[], None]
+# Receives a piece of text and its probability.
+OnText = Callable[[str, float], None]
+
+
+class EngineSession(Protocol):
+    """One open document. Methods that take `check` may be left by what it raises, and repeated."""
+
+    @property
+    def num_stale(self) -> int:
+        """Rows that `heal` would recompute."""
+        ...
+
+    def edit(self, edits: Sequence[tuple[int, int, str]]) -> None:
+        """Apply edits (start, end, text), all in code points of the text before any of them.
+
+        Raises:
+            BadPosition: one lies outside the text; nothing was changed.
+        """
+
+    def set_text(self, text: str) -> None:
+        """Replace the whole text."""
+
+    def set_cursor(self, offset: int) -> None:
+        """Say where the next completion is expected.
+
+        Raises:
+            BadPosition: the offset lies outside the text.
+        """
+
+    def sync(self, check: Check) -> None:
+        """Make the cache follow text and cursor; without a cursor, nothing."""
+
+    def heal(self, max_rows: int, check: Check) -> object:
+        """Recompute stale rows, at most so many."""
+
+    def drop_cache(self) -> None:
+        """Give the cache's memory back."""
+
+    def complete(
+        self,
+        offset: int,
+        params: CompletionParams,
+        check: Check,
+        on_text: OnText | None = None,
+    ) -> Completion:
+        """Complete at a place.
+
+        Raises:
+            EngineError: in words for the user, or whatever `check` raises.
+        """
+        ...
+
+
+class HostedEngine(Protocol):
+    """Models and open documents; used from one thread."""
+
+    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> object:
+        """Load a model, telling what is done and the percentage.
+
+        Raises:
+            EngineError: it cannot be loaded.
+        """
+
+    def open(
+        self,
+        key: Hashable,
+        text: str,
+        *,
+        path: str,
+        model: str,
+        policy: str,
+        layout: str | None = None,
+    ) -> EngineSession:
+        """Open a document, or open it anew.
+
+        Raises:
+            EngineError: the model cannot be loaded or has no such layout.
+        """
+        ...
+
+    def close(self, key: Hashable) -> None:
+        """Forget a document; closing one that is not open is no error."""
+
+    def status(self) -> dict[str, Any]:
+        """Return what is loaded and held, as plain data."""
+        ...
+
+
+MakeEngine = Callable[[EngineConfig], HostedEngine]

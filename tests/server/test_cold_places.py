@@ -1,0 +1,186 @@
+"""Places where the cache is not there yet: what is answered, offered again and told the client."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from keyturn.engine.wire.errors import Cancelled, WarmingUp
+from keyturn.server.lsp_items import path_of
+
+from .test_app import URI, FakeEngine, scenario
+
+REFRESHES = {"experimental": {"keyturn": {"refresh": True}}}
+
+
+class ColdEngine(FakeEngine):
+    """Answers "warming up" to what does not wait, until `warmth` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.warmth = asyncio.Event()
+        self.waits, self.paths, self.outcome = [], [], None
+
+    def open(self, uri, version, text, path, *, visible=True):
+        super().open(uri, version, text, path, visible=visible)
+        self.paths.append(path)
+
+    async def complete(self, uri, version, offset, params, *, invoked, wait_ms=None):
+        self.waits.append(wait_ms)
+        if not self.warmth.is_set():
+            if wait_ms is not None:
+                raise WarmingUp("warming up: the cache is not there yet")
+            await self.warmth.wait()
+        return await super().complete(uri, version, offset, params, invoked=invoked)
+
+    async def warm(self, uri, version, offset):
+        await self.warmth.wait()
+        if self.outcome is not None:
+            raise self.outcome
+
+
+def refreshes(client):
+    return [one["params"] for one in client.sent if one.get("method") == "keyturn/refresh"]
+
+
+async def settle():
+    await asyncio.sleep(0.02)
+
+
+@scenario(ColdEngine)
+async def test_cold_place_is_answered_empty_with_its_reason_and_refreshed_when_warm(client) -> None:
+    await client.initialize(REFRESHES)
+    client.open("é = 1\nx = \n")
+    reply = await client.reply(client.ask(1, 4, kind=2))
+    assert reply["result"] == []
+    status = (await client.request("keyturn/status"))["result"]
+    assert status["completions"]["recent_reasons"][-1].startswith("warming up")
+    assert client.server.engine.waits == [10_000.0]
+    await settle()
+    assert refreshes(client) == []
+    client.server.engine.warmth.set()
+    await settle()
+    place = {"textDocument": {"uri": URI}, "position": {"line": 1, "character": 4}}
+    assert refreshes(client) == [place]
+    assert (await client.reply(client.ask(1, 4, kind=2)))["result"][0]["insertText"] == "done()"
+    await settle()
+    assert len(refreshes(client)) == 1
+
+
+@scenario(ColdEngine)
+async def test_invoked_request_waits_for_a_cold_place_without_bound(client) -> None:
+    await client.initialize(REFRESHES, {"cold_wait_ms": 1})
+    client.open("x = \n")
+    request = client.ask(0, 4)
+    await settle()
+    assert client.server.engine.waits == [None]
+    client.server.engine.warmth.set()
+    assert (await client.reply(request))["result"]
+    assert refreshes(client) == []
+
+
+@pytest.mark.parametrize(
+    "capabilities",
+    [{}, {"experimental": None}, {"experimental": 3}, {"experimental": {"keyturn": True}},
+     {"experimental": {"keyturn": {"refresh": "yes"}}}, {"experimental": {"other": {}}}],
+)  # fmt: skip
+def test_no_refresh_for_a_client_that_does_not_announce_it(capabilities) -> None:
+    @scenario(ColdEngine)
+    async def run(client):
+        await client.initialize(capabilities)
+        client.open("x = \n")
+        await client.reply(client.ask(0, 4, kind=2))
+        client.server.engine.warmth.set()
+        await settle()
+        assert refreshes(client) == []
+
+    run()
+
+
+@scenario(ColdEngine)
+async def test_no_refresh_when_the_text_has_changed_or_a_newer_request_came(client) -> None:
+    await client.initialize(REFRESHES)
+    client.open("x = \n")
+    await client.reply(client.ask(0, 4, kind=2))
+    request = client.ask(0, 4)  # waits as long as it takes, and is answered itself
+    await settle()
+    client.server.engine.warmth.set()
+    assert (await client.reply(request))["result"]
+    client.server.engine.warmth.clear()
+    await client.reply(client.ask(0, 4, kind=2))
+    client.server.engine.outcome = Cancelled("the document has changed")
+    client.server.engine.warmth.set()
+    await settle()
+    assert refreshes(client) == []
+
+
+class HurriedEngine(FakeEngine):
+    """Has no time for more than `text`."""
+
+    async def complete(self, *args, **options):
+        return replace(await super().complete(*args, **options), stop_reason="time")
+
+
+@scenario(lambda: HurriedEngine("a\nb\n"))
+async def test_what_time_cut_is_computed_again_until_it_is_typed(client) -> None:
+    await client.initialize()
+    client.open("\n")
+    client.change(2, {"range": {"start": {"line": 0, "character": 0},
+                                "end": {"line": 0, "character": 0}}, "text": "x = "})  # fmt: skip
+    for number in range(1, 3):
+        await client.reply(client.ask(0, 4, kind=2))
+        calls = [call for call in client.server.engine.calls if call[0] == "complete"]
+        assert len(calls) == number
+
+
+@scenario(ColdEngine)
+async def test_cursor_that_is_told_is_warmed(client) -> None:
+    await client.initialize()
+    client.open("é😀 = \n")
+    for params in (
+        {"textDocument": {"uri": URI}, "position": {"line": 0, "character": 6}},
+        {"textDocument": {"uri": URI}, "position": {"line": "0", "character": None}},
+        {"textDocument": {"uri": URI}},
+        {"textDocument": {"uri": "file:///other"}, "position": {"line": 0, "character": 6}},
+        [], None, 5,
+    ):  # fmt: skip
+        client.notify("keyturn/cursor", params)
+    await settle()
+    warmed = [call for call in client.server.engine.calls if call[0] == "warm"]
+    assert warmed == [("warm", URI, 5)]
+
+
+@pytest.mark.parametrize(
+    ("uri", "language", "path"),
+    [
+        ("file:///work/a/x/y.py", "python", "x/y.py"),
+        ("file:///work/a/sub/z.py", "python", "z.py"),
+        ("file:///work/ab/z.py", "python", "z.py"),
+        ("file:///elsewhere/deep/q.ts", "typescript", "q.ts"),
+        ("file:///work/a/%C3%A9%20b.py", "", "é b.py"),
+        ("untitled:Untitled-1", "python", "untitled.py"),
+        ("untitled:Untitled-1", "typescriptreact", "untitled.tsx"),
+        ("untitled:Untitled-1", "cobol", ""),
+        ("git:/work/a/x.py?ref=HEAD", "javascript", "untitled.js"),
+        ("nonsense", "", ""),
+        ("", "python", "untitled.py"),
+    ],
+)
+def test_path_is_relative_to_the_innermost_folder(uri, language, path) -> None:
+    assert path_of(uri, ["file:///work/a", "file:///work/a/sub", ""], language) == path
+
+
+@scenario(ColdEngine)
+async def test_engine_is_told_paths_relative_to_the_workspace(client) -> None:
+    params = {"processId": None, "rootUri": "file:///old", "capabilities": {},
+              "workspaceFolders": [{"uri": "file:///one", "name": "one"}]}  # fmt: skip
+    await client.request("initialize", params)
+    client.notify("initialized", {})
+    client.open("x", uri="file:///one/pkg/a.py")
+    added = [{"uri": "file:///two", "name": "two"}]
+    removed = [{"uri": "file:///one", "name": "one"}]
+    event = {"event": {"added": added, "removed": removed}}
+    client.notify("workspace/didChangeWorkspaceFolders", event)
+    client.open("x", uri="file:///two/pkg/b.py")
+    client.open("x", uri="file:///one/pkg/c.py")
+    assert client.server.engine.paths == ["pkg/a.py", "pkg/b.py", "c.py"]
