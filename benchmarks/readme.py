@@ -206,7 +206,8 @@ def checks() -> str:
     runs = newest_runs()
     rows = []
     for name, run in runs.items():
-        for check in run["checks"]:
+        # A comparison of two checkouts is about one change, not about the product.
+        for check in () if name.startswith("compare") else run["checks"]:
             measured = f"{shown(check['value'])} {check['unit']}".strip()
             measured += "" if check["met"] else " (missed)"
             rows.append((check["name"], check["target"], measured, f"`{name}`, {run['commit']}"))
