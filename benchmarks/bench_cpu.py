@@ -115,7 +115,7 @@ def main() -> None:
             print(f"{name}: {told}", flush=True)
         runs = measured(args, contenders)
         about = {name: contender.about for name, contender in contenders.items()}
-    header = ["contender", "context", "prefill tok/s", "decode ms/token", "p20", "p80"]
+    header = ["contender", "context", "prefill tok/s", "decode ms/token p50", "p20", "p80", "p95"]
     columns = ("contender", "context", "prefill_tokens_per_s")
     harness.table(
         header, [[*(run[key] for key in columns), *_quantiles(run["step_ms"])] for run in runs]
@@ -182,7 +182,7 @@ def checks(runs: list[Figures], contexts: list[int]) -> list[dict[str, Any]]:
 
 
 def _quantiles(values: list[float]) -> list[float]:
-    return [float(np.quantile(values, at)) for at in (0.5, 0.2, 0.8)]
+    return [float(np.quantile(values, at)) for at in (0.5, 0.2, 0.8, 0.95)]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Qwen2.5-Coder shapes with random weights, one row, context 2,048, inside a CUDA graph. With
 TRITON_INTERPRET=1 and KEYTURN_KERNELS=triton, `--tiny --device cpu` tests the script. `--tune`
-tries tiles of the step's products instead and writes `kernels/matmul_measured.py`.
+tries tiles of the step's products instead and writes `kernels/matmul/measured.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Matmuls with 4- and 8-bit weights and bit planes against torch's and gemlite's; tuning per GPU.
 
 A section of bench_kernels.py, and a script: `--tune` tries tiles and rewrites
-`kernels/matmul_measured.py`. With TRITON_INTERPRET=1, `--tiny --device cpu` tests the script.
+`kernels/matmul/measured.py`. With TRITON_INTERPRET=1, `--tiny --device cpu` tests the script.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ COLUMNS = {
     "kl_mean": "KL",
     "exact_match_full": "exact",
     "ready_ms_p50": "ready ms p50",
-    "ready_ms_p95": "p95",
+    "ready_ms_p95": "ready ms p95",
     "num_tokens_wanted": "wanted",
     "num_tokens_kept": "kept",
     "num_tokens_turned": "turned",

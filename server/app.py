@@ -42,7 +42,9 @@ DOCUMENTS = "keyturn/documents"
 DID_FOCUS = "textDocument/didFocus"
 CURSOR = "keyturn/cursor"
 REFRESH = "keyturn/refresh"
-_TRIGGER_CHARACTERS = [".", " ", "(", "[", "=", ","]
+# A model may go on behind anything. Editors ask by themselves inside words at the most; Neovim's
+# menu asks behind these characters only.
+_TRIGGER_CHARACTERS = ["\n", "\t", *map(chr, range(ord(" "), ord("~") + 1))]
 # The engine waits so long for the settings that the client was asked for.
 _SETTINGS_SECONDS = 2.0
 # vscode-languageclient before 10 sends 0 when the user asked.

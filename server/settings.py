@@ -6,7 +6,8 @@ Not a setting, for it is about the machine and not the user: the environment var
 KEYTURN_KERNELS is "auto" (Triton on a GPU; on a CPU the C library and weights that oneDNN ordered;
 what does not work is replaced by torch), "reference" (torch always) or "triton" (also in Triton's
 interpreter, if TRITON_INTERPRET is set; for tests). `keyturn doctor` shows what came of it.
-KEYTURN_EARLY_LAUNCH=0 keeps kernels on Hopper from starting early, see `kernels/early_launch.py`.
+KEYTURN_EARLY_LAUNCH=0 keeps kernels on Hopper from starting early, see
+`kernels/matmul/early_launch.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tries tiles for the matmuls with packed weights and writes `kernels/matmul_measured.py`."""
+"""Tries tiles for the matmuls with packed weights and writes `kernels/matmul/measured.py`."""
 
 from __future__ import annotations
 

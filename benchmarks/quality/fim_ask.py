@@ -188,13 +188,13 @@ def ask_server(
             )
             ms = (time.perf_counter() - asked) * 1e3
             items = answer if isinstance(answer, list) else (answer or {}).get("items", [])
-            line = _inserted(items[0], column) if items else ""
+            line = inserted_line(items[0], column) if items else ""
             answers.append(Answer(line, line, ms))
             client.notify("textDocument/didClose", {"textDocument": {"uri": uri}})
     return answers
 
 
-def _inserted(item: dict[str, Any], column: int) -> str:
+def inserted_line(item: dict[str, Any], column: int) -> str:
     """Return the first line of what an item puts at the cursor."""
     typed = column - item["range"]["start"]["character"] if item.get("range") else 0
     return item["insertText"][typed:].split("\n")[0]

@@ -14,11 +14,24 @@ class LspError(Exception):
 class LspClient:
     """Starts a language server and talks to it; a context manager that shuts it down."""
 
-    def __init__(self, command: list[str], options: dict[str, Any]) -> None:
-        """Start `command` and initialize it with `options`, positions in code points."""
+    def __init__(
+        self,
+        command: list[str],
+        options: dict[str, Any],
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Start `command` and initialize it with `options`, positions in code points.
+
+        Args:
+            command: program and arguments.
+            options: settings, as an editor sends them.
+            environment: of the process; this one's if None.
+        """
         self.notifications: list[dict[str, Any]] = []
         self._next_id = 0
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
         capabilities = {
             "general": {"positionEncodings": ["utf-32"]},
             "textDocument": {"inlineCompletion": {}},

@@ -1,7 +1,7 @@
 """The dependency record of a pass over many rows, on a GPU.
 
 Each row's attention to every earlier row, mean over heads of a few layers, of which the largest
-entries are kept. The device code is in `dependency_kernels.py`; `reference_attention.py` has the
+entries are kept. The device code is in `dependency_device.py`; `reference.py` has the
 same signatures in plain torch.
 """
 
@@ -59,7 +59,7 @@ def log_sums(
     *,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Return the logarithm of each head's sum; see `reference_attention.log_sums`.
+    """Return the logarithm of each head's sum; see `reference.log_sums`.
 
     Raises:
         ValueError: as `record_dependencies`.
@@ -98,7 +98,7 @@ def record_dependencies(
     add: bool = False,
     tile: Tile | None = None,
 ) -> None:
-    """Write every row's attention to `mean`; see `reference_attention.record_dependencies`.
+    """Write every row's attention to `mean`; see `reference.record_dependencies`.
 
     Deterministic; a row's result does not depend on the others.
 
@@ -156,7 +156,7 @@ def record_dependencies(
 
 
 def largest_entries(mean: Tensor, num_entries: int = NUM_ENTRIES) -> tuple[Tensor, Tensor]:
-    """Return each row's largest entries; see `reference_attention.largest_entries`.
+    """Return each row's largest entries; see `reference.largest_entries`.
 
     Entries are in order of slot. Those that differ by less than a step of float16 count as equal,
     and of equal ones the first are kept.

@@ -1,9 +1,9 @@
 """Attention of a few rows over the slots of a cache, in arbitrary order, on a GPU.
 
-The device code is in `slot_attention_kernels.py` and `slot_attention_combine.py`;
-`reference_attention.py` has the same signature in plain torch and says what is promised. The slots
+The device code is in `slots_device.py` and `slots_combine.py`;
+`reference.py` has the same signature in plain torch and says what is promised. The slots
 are split between programs, whose parts are added up in a fixed order: by the last program of the
-same launch where they are few, else by a second launch. `slot_attention_tiles.py` says which.
+same launch where they are few, else by a second launch. `slots_tiles.py` says which.
 """
 
 # What @triton.jit makes of a function's types is beyond a type checker.
@@ -79,7 +79,7 @@ def attend_slots(
     path: str | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
-    """Attend from every row to the slots it may see; see `reference_attention.attend_slots`.
+    """Attend from every row to the slots it may see; see `reference.attend_slots`.
 
     Deterministic. A row's bits are the same whatever rows are beside it, whether positions are
     given or not as long as it sees the same slots, and with `num_slots` as a number or on the

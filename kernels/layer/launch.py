@@ -1,7 +1,7 @@
 """Launches of what a decode step is made of, few rows at a time.
 
-The device code is in `step_kernels.py`, `dense_kernels.py` and `quant_kernels.py`; the references,
-with the same signatures and the meaning of every argument, in `reference_step.py`.
+The device code is in `device.py` and in `matmul/`; the references,
+with the same signatures and the meaning of every argument, in `reference.py`.
 """
 
 # What @triton.jit makes of a function's types is beyond a type checker.
@@ -27,7 +27,7 @@ _SILU_BLOCK = 1024
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Norm rows in one launch; see `reference_step.rms_norm`.
+    """Norm rows in one launch; see `reference.rms_norm`.
 
     Raises:
         ValueError: shapes do not fit, or rows are not contiguous or wider than 32,768.
@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(
     hidden: Tensor, update: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Add and norm rows in one launch; see `reference_step.add_rms_norm`.
+    """Add and norm rows in one launch; see `reference.add_rms_norm`.
 
     Raises:
         ValueError: as `rms_norm`.
@@ -47,7 +47,7 @@ def add_rms_norm(
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """Let a gate's values through in one launch; see `reference_step.silu_mul`.
+    """Let a gate's values through in one launch; see `reference.silu_mul`.
 
     Raises:
         ValueError: the last dimension is odd, or rows are not contiguous.
@@ -73,7 +73,7 @@ def fused_linear(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Multiply 1 to 4 rows in one launch; see `reference_step.fused_linear`."""
+    """Multiply 1 to 4 rows in one launch; see `reference.fused_linear`."""
     dense_gemv.check(x, weight, bias)
     out = fusion.new_output(x, weight.shape[0], out_dtype)
     if not len(x):

@@ -1,7 +1,7 @@
 """Products of one to four rows with a bf16 or fp16 matrix, at the speed of memory.
 
 cuBLAS reaches 43 to 76 % of an H100's copy bandwidth at one row. The device code is in
-`dense_kernels.py`; what is promised, in `reference_step.fused_linear`.
+`dense_device.py`; what is promised, in `layer.reference.fused_linear`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def dense_gemv(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Multiply any number of rows, four to a launch; see `reference_step.fused_linear`.
+    """Multiply any number of rows, four to a launch; see `layer.reference.fused_linear`.
 
     Args:
         x: (..., K).

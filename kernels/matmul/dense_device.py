@@ -93,7 +93,7 @@ def dense_gemv_kernel(
 ):
     """Multiply up to four rows: each thread takes 16 bytes of BLOCK_N weight rows at a time.
 
-    As in `quant_kernels.gemv_kernel` rows are written out one by one: a row's tile, and so the
+    As in `quant_device.gemv_kernel` rows are written out one by one: a row's tile, and so the
     order of its sum, must not depend on how many there are.
     """
     APART: tl.constexpr = 0 if INTERLEAVED else HALF

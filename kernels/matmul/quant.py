@@ -1,6 +1,6 @@
 """Matmuls with 4- and 8-bit weights on a GPU: which kernel, and its launch.
 
-`reference_matmul.py` has the same signatures in plain torch and says what is promised.
+`reference.py` has the same signatures in plain torch and says what is promised.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def quant_matmul(
     out_dtype: torch.dtype | None = None,
     path: str | None = None,
 ) -> Tensor:
-    """Multiply activations by a weight of 4 or 8 bits; see `reference_matmul.quant_matmul`."""
+    """Multiply activations by a weight of 4 or 8 bits; see `reference.quant_matmul`."""
     rows, out = prepare(x, weight, bias, out_dtype)
     plan = plan_for(x.device, f"q{weight.bits}", *weight.shape)
     path = choose_path(path, len(rows), plan, takes_mma(weight))
@@ -155,7 +155,7 @@ def dot(rows: Tensor, weight: QuantWeight, bias: Tensor | None, out: Tensor, til
 
 
 def dequantize(weight: QuantWeight, dtype: torch.dtype) -> Tensor:
-    """Return the (N, K) values of a packed weight; see `reference_matmul.dequantize`."""
+    """Return the (N, K) values of a packed weight; see `reference.dequantize`."""
     num_out, num_in = weight.shape
     out = torch.empty(num_out, num_in, dtype=dtype, device=weight.words.device)
     block_n, block_u = 16, 16

