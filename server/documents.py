@@ -60,6 +60,7 @@ class Document:
         text: the whole text; a refused document over the size limit drops it.
         encoding: unit of `Position.character`: "utf-8", "utf-16" or "utf-32".
         limits: what is refused.
+        language_id: what the client calls its language; "" if it did not say.
     """
 
     uri: str
@@ -67,6 +68,7 @@ class Document:
     text: str
     encoding: str
     limits: Limits
+    language_id: str = ""
     refusal: str | None = field(init=False, default=None)
     _lost: str | None = field(init=False, repr=False, default=None)
     _starts: np.ndarray = field(init=False, repr=False)

@@ -63,6 +63,8 @@ class EngineClient:
         self._reconnect_now = False
         self._num_starts = 0
         self._lost_pid: int | None = None
+        # What the loaded model was trained on, as LSP identifiers; empty if it does not say.
+        self.languages: tuple[str, ...] = ()
 
     def start(self, settings: Settings, *, on_change: OnChange, text_of: TextOf) -> None:
         """Connect in the background, and stay connected.
@@ -287,6 +289,7 @@ class EngineClient:
 
     def _load_and_open(self, link: Link) -> None:
         self._load_error = None
+        self.languages = ()
         self._set_state(LOADING, f"loading model {self._settings.model}")
 
         def on_progress(_: str, fields: dict[str, Any]) -> None:
@@ -305,6 +308,7 @@ class EngineClient:
             self._load_error = error
             self._set_state(FAILED, str(error))
         else:
+            self.languages = tuple(load.result()["languages"])
             self._set_state(READY, "ready", 100)
 
     async def _until_ready(self) -> Link:

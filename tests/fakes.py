@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import BadPosition, ModelNotFound
@@ -115,6 +116,7 @@ class FakeEngine:
                 if progress:
                     progress(f"loading {model}", percent)
             self.loaded.append(model)
+        return SimpleNamespace(languages=("python",) if model == "python only" else ())
 
     def open(self, key, text, *, path, model, policy, layout=None):
         self.load(model)
