@@ -75,6 +75,17 @@ def leaves_open(text: str) -> bool:
     return bool(stack)
 
 
+def first_item(text: str) -> str:
+    """Return `text` up to its first comma that is in no bracket and in no string."""
+    masked = _STRING.sub(lambda match: "_" * len(match.group()), text)
+    depth = 0
+    for index, char in enumerate(masked):
+        depth += (char in OPENERS) - (char in PAIRS)
+        if char == "," and depth == 0:
+            return text[:index]
+    return text
+
+
 def drop_taken_closers(kept: str, prefix: str, suffix: str) -> str:
     """Drop a closing bracket, and what follows it, that the suffix has for the same opener.
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .brackets import PAIRS, QUOTES, closes_nothing, leaves_open, num_paired, scan
+from .brackets import (
+    PAIRS,
+    QUOTES,
+    closes_nothing,
+    first_item,
+    leaves_open,
+    num_paired,
+    scan,
+)
 from .lines import WORD, Sides, last_line
 
 
@@ -36,26 +44,29 @@ def before_rest(kept: str, around: Sides) -> str | None:
 
 
 def before_closer(kept: str, around: Sides) -> str | None:
-    """Return the completion up to the closer that stands right behind the cursor.
+    """Return the completion up to the closer of the bracket or quote that the cursor is in.
 
     A model that goes on behind that closer in another way than the line does has filled the place
-    before it all the same.
+    before it all the same. Where more items stand between the cursor and the closer, its first item
+    is what fills the place.
 
     Returns:
-        None if the line does not go on with a closer, or the completion does not reach it.
+        None if the line does not go on with a closer or a comma, or the completion does not reach
+        that closer.
     """
     rest = around.rest.lstrip()
     closer = rest[:1]
     if closer in QUOTES and around.before.count(closer) % 2 == 1:
         at = kept.find(closer)
         return kept[:at] if at >= 0 else None
-    if closer not in PAIRS:
-        return None
     opened = scan(around.prefix, [])[0]
-    if not opened or opened[-1] != PAIRS[closer]:
+    if not opened or (closer != "," and PAIRS.get(closer) != opened[-1]):
         return None
     _, closers = scan(kept, opened)
-    return kept[: closers[0]] if closers else None
+    if not closers:
+        return None
+    filled = kept[: closers[0]]
+    return first_item(filled) if closer == "," else filled
 
 
 def overlap(kept: str, around: Sides) -> str | None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ...engine.syntax.region import unified
 from ...engine.syntax.surroundings import Surroundings, look
 from .brackets import drop_taken_closers, leaves_open
+from .comment import drop_after_comment
 from .cut_off import CUT_OFF, TIME, drop_comments_at_end, drop_partial_line
 from .lines import Sides, sides
 from .repeats import drop_lines_below, drop_loop, drop_repeats_within, repeats_above
@@ -44,15 +45,17 @@ def trim(
         words.
     """
     around = sides(text, start, end)
+    syntax = look(text, start, end, language)
+    is_cut_off = stop_reason in CUT_OFF
     raw = unified(raw)
     if not raw.strip():
         return Trimmed("", "the model proposed nothing")
     is_inside_line = bool(around.rest.strip())
-    kept = drop_loop(raw, around.prefix, stop_reason in CUT_OFF)
+    kept = drop_loop(raw, around.prefix, is_cut_off)
     if not kept.strip() or (kept != raw and is_inside_line and stop_reason != "end"):
         return Trimmed("", "the completion repeated itself")
     if kept != raw:
-        stop_reason = "end"
+        stop_reason = "end"  # whole again
     if is_inside_line and stop_reason != "end":
         filled = _filled(kept, around)
         if filled is None:
@@ -69,8 +72,9 @@ def trim(
         kept = kept.rstrip()
     if not kept.strip():
         return Trimmed("", "the text after the cursor already has what the model proposed")
-    is_cut_off = stop_reason in CUT_OFF and not is_inside_line
-    right = _readable(kept, around, look(text, start, end, language), is_cut_off)
+    if syntax is not None and syntax.kind == "comment":
+        kept = drop_after_comment(kept, around)
+    right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
     if right is None:
         return Trimmed("", f"what the model proposed is no {language or 'code'} at this place")
     return Trimmed(right.replace("\n", around.line_end), None)
