@@ -46,6 +46,11 @@ class Model:
     max_prompt_tokens: int
     capacity: int
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """What it was trained on, as LSP identifiers; empty if it does not say."""
+        return self.template.languages if self.template else ()
+
 
 class Session:
     """A document whose cache is patched instead of prefilled.

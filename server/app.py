@@ -80,7 +80,9 @@ class KeyturnServer(LanguageServer):
         self._can_refresh = False
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._focus = Focus(self._show)
-        self._completions = Completions(self._ask, self._warm, lambda: self.settings)
+        self._completions = Completions(
+            self._ask, self._warm, lambda: self.settings, lambda: self.engine.languages
+        )
         self._progress = LoadingProgress(self)
         self._connected = asyncio.Event()
         self._client_settings = ClientSettings(self, self._configure, self._warn)
@@ -254,7 +256,14 @@ class KeyturnServer(LanguageServer):
         if document is None:
             return None
         offset = document.offset(as_position(params.position))
-        answer: Answer = await self._completions.complete(document, offset, invoked=False)
+        context = params.context
+        # The user opened the menu, or typed the letter of a word: no trigger character was typed.
+        invoked = (
+            context is not None
+            and context.trigger_kind == types.CompletionTriggerKind.Invoked
+            and not context.trigger_character
+        )
+        answer: Answer = await self._completions.complete(document, offset, invoked=invoked)
         return completion_list(answer, document)
 
     async def answer_status(self, params: object) -> dict[str, Any]:

@@ -36,17 +36,20 @@ class Place(NamedTuple):
 
 def complete(arguments: argparse.Namespace) -> int:
     """Print one completion for a place in a file."""
-    from .completions import stop_strings
-    from .trim import trim
+    from ..engine.syntax.languages import language_of
+    from .suggestion import asked, offered, untrained
+    from .trim import Trimmed
 
     settings = _settings(arguments)
     _check_depth(arguments.depth, None)
     place = open_place(arguments.place, settings)
     document, offset = place.document, place.offset
-    params = settings.completion_params(stop_strings(document, offset))
+    params = asked(document.text, offset, settings.completion_params())
     run = _complete_in_host if arguments.connect else _complete_here
-    completion = run(place, params, settings, arguments.depth)
-    kept = trim(completion.text, document.text, offset, offset, completion.stop_reason)
+    completion, languages = run(place, params, settings, arguments.depth)
+    kept = offered(completion, document.text, offset, language_of("", place.name))
+    if (reason := untrained("", place.name, languages, settings.languages)) is not None:
+        kept = Trimmed("", reason)
     if arguments.json:
         _print(json.dumps(_figures(completion, kept.text, settings.model)) + "\n")
     elif kept.text:
@@ -214,12 +217,13 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
 
 def _complete_here(
     place: Place, params: CompletionParams, settings: Settings, depth: str
-) -> Completion:
-    """Complete with an engine in this process."""
+) -> tuple[Completion, tuple[str, ...]]:
+    """Complete with an engine in this process; return the model's languages, too."""
     from ..engine.engine import Engine
 
     engine = Engine(settings.engine_config())
-    _check_depth(depth, engine.load(settings.model).decoder.config.num_layers)
+    loaded = engine.load(settings.model)
+    _check_depth(depth, loaded.decoder.config.num_layers)
     session = engine.open(
         place.name,
         place.document.text,
@@ -228,13 +232,13 @@ def _complete_here(
         policy=settings.policy,
         layout=settings.layout,
     )
-    return session.complete(place.offset, params, lambda: None)
+    return session.complete(place.offset, params, lambda: None), loaded.languages
 
 
 def _complete_in_host(
     place: Place, params: CompletionParams, settings: Settings, depth: str
-) -> Completion:
-    """Complete in the engine host that is running already."""
+) -> tuple[Completion, tuple[str, ...]]:
+    """Complete in the engine host that is running already; return the model's languages, too."""
     from .doctor import is_host_running
     from .engine_client import EngineClient
 
@@ -243,19 +247,20 @@ def _complete_in_host(
             "no engine host is running; start an editor or `keyturn engine`, or leave out --connect"
         )
 
-    async def run() -> Completion:
+    async def run() -> tuple[Completion, tuple[str, ...]]:
         client = EngineClient()
         document = place.document
         client.start(settings, on_change=lambda *_: None, text_of=lambda _: document.text)
         try:
             client.open(document.uri, 0, document.text, place.name)
-            return await client.complete(document.uri, 0, place.offset, params, invoked=True)
+            completion = await client.complete(document.uri, 0, place.offset, params, invoked=True)
+            return completion, client.languages
         finally:
             await client.stop()
 
-    completion = asyncio.run(run())
+    completion, languages = asyncio.run(run())
     _check_depth(depth, completion.num_layers_run)
-    return completion
+    return completion, languages
 
 
 def _figures(completion: Completion, text: str, model: str) -> dict[str, object]:

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ..engine.syntax.languages import language_of
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError
 from .documents import Document, Edit
 from .settings import Settings
-from .trim import first_line, trim
+from .suggestion import asked, is_inside_word, offered, untrained
+from .trim import first_line
 
 _NUM_RECENT = 20
 
@@ -75,10 +77,19 @@ class Completions:
             task that awaits it is cancelled, the engine stops.
         warm: tells the engine where the cursor is, so that the cache is there after the pause.
         settings: returns the settings in force.
+        model_languages: returns what the model was trained on, as LSP identifiers; nothing while
+            that is not known, or of a model that does not say.
     """
 
-    def __init__(self, ask: Ask, warm: Warm, settings: Callable[[], Settings]) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        warm: Warm,
+        settings: Callable[[], Settings],
+        model_languages: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         """Start with nothing asked."""
+        self._model_languages = model_languages
         self._ask = ask
         self._warm = warm
         self._settings = settings
@@ -155,6 +166,7 @@ class Completions:
     ) -> Answer:
         settings = self._settings()
         reason = _reason_not_to_ask(document, offset, invoked, selected, settings)
+        reason = reason or self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
         typed_through = None if invoked else self._typed_through(document.uri, offset)
@@ -184,22 +196,20 @@ class Completions:
         self, document: Document, offset: int, invoked: bool, settings: Settings
     ) -> Answer:
         text = document.text
-        params = settings.completion_params(stop_strings(document, offset))
+        params = asked(text, offset, settings.completion_params())
         raw = await self._ask(document, offset, params, invoked)
-        kept = trim(raw.text, text, offset, offset, raw.stop_reason)
+        # The model's languages may have come with it.
+        reason = self._untrained(document, settings)
+        if reason is not None:
+            return Answer("", offset, offset, reason)
+        language = language_of(document.language_id, document.uri)
+        kept = offered(raw, text, offset, language)
         return Answer(kept.text, offset, offset, kept.reason, raw.stop_reason == "time")
 
-
-def stop_strings(document: Document, offset: int) -> tuple[str, ...]:
-    """Return what ends a completion before the model does.
-
-    Before other text it fills in the line. Inside an indented block it may have several lines, but
-    two blank ones mean that the block is left: what a model writes from there on is something else.
-    """
-    if document.rest_of_line(offset).strip():
-        return ("\n", "\r")
-    line = document.line(document.position(offset).line)
-    return ("\n\n\n", "\r\n\r\n\r\n") if line[:1].isspace() else ()
+    def _untrained(self, document: Document, settings: Settings) -> str | None:
+        return untrained(
+            document.language_id, document.uri, self._model_languages(), settings.languages
+        )
 
 
 def _reason_not_to_ask(
@@ -217,8 +227,7 @@ def _reason_not_to_ask(
         return "the selected menu entry does not replace text of this line that ends at the cursor"
     if invoked:
         return None
-    around = document.text[max(0, offset - 1) : offset + 1]
-    if len(around) == 2 and all(char.isalnum() or char == "_" for char in around):
+    if is_inside_word(document.text, offset):
         return "the cursor is inside a word"
     if len(document.text) < 1000 and not document.text.strip():
         return "the document is empty"

@@ -81,6 +81,11 @@ class EngineClient:
         """Where the host is."""
         return self._connection.address
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """What the loaded model was trained on, as LSP identifiers; empty if it does not say."""
+        return self._connection.languages
+
     def start(self, settings: Settings, *, on_change: OnChange, text_of: TextOf) -> None:
         """Connect in the background, and stay connected.
 

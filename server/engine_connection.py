@@ -41,6 +41,8 @@ class EngineConnection:
     Attributes:
         settings: what the engine is told.
         link: to the host; None while there is none.
+        languages: what the loaded model was trained on, as LSP identifiers; empty if it does not
+            say.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class EngineConnection:
         self.address = address or default_address()
         self.settings = Settings()
         self.link: Link | None = None
+        self.languages: tuple[str, ...] = ()
         self._command = command
         self._on_loading = on_loading
         self._on_death = on_death
@@ -196,6 +199,7 @@ class EngineConnection:
 
     def _load_and_open(self, link: Link) -> None:
         self._load_error = None
+        self.languages = ()
         self._set_state(LOADING, f"loading model {self.settings.model}")
 
         def on_progress(_: str, fields: dict[str, Any]) -> None:
@@ -214,6 +218,7 @@ class EngineConnection:
             self._load_error = error
             self._set_state(FAILED, str(error))
         else:
+            self.languages = tuple(load.result()["languages"])
             self._set_state(READY, "ready", 100)
 
     def _set_state(self, state: str, what: str, percent: int = 0) -> None:

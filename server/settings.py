@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -49,6 +49,16 @@ def _number(low: float, high: float) -> Check:
 def _choice(*values: str | None) -> Check:
     words = ", ".join("null" if value is None else f'"{value}"' for value in values)
     return Check(f"one of {words}", lambda value: isinstance(value, str | None) and value in values)
+
+
+def _languages() -> Check:
+    return Check(
+        'a list of language identifiers such as ["python"]',
+        lambda value: (
+            isinstance(value, list | tuple)
+            and all(isinstance(item, str) and item.strip() != "" for item in value)
+        ),
+    )
 
 
 def _flag() -> Check:
@@ -119,6 +129,11 @@ class Settings:
     # When the language server asks. Most people leave 100 to 200 ms between two keys: a request
     # started 75 ms after one is cancelled by the next key at worst, and the cache is hot by then.
     enabled: bool = _setting(True, _flag(), "suggest at all")
+    languages: Sequence[str] = _setting(
+        (),
+        _languages(),
+        "suggest only in these languages (LSP identifiers); [] is what the model was trained on",
+    )
     debounce_ms: float = _setting(
         75.0, _number(0, 10_000), "pause in typing before an automatic completion is computed"
     )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
+from types import SimpleNamespace
 
 from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
 from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
@@ -124,6 +125,7 @@ class FakeEngine:
                 if progress:
                     progress(f"loading {model}", percent)
             self.loaded.append(model)
+        return SimpleNamespace(languages=("python",) if model == "python only" else ())
 
     def open(
         self,

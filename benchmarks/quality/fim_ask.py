@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from quality.lsp_client import LspClient
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.session import Session
-from keyturn.engine.wire.config import CompletionParams
-from keyturn.server.completions import stop_strings
-from keyturn.server.documents import UTF32, Document, Limits
+from keyturn.engine.syntax.languages import language_of
+from keyturn.engine.wire.config import Completion, CompletionParams
 from keyturn.server.settings import Settings
-from keyturn.server.trim import trim
+from keyturn.server.suggestion import asked, offered
 
 KEYTURN = str(Path(sys.executable).parent / "keyturn")
 MAX_TOKENS, MAX_TOKENS_OF_LINE = 96, 72
@@ -107,26 +106,28 @@ def _ask(engine: Engine, task: Task, model: str, layout: str | None) -> Answer:
         completion = session.complete(cursor, params, _go_on)
         shown = raw = completion.text
     else:
-        limits = Limits(Settings().max_document_bytes, Settings().max_line_chars)
-        stops = stop_strings(Document("task", 0, text, UTF32, limits), cursor)
+        params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, (), 0.0)
+        stops = asked(text, cursor, params).stop
         # One that does not know where a middle ends would fill the budget every time.
-        asked = () if session.model.template else stops
-        params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, asked, 0.0)
+        params = params if session.model.template else replace(params, stop=stops)
         completion = session.complete(cursor, params, _go_on)
         raw = completion.text
-        shown = as_shown(raw, completion.stop_reason, text, cursor, stops)
+        shown = as_shown(completion, text, cursor, stops, language_of("", task.path))
     answer = Answer(shown, raw, completion.total_ms)
     answer.num_prompt_tokens = completion.num_prompt_tokens
     _score(session, task.middle, answer)
     return answer
 
 
-def as_shown(raw: str, reason: str, text: str, cursor: int, stops: tuple[str, ...]) -> str:
+def as_shown(
+    completion: Completion, text: str, cursor: int, stops: tuple[str, ...], language: str
+) -> str:
     """Return what the server would insert at the cursor, had it given these stop strings."""
-    found = [at for at in map(raw.find, stops) if at >= 0]
+    found = [at for at in map(completion.text.find, stops) if at >= 0]
     if found:
-        raw, reason = raw[: min(found)], "stop"
-    return trim(raw, text, cursor, cursor, reason).text
+        cut = completion.text[: min(found)]
+        completion = replace(completion, text=cut, stop_reason="stop")
+    return offered(completion, text, cursor, language).text
 
 
 def _score(session: Session, middle: str, answer: Answer) -> None:

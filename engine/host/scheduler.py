@@ -311,8 +311,8 @@ class Scheduler:
             def progress(what: str, percent: int) -> None:
                 job.on_event("progress", what=what, percent=percent)
 
-            self._need_engine().load(model, progress)
-            return {"model": model}
+            loaded = self._need_engine().load(model, progress)
+            return {"model": model, "languages": list(loaded.languages)}
 
         self._answer(job, load)
 

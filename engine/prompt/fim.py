@@ -34,6 +34,7 @@ class FimTemplate:
         bos_first: whether the sequence starts with the tokenizer's beginning-of-text token.
         window_tokens: longest prompt the model was trained on; 0 if not known.
         chars_per_token: characters of code a token stands for.
+        languages: what the model was trained on, as LSP identifiers; empty if it does not say.
     """
 
     family: str
@@ -47,6 +48,7 @@ class FimTemplate:
     bos_first: bool
     window_tokens: int
     chars_per_token: float
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +246,7 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
             bos_first=bool(fields["bos_first"]),
             window_tokens=int(fields["window_tokens"]),
             chars_per_token=float(fields["chars_per_token"]),
+            languages=tuple(map(str, fields.get("languages", ()))),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from keyturn.engine.wire.config import Completion
+
 ROOT = Path(__file__).parent.parent.parent
 # The scripts import each other by name, as they do when one of them is run.
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -195,8 +197,12 @@ def test_holes_are_the_same_for_a_seed() -> None:
 
 
 def test_answer_is_cut_where_the_server_would_stop() -> None:
-    assert fim_ask.as_shown("1\n2", "end", "a = ", 4, ("\n",)) == "1"
-    assert fim_ask.as_shown("1)", "end", "a = (\n)", 5, ("\n",)) == "1"  # the bracket is there
+    def shown(raw: str, text: str, cursor: int) -> str:
+        completion = Completion(raw, (), 0, 0, 0.0, 0.0, 1, "end")
+        return fim_ask.as_shown(completion, text, cursor, ("\n",), "python")
+
+    assert shown("1\n2", "a = ", 4) == "1"
+    assert shown("1)", "a = (\n)", 5) == "1"  # the bracket is there
 
 
 def answers() -> list[tuple[object, object]]:

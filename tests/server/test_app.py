@@ -67,6 +67,8 @@ class FakeEngine:
             raise self.error
         return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end")
 
+    languages: tuple[str, ...] = ()
+
     def status(self):
         return {"state": "ready", "reason": None}
 

@@ -1,0 +1,82 @@
+"""The part of a text around a place that is parsed, so that the cost does not grow with the text.
+
+It begins and ends at lines that stand as far left as there are any near by: whole statements. Line
+ends become line feeds; places go back and forth.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from typing import NamedTuple
+
+# On either side of the place: at least so many characters, and at most.
+_LEAST, _MOST = 4_000, 12_000
+# The beginning of a line that nothing above may need: no closer, no `else`.
+_LINE = re.compile(
+    r"(?:(?<=\n)|(?<=\r)(?!\n))([ \t]*)"
+    r"(?![ \t\r\n#)\]}]|(?:else|elif|except|finally|catch|case)\b)"
+)
+# What hardly begins a line of a docstring or a template.
+_STATEMENT = re.compile(
+    r"(?:async |export |default |public |private |static |abstract )*"
+    r"(?:def|class|function\*?|const|let|var|interface|enum|type|import|from) ?[\w{*]|@\w"
+)
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+class Region(NamedTuple):
+    """A part of a text.
+
+    Attributes:
+        text: with a line feed for every line end.
+        start: where it begins in the whole text.
+        wide: where in `text` a line feed stands for two characters.
+        is_whole: whether it is the whole text.
+    """
+
+    text: str
+    start: int
+    wide: list[int]
+    is_whole: bool
+
+    def outside(self, offset: int) -> int:
+        """Return the place in the whole text of a place in the region."""
+        return self.start + offset + bisect_left(self.wide, offset)
+
+
+def unified(text: str) -> str:
+    """Return `text` with a line feed for every line end."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def around(text: str, start: int, end: int) -> tuple[Region, int, int]:
+    """Return the region around `text[start:end]`, and where that lies in it.
+
+    Args:
+        text: the whole text.
+        start: code points.
+        end: code points; not much behind `start`.
+    """
+    first, last = max(0, start - _MOST), min(len(text), end + _MOST)
+    if first > 0:
+        found = list(_LINE.finditer(text, first + 1, start - _LEAST))
+        # The one furthest left, sure to be a statement if there is such, and the nearest of those.
+        first = min(reversed(found), key=_rank).start() if found else first
+    if last < len(text):
+        found = list(_LINE.finditer(text, end + _LEAST, last))
+        last = min(found, key=_rank).start() if found else last
+    before, inside = unified(text[first:start]), unified(text[start:end])
+    raw = text[first:last]
+    wide = []
+    if "\r\n" in raw:
+        ends = _LINE_END.finditer(raw)
+        pairs = (match.start() for match in ends if len(match.group()) == 2)
+        wide = [at - number for number, at in enumerate(pairs)]
+    region = Region(before + inside + unified(text[end:last]), first, wide, len(raw) == len(text))
+    return region, len(before), len(before) + len(inside)
+
+
+def _rank(match: re.Match[str]) -> tuple[int, bool]:
+    is_statement = _STATEMENT.match(match.string, match.end()) is not None
+    return len(match.group(1).expandtabs(8)), not is_statement

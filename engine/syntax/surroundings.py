@@ -1,0 +1,272 @@
+"""A place in a document as its grammar sees it: what may be written there, where its block ends."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tree_sitter
+
+from . import python
+from .languages import has_grammar, parser_of
+from .region import Region, around, unified
+
+_STRINGS = {"string", "template_string", "string_fragment", "concatenated_string", "regex"}
+_COMMENTS = {"comment", "html_comment", "hash_bang_line"}
+# Code again, inside of a string.
+_INTERPOLATIONS = {"interpolation", "template_substitution"}
+_BLOCKS = {
+    "block", "statement_block", "class_body", "switch_body", "object", "object_type",
+    "interface_body", "enum_body", "module", "program",
+}  # fmt: skip
+_DEFINITIONS = {
+    "function_definition", "class_definition", "function_declaration", "class_declaration",
+    "generator_function_declaration", "method_definition", "function_expression",
+    "arrow_function", "interface_declaration", "enum_declaration", "abstract_class_declaration",
+}  # fmt: skip
+
+
+class Span(NamedTuple):
+    """A half-open part of the document, in code points."""
+
+    start: int
+    end: int
+
+
+class Surroundings:
+    """The parsed neighbourhood of `text[start:end]`, which something is to replace.
+
+    A region of at most some 24,000 characters is parsed, a few milliseconds' work; of a longer text
+    nothing beyond it is known. Made by `look`.
+
+    Attributes:
+        language: an LSP identifier.
+        num_errors: places that the grammar cannot read, and tokens that it misses.
+    """
+
+    def __init__(self, text: str, start: int, end: int, language: str) -> None:
+        """Parse; see `look`."""
+        self.language = language
+        self._region: Region
+        self._region, self._start, self._end = around(text, start, end)
+        self._parser = parser_of(language)
+        source = self._region.text
+        self._tree = self._parser.parse(_encoded(source))
+        self._above = ""
+        if language == "python" and not self._region.is_whole:
+            self._above = python.enclosing(source, unified(text[: self._region.start]))
+        self.num_errors = self._num_errors_of(source, self._tree)
+        self._least: int | None = None
+
+    def accepts(self, new: str, *, may_open: bool = False) -> bool:
+        """Whether `new` may be written at the place: what could be read before still can.
+
+        The errors may not become more than the text has as it is or, if that is less, with some
+        word at the place. Of Python its own parser is asked.
+
+        Args:
+            new: with line feeds.
+            may_open: where the text has errors as it is, `new` may end by opening a block or a
+                bracket, for it is being written.
+        """
+        may_open = may_open and self.num_errors > 0 and not self._rest_of_line().strip()
+        least = self._least_errors()
+        if self.language == "python" and least == 0:
+            return self.parses_with(new) or (may_open and self._is_open_block(new))
+        is_open = may_open and new.rstrip()[-1:] in ("{", "(", "[", ":")
+        return self._num_errors_with(new) <= (self.num_errors if is_open else least)
+
+    def parses_with(self, new: str) -> bool:
+        """Whether the neighbourhood has no error at all with `new` at the place."""
+        if self.language == "python":
+            return python.parses(self._with(new), self._above)
+        return self._num_errors_with(new) == 0
+
+    @property
+    def kind(self) -> str:
+        """What the place lies in: "string", "comment" or "code"."""
+        source = self._region.text
+        # A string or a comment that the text ends with has no byte at the place itself.
+        at = len(_encoded(source[: self._start]))
+        node = self._tree.root_node.descendant_for_byte_range(max(0, at - 1), at)
+        while node is not None:
+            if node.type in _INTERPOLATIONS and node.start_byte < at < node.end_byte:
+                return "code"
+            if node.type in _COMMENTS and node.start_byte < at:
+                is_line = not source.startswith("/*", self._char(node.start_byte))
+                if at < node.end_byte or (is_line and at == node.end_byte):
+                    return "comment"
+            if node.type in _STRINGS and node.start_byte < at < node.end_byte:
+                return "string"
+            node = node.parent
+        return "code"
+
+    @property
+    def block_end(self) -> int | None:
+        """Where the innermost block around the place ends, its closer not included.
+
+        In Python that is the start of the first line behind the place that is indented less; at
+        the top of a file it is the end of the text. None when that lies beyond what was parsed.
+        """
+        if self.language == "python":
+            return self._python_block_end()
+        at = len(_encoded(self._region.text[: self._start]))
+        node = self._tree.root_node.descendant_for_byte_range(at, at)
+        while node is not None and not (
+            node.type in _BLOCKS and (node.parent is None or node.start_byte < at < node.end_byte)
+        ):
+            node = node.parent
+        if node is None or node.parent is None:
+            return self._region.outside(len(self._region.text)) if self._region.is_whole else None
+        return self._region.outside(self._char(node.end_byte) - 1)
+
+    def headers(self) -> list[Span]:
+        """Return the headers of the definitions around the place, outermost first.
+
+        Each ends before the body, or with its colon or brace.
+        """
+        at = len(_encoded(self._region.text[: self._start]))
+        node = self._tree.root_node.descendant_for_byte_range(at, at)
+        found = []
+        while node is not None:
+            body = node.child_by_field_name("body")
+            if node.type in _DEFINITIONS and body is not None and body.start_byte <= at:
+                first, last = self._char(node.start_byte), self._char(body.start_byte)
+                last += self._region.text.startswith("{", last)
+                last = first + len(self._region.text[first:last].rstrip())
+                found.append(Span(self._region.outside(first), self._region.outside(last)))
+            node = node.parent
+        return found[::-1]
+
+    def _with(self, new: str) -> str:
+        source = self._region.text
+        return source[: self._start] + new + source[self._end :]
+
+    def _char(self, byte: int) -> int:
+        return len(_encoded(self._region.text)[:byte].decode("utf-8", "replace"))
+
+    def _num_errors_of(self, source: str, tree: tree_sitter.Tree | None = None) -> int:
+        """Return the grammar's errors; Python that its own parser reads has none, other some."""
+        if self.language == "python" and python.parses(source, self._above):
+            return 0
+        count = _num_errors(tree or self._parser.parse(_encoded(source)))
+        return max(count, 1) if self.language == "python" else count
+
+    def _num_errors_with(self, new: str) -> int:
+        """Parse again what `new` changes."""
+        source = self._region.text
+        start, old = (_encoded(source[: self._start]), _encoded(source[self._start : self._end]))
+        written = _encoded(new)
+        tree = self._tree.copy()
+        tree.edit(
+            len(start),
+            len(start) + len(old),
+            len(start) + len(written),
+            _point(start),
+            _point(start + old),
+            _point(start + written),
+        )
+        return _num_errors(self._parser.parse(_encoded(self._with(new)), tree))
+
+    def _least_errors(self) -> int:
+        """Return the errors of the text as it is or, if that is less, with a word at the place."""
+        if self._least is None:
+            self._least = self.num_errors
+            if self.num_errors:
+                self._least = min(self.num_errors, self._num_errors_of(self._with("_")))
+        return self._least
+
+    def _is_open_block(self, new: str) -> bool:
+        """Whether `new` ends with a header, and parses with a body below it."""
+        line = (self._region.text[: self._start] + new).rsplit("\n", 1)[-1]
+        indent = line[: len(line) - len(line.lstrip())]
+        return line.rstrip().endswith(":") and self.parses_with(f"{new}\n{indent} pass")
+
+    def _rest_of_line(self) -> str:
+        return _line(self._region.text, self._end)
+
+    def _python_block_end(self) -> int | None:
+        source = self._region.text
+        line_start = source.rfind("\n", 0, self._start) + 1
+        line = _line(source, line_start)
+        before = source[line_start : self._start]
+        indent = _width(line if line.strip() else before)
+        inside = self._lines_inside_strings()
+        at = source.find("\n", self._end) + 1
+        while at > 0:
+            line = _line(source, at)
+            if line.strip() and at not in inside and _width(line) < indent:
+                return self._region.outside(at)
+            at = source.find("\n", at) + 1
+        return self._region.outside(len(source)) if self._region.is_whole else None
+
+    def _lines_inside_strings(self) -> set[int]:
+        """Return where lines begin whose start lies in a string, or in brackets."""
+        data = _encoded(self._region.text)
+        inside: set[int] = set()
+        stack = [self._tree.root_node]
+        while stack:
+            node = stack.pop()
+            if node.start_point[0] == node.end_point[0]:
+                continue
+            if node.type in _STRINGS or data[node.start_byte : node.start_byte + 1] in b"([{":
+                row = data.find(b"\n", node.start_byte) + 1
+                while 0 < row < node.end_byte:
+                    inside.add(len(data[:row].decode("utf-8", "replace")))
+                    row = data.find(b"\n", row) + 1
+            else:
+                stack += node.children
+        return inside
+
+
+def look(text: str, start: int, end: int, language: str | None) -> Surroundings | None:
+    """Parse the neighbourhood of `text[start:end]`; None if the language has no grammar here.
+
+    Args:
+        text: the document, with any line ends.
+        start: code points.
+        end: code points.
+        language: an LSP identifier, see `languages.language_of`.
+    """
+    if language is None or not has_grammar(language):
+        return None
+    return Surroundings(text, start, end, language)
+
+
+def num_errors(text: str, language: str) -> int | None:
+    """Return how many places of a whole text cannot be read; None if there is no grammar for it.
+
+    It takes some 50 to 100 ms for a million characters.
+    """
+    if not has_grammar(language):
+        return None
+    return _num_errors(parser_of(language).parse(_encoded(unified(text))))
+
+
+def _encoded(text: str) -> bytes:
+    """Return UTF-8; half of a surrogate pair becomes one other character."""
+    return text.encode("utf-8", "replace")
+
+
+def _num_errors(tree: tree_sitter.Tree) -> int:
+    """Count the nodes that are errors or stand for a token that is missing."""
+    count = 0
+    stack = [tree.root_node]
+    while stack:
+        node = stack.pop()
+        count += node.is_error or node.is_missing
+        if node.has_error:
+            stack += node.children
+    return count
+
+
+def _point(data: bytes) -> tuple[int, int]:
+    return data.count(b"\n"), len(data) - data.rfind(b"\n") - 1
+
+
+def _line(text: str, at: int) -> str:
+    end = text.find("\n", at)
+    return text[at:] if end < 0 else text[at:end]
+
+
+def _width(line: str) -> int:
+    return len(line.expandtabs(8)) - len(line.expandtabs(8).lstrip())

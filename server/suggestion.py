@@ -1,0 +1,79 @@
+"""One suggestion: what the engine is asked, and what of its answer is offered.
+
+The language server, `keyturn complete` and the benchmarks all ask and trim by these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import regex
+
+from ..engine.syntax.languages import language_of
+from ..engine.wire.config import Completion, CompletionParams
+from .trim import Trimmed, first_line, trim
+
+# Two blank lines mean that a block is left: what a model writes from there on is something else.
+_BLOCK_END = "\n\n\n"
+# Nothing but white space over such a length counts as nothing.
+_MAX_REST = 1000
+# Boundaries are found by a few characters on either side.
+_MAX_WORD = 32
+_WORD_CHARACTER = regex.compile(r"[\w\p{M}]")
+_WORD_BOUNDARY = regex.compile(r"\b", regex.WORD)
+
+
+def asked(text: str, offset: int, params: CompletionParams) -> CompletionParams:
+    """Return `params` with what ends a completion at `offset` before the model does.
+
+    Before other text on its line a completion fills in the line. The engine writes
+    line feeds, whatever the document has.
+    """
+    rest = first_line(text[offset : offset + _MAX_REST])
+    return replace(params, stop=("\n",) if rest.strip() else (_BLOCK_END,))
+
+
+def offered(completion: Completion, text: str, offset: int, language: str | None) -> Trimmed:
+    """Return what of a completion is worth offering at `offset`; if nothing, why.
+
+    Args:
+        completion: the engine's answer to what `asked` returned.
+        text: the document that it was asked for.
+        offset: the cursor, in code points.
+        language: an LSP identifier, see `language_of`; what does not parse in it is not offered.
+    """
+    return trim(completion.text, text, offset, offset, completion.stop_reason, language)
+
+
+def is_inside_word(text: str, offset: int) -> bool:
+    """Whether a word goes on from before `offset` to behind it, by Unicode's word boundaries.
+
+    UAX #29: every ideograph is a word of its own. Punctuation that may join words there, such as
+    the point in `a.b`, separates them in code.
+    """
+    at = min(offset, _MAX_WORD)
+    around = text[offset - at : offset + _MAX_WORD]
+    return (
+        0 < at < len(around)
+        and all(_WORD_CHARACTER.match(char) for char in around[at - 1 : at + 1])
+        and _WORD_BOUNDARY.match(around, at) is None
+    )
+
+
+def untrained(
+    language_id: str, path: str, model_languages: Sequence[str], wanted: Sequence[str]
+) -> str | None:
+    """Return why nothing is suggested in a document of this language, None if something is.
+
+    Args:
+        language_id: what the client calls the language; "" if it does not say.
+        path: the document's name, which tells the language otherwise.
+        model_languages: what the model was trained on; empty if it does not say.
+        wanted: the user's own list, which is used instead if it is not empty.
+    """
+    languages = [name.lower() for name in wanted or model_languages]
+    language = language_of(language_id, path)
+    if not languages or language in (language_of(name, "") for name in languages):
+        return None
+    return f"the model was not trained on {language}; setting languages allows it"

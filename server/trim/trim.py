@@ -1,0 +1,139 @@
+"""The rules in their order, and the syntax check at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ...engine.syntax.region import unified
+from ...engine.syntax.surroundings import Surroundings, look
+from .brackets import drop_taken_closers, leaves_open
+from .comment import drop_after_comment
+from .cut_off import CUT_OFF, TIME, drop_comments_at_end, drop_partial_line
+from .lines import Sides, sides
+from .repeats import drop_lines_below, drop_loop, drop_repeats_within, repeats_above
+from .rest_of_line import before_closer, before_rest, drop_rest_of_line, overlap
+from .spacing import drop_doubled_space
+
+# Each is a parse of the neighbourhood.
+_MAX_TRIES = 8
+
+
+class Trimmed(NamedTuple):
+    """What is left of a completion, and if that is nothing, why."""
+
+    text: str
+    reason: str | None
+
+
+def trim(
+    raw: str, text: str, start: int, end: int, stop_reason: str, language: str | None = None
+) -> Trimmed:
+    """Cut `raw`, which is to replace `text[start:end]`.
+
+    Args:
+        raw: what the model wrote at `start`.
+        text: the document.
+        start: where `raw` is inserted, in code points; usually the cursor.
+        end: where the text after it begins; usually the cursor too.
+        stop_reason: why the model stopped: "end", "stop", "length" or "time". Where text stands
+            behind the cursor on its line, "stop" means that it wrote a newline there.
+        language: an LSP identifier. What does not parse in it is not offered; None tells nothing.
+
+    Returns:
+        The text to insert, with the line ends around it; when it is empty, with the reason in
+        words.
+    """
+    around = sides(text, start, end)
+    syntax = look(text, start, end, language)
+    is_cut_off = stop_reason in CUT_OFF
+    raw = unified(raw)
+    if not raw.strip():
+        return Trimmed("", "the model proposed nothing")
+    is_inside_line = bool(around.rest.strip())
+    kept = drop_loop(raw, around.prefix, is_cut_off)
+    if not kept.strip() or (kept != raw and is_inside_line and stop_reason != "end"):
+        return Trimmed("", "the completion repeated itself")
+    if kept != raw:
+        stop_reason = "end"  # whole again
+    if is_inside_line and stop_reason != "end":
+        filled = _filled(kept, around)
+        if filled is None:
+            return Trimmed("", "the model went on to another line than the text after the cursor")
+        kept = filled
+    else:
+        kept, reason = _whole_lines(kept, around, stop_reason)
+        if reason is not None:
+            return Trimmed("", reason)
+        kept = drop_rest_of_line(kept, around)
+        kept = drop_taken_closers(kept, around.prefix, around.suffix)
+    kept = drop_doubled_space(kept, around)
+    if not is_inside_line:
+        kept = kept.rstrip()
+    if not kept.strip():
+        return Trimmed("", "the text after the cursor already has what the model proposed")
+    if syntax is not None and syntax.kind == "comment":
+        kept = drop_after_comment(kept, around)
+    right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
+    if right is None:
+        return Trimmed("", f"what the model proposed is no {language or 'code'} at this place")
+    return Trimmed(right.replace("\n", around.line_end), None)
+
+
+def _filled(kept: str, around: Sides) -> str | None:
+    """Return what fills the place before the rest of the line, of a text that has a line end there.
+
+    None where it does not run into that rest: then it belongs to a line of its own.
+    """
+    filled = before_rest(kept, around)
+    return before_closer(kept, around) if filled is None else filled
+
+
+def _whole_lines(kept: str, around: Sides, stop_reason: str) -> tuple[str, str | None]:
+    """Return the lines that are new and whole, or the reason why there are none."""
+    lines = kept.split("\n")
+    if stop_reason in CUT_OFF:
+        lines = drop_partial_line(lines, stop_reason)
+        if not lines:
+            assert stop_reason == TIME
+            return "", "the time budget ended before a line was finished"
+    lines = drop_repeats_within(lines)
+    if repeats_above(lines, around):
+        return "", "the completion repeated the lines above"
+    lines = drop_lines_below(lines, around)
+    if not lines:
+        return "", "the completion repeated the lines below"
+    return "\n".join(lines), None
+
+
+def _readable(
+    kept: str, around: Sides, syntax: Surroundings | None, is_cut_off: bool
+) -> str | None:
+    """Return the most of `kept` that the document's language can read at the place, if any."""
+    for candidate in _candidates(kept, around):
+        if is_cut_off:
+            candidate = drop_comments_at_end(candidate)
+        if is_cut_off and leaves_open(candidate) and not (syntax and syntax.parses_with(candidate)):
+            continue
+        if syntax is None or syntax.accepts(candidate, may_open=not is_cut_off):
+            return candidate
+    return None
+
+
+def _candidates(kept: str, around: Sides) -> Iterator[str]:
+    """Yield what may be offered, the most first."""
+    yield kept
+    if around.rest.strip():
+        cut = overlap(kept, around)
+        if cut is not None and cut.strip():
+            yield drop_doubled_space(cut, around)
+        return
+    lines = kept.split("\n")
+    num_lines = len(lines)
+    for tried in range(_MAX_TRIES):
+        num_lines = num_lines - 1 if tried < _MAX_TRIES // 2 else num_lines // 2
+        if num_lines < 1:
+            return
+        shorter = "\n".join(lines[:num_lines]).rstrip()
+        if shorter.strip():
+            yield shorter
