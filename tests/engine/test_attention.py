@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from keyturn.engine.model import attention
 from keyturn.engine.model.attention import attend, attend_on_gpu, causal_bias, look, seen_in_order
 from keyturn.kernels.attention.many_rows_cpu import CausalOrder
+from keyturn.kernels.attention.many_rows_gpu import attend_by_position, position_bias
 
 from ..tolerance import assert_close
 
@@ -105,3 +108,53 @@ def test_on_the_cpu_many_rows_in_order_take_the_causal_path():
     assert sight.bias.order.tolist() == slots_of(positions, *range(40)).tolist()
     slots, positions = PASSES["rows backwards"]
     assert isinstance(look(slots, positions, torch.bfloat16, CPU).bias, torch.Tensor)
+
+
+class KeyStrides(TorchFunctionMode):
+    """Notes how far apart torch's fused attention finds the keys of two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.between_heads = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is functional.scaled_dot_product_attention:
+            self.between_heads.append(args[1].stride(1))
+        return func(*args, **(kwargs or {}))
+
+
+def in_the_middle(rows, num_slots, heads, dtype, device):
+    """Return queries, keys, values and mask of rows that slots at later positions follow."""
+    random = torch.Generator().manual_seed(rows)
+    queries = torch.randn(rows, heads[0], 64, generator=random).to(device, dtype)
+    both = torch.randn(2, heads[1], num_slots + 99, 64, generator=random).to(device, dtype)
+    keys, values = both[:, :, :num_slots]
+    positions = torch.randperm(num_slots, generator=random).to(device)
+    row_positions = positions[num_slots - rows :].sort().values
+    return queries, keys, values, position_bias(row_positions, positions, dtype)
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (6, 2), (3, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 32, 33, 64, 65, 97, 129])
+def test_a_row_alone_in_its_block_of_the_masked_kernel_has_keys_of_its_own(rows, heads):
+    # Torch's kernel would take it for one query over one key head, under the first row's mask.
+    queries, keys, values, bias = in_the_middle(rows, 137, heads, torch.float32, CPU)
+    with KeyStrides() as seen:
+        found = attend_by_position(queries, keys, values, bias)
+    assert rows % 32 != 1 or 0 not in seen.between_heads
+    assert_close(found, attend(queries, keys, values, bias, None), torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [(9, 3), (6, 2), (8, 1), (4, 4)], ids=str)
+def test_masked_attention_on_a_gpu_is_that_of_float64(heads, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for num_slots in (97, 811, 816):
+        for rows in (1, 2, 31, 32, 33, 63, 64, 65, 66, 96, 97):
+            case = in_the_middle(rows, num_slots, heads, dtype, torch.device("cuda"))
+            expected = attend(*(part.double() for part in case), None)
+            found = attend_by_position(*case)
+            for row in range(rows):
+                assert_close(found[row], expected[row], dtype)
