@@ -11,6 +11,7 @@ from torch import Tensor
 from ...kernels import dispatch
 from ...kernels.cpu.step import CpuStep, StepLayer
 from ...kernels.weights.linear import Matrix
+from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS
 from .config import ModelConfig
@@ -50,7 +51,8 @@ class Decoder:
             plane_bits: 2 to 8: round the layers' projections to so many bit planes; None: as given.
 
         Raises:
-            ModelLoadError: a layer is of a kind that no pass computes.
+            ModelLoadError: a layer is of a kind that no pass computes, or bit planes do not hold
+                its matrices.
         """
         refuse_unsupported(config, config.family)
         self.config = config
@@ -61,6 +63,8 @@ class Decoder:
         kernels = dispatch.choose(self.device)
         linear = functools.partial(kernels.linear, dtype=self.dtype)
         if plane_bits is not None:
+            assert kernels.bit_linear is not None, "asked for where there are none"
+            _refuse_odd_columns(config, plane_bits)
             linear = functools.partial(kernels.bit_linear, dtype=self.dtype, bits=plane_bits)
         embedding = tensors.pop(names.EMBEDDING)
         head = tensors.pop(names.HEAD, embedding)
@@ -177,3 +181,12 @@ class Decoder:
         self.last_logits(cache, slots[-1:], lambda: None)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _refuse_odd_columns(config: ModelConfig, plane_bits: int) -> None:
+    widths = (config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+    if any(width % 32 for width in widths):
+        raise ModelLoadError(
+            f"this model's matrices have {', '.join(map(str, widths))} columns, and b{plane_bits} "
+            "takes multiples of 32; leave quant out"
+        )
