@@ -115,7 +115,7 @@ def _measure(bench: Bench, args: Any, model: str, precision: str) -> dict[str, A
     start = time.perf_counter()
     decoder = decode_model.random_decoder(decode_model.SHAPES[model], precision, bench.device)
     cache = decode_model.full_cache(decoder, args.context)
-    graph = DecodeGraph(decoder, cache, dispatch.choose(bench.device))
+    graph = DecodeGraph(decoder.stack, cache, dispatch.choose(bench.device))
     slot = args.context - 1
     graph.step(slot)
     print(f"{model} {precision}: ready in {time.perf_counter() - start:.1f} s", flush=True)
@@ -231,15 +231,15 @@ def _parts(bench: Bench, decoder: Decoder, cache: KVCache) -> dict[str, float]:
 
     def over_layers(call: Callable[[Any, int], object]) -> Callable[[], None]:
         def run() -> None:
-            for number, layer in enumerate(decoder.layers):
+            for number, layer in enumerate(decoder.stack.layers):
                 call(layer, number)
 
         return run
 
     runs = {name: captured(over_layers(call), device) for name, call in calls.items()}
     found = _times_us(bench, runs, config.num_layers)
-    head: Any = decoder.head
-    fusion = Fusion(decoder.norm, eps)
+    head: Any = decoder.stack.head
+    fusion = Fusion(decoder.stack.norm, eps)
 
     def last() -> None:
         kernels.fused_linear(hidden, head.weight, head.bias, fusion, out_dtype=torch.float32)

@@ -15,7 +15,7 @@ from .model.config import ModelConfig
 from .model.decoder import Decoder
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .session import Model, Session
-from .wire.config import EngineConfig
+from .wire.config import QUANTS, EngineConfig
 from .wire.errors import BadRequest, OutOfMemory
 
 # Rows beyond the window: what may be generated or scored there, and a layout's special tokens.
@@ -43,12 +43,13 @@ class Engine:
         """Choose device and precision; no model is loaded yet.
 
         Raises:
-            BadRequest: the device or dtype does not exist here.
+            BadRequest: the device or dtype does not exist here, or `quant` not on this device.
         """
         self.config = config
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self._kernels = dispatch.choose(self.device)
+        self._plane_bits = self._planes(config.quant)
         self._chunk_tokens = config.chunk_tokens
         if self.device.type == "cuda":
             self._chunk_tokens = max(config.chunk_tokens, _GPU_CHUNK_TOKENS)
@@ -72,7 +73,7 @@ class Engine:
                 files = load_model(resolve(model), self.dtype, progress)
                 tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
                 files.tensors.clear()
-                decoder = Decoder(files.config, tensors)
+                decoder = Decoder(files.config, tensors, self._plane_bits)
             except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
                 # The CPU allocator says so in a plain RuntimeError.
                 if type(error) is RuntimeError and "memory" not in str(error):
@@ -100,6 +101,23 @@ class Engine:
                     progress("compiling kernels", 100)
                 decoder.warm_up(max_prompt + spare)
         return self._models[model]
+
+    def _planes(self, quant: str | None) -> int | None:
+        """Return how many bit planes the layers' matrices are rounded to; None: not at all."""
+        if quant is None or quant == "none":
+            return None
+        if quant not in QUANTS:
+            raise BadRequest(
+                f"quant '{quant}' is not known; use none or one of {', '.join(QUANTS)}"
+            )
+        if self.device.type != "cuda" or self._kernels.bit_linear is None:
+            raise BadRequest(
+                f"quant '{quant}' needs an NVIDIA GPU with Triton, and this is {self.device} "
+                f"({self._kernels.why}); leave quant out, or choose a GPU as the device"
+            )
+        if self.dtype == torch.float32:
+            raise BadRequest(f"quant '{quant}' needs dtype bfloat16; use dtype auto or bfloat16")
+        return int(quant[1:])
 
     def _most_rows(self, config: ModelConfig) -> int:
         """Return the rows of one document that the model's context and the byte budget allow."""

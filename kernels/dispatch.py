@@ -46,6 +46,8 @@ class Kernels:
         attend_slots: attention of a few rows to slots in any order.
         whole_step: makes a `cpu_step.CpuStep`, which runs all layers over a few rows in one call;
             None where there is none.
+        bit_linear: makes a projection of bit planes, of what `linear` takes and the number of
+            planes; None where no kernel multiplies those.
     """
 
     backend: str
@@ -60,6 +62,7 @@ class Kernels:
     fused_linear: Callable[..., Tensor]
     attend_slots: Callable[..., Tensor]
     whole_step: Callable[..., cpu_step.CpuStep] | None = None
+    bit_linear: Callable[..., Linear] | None = None
 
 
 def choose(device: torch.device) -> Kernels:
@@ -147,6 +150,7 @@ def _triton(why: str) -> Kernels:
         silu_mul=step.silu_mul,
         fused_linear=step.fused_linear,
         attend_slots=slot_attention.attend_slots,
+        bit_linear=quant_linear.make_bit_linear,
     )
 
 

@@ -99,6 +99,7 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         "place", metavar="FILE:LINE:COL", help="1-based line, 0-based column in characters"
     )
     _add_model_flags(complete)
+    _add_quant_flag(complete)
     _add_download_flag(complete)
     complete.add_argument("--json", action="store_true", help="the completion and its figures")
     complete.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
@@ -126,6 +127,7 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
     )
     replay.add_argument("trace", metavar="TRACE.jsonl")
     _add_model_flags(replay)
+    _add_quant_flag(replay)
     replay.add_argument(
         "--policy", default=None, help="how an edit is served: full, prefix, turn (default), heal"
     )
@@ -180,6 +182,7 @@ def _add_engine(commands: argparse._SubParsersAction) -> None:
     engine.add_argument(
         "--idle-s", type=float, metavar="S", help="end this long after the last client has gone"
     )
+    _add_quant_flag(engine)
 
 
 def _add_download_flag(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +190,14 @@ def _add_download_flag(parser: argparse.ArgumentParser) -> None:
         "--download",
         action="store_true",
         help="fetch a Hugging Face id into the local cache first; nothing else ever does",
+    )
+
+
+def _add_quant_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quant",
+        metavar="Q",
+        help="b2 to b8: round the model's matrices to so many bit planes; needs a GPU",
     )
 
 

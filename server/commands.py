@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -15,12 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.files.catalog import resolve
-from ..engine.wire.config import POLICIES, Completion, CompletionParams
+from ..engine.wire.config import POLICIES, Completion, CompletionParams, EngineConfig
 from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
 from .documents import UTF32, Document, Limits, Position
 from .settings import COMMAND_LINE, Settings, with_values
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Flags that are called as the settings they set.
+_GIVEN_AS_CALLED = (
+    *("model", "layout", "device", "dtype", "quant"),
+    *("max_tokens", "temperature", "top_p"),
+)
 _REPAIR_FLAGS = ("repair_tokens", "budget_ms")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_TOKEN_CHARS = 16
@@ -122,8 +128,19 @@ def engine(arguments: argparse.Namespace) -> int:
 
     _log_to_stderr(logging.INFO)
     path = Path(arguments.socket) if arguments.socket else None
-    idle_s = with_values(COMMAND_LINE, host_idle_s=arguments.idle_s).host_idle_s
-    return host.main(path, idle_s)
+    settings = with_values(
+        COMMAND_LINE, host_idle_s=arguments.idle_s, quant=getattr(arguments, "quant", None)
+    )
+    if settings.quant in (None, "none"):
+        return host.main(path, settings.host_idle_s)
+    from ..engine.engine import Engine
+
+    Engine(settings.engine_config())  # refuses it now and not when the first client comes
+
+    def make_engine(config: EngineConfig) -> Engine:
+        return Engine(dataclasses.replace(config, quant=config.quant or settings.quant))
+
+    return host.main(path, settings.host_idle_s, make_engine)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -195,10 +212,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {
-        name: getattr(arguments, name, None)
-        for name in ("model", "layout", "device", "dtype", "max_tokens", "temperature", "top_p")
-    }
+    given = {name: getattr(arguments, name, None) for name in _GIVEN_AS_CALLED}
     threads, seed = getattr(arguments, "threads", None), getattr(arguments, "seed", None)
     settings = with_values(COMMAND_LINE, **given, num_threads=threads, seed=seed)
     if getattr(arguments, "download", False):

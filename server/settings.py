@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..engine.wire.config import POLICIES, CompletionParams, EngineConfig
+from ..engine.wire.config import POLICIES, QUANTS, CompletionParams, EngineConfig
 from ..engine.wire.errors import BadRequest
 
 SECTION = "keyturn"
@@ -93,6 +93,11 @@ class Settings:
     dtype: str = _setting(
         "auto", _choice("auto", "float32", "bfloat16"), "number format of weights and cache"
     )
+    quant: str | None = _setting(
+        None,
+        _choice(None, "none", *QUANTS),
+        "bit planes that a GPU rounds the model's matrices to; null leaves them as they are",
+    )
     num_threads: int = _setting(0, _whole(0, 1024), "CPU threads; 0 leaves torch's choice")
     cache_bytes: int = _setting(
         1_000_000_000, _whole(1_000_000, 10**13), "bound on all documents' caches, in bytes"
@@ -165,6 +170,7 @@ class Settings:
             cache_bytes=self.cache_bytes,
             window_tokens=self.window_tokens,
             chunk_tokens=self.chunk_tokens,
+            quant=self.quant,
         )
 
     def completion_params(self, stop: tuple[str, ...] = ()) -> CompletionParams:

@@ -24,10 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from keyturn.engine.files.catalog import EMBEDDED, resolve
-from keyturn.engine.files.gguf_config import gguf_name, read_config, row_order
+from keyturn.engine.files.gguf_config import read_config, row_order
 from keyturn.engine.files.gguf_file import GGUFFile
 from keyturn.engine.files.weights import load_model as load_files
 from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.model.tensors import gguf_name
 from keyturn.kernels.weights.linear import values_of
 
 from .data.layouts import END, FILE_SEP, template

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keyturn.engine.files.weights import expected_shapes
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.tensors import expected_shapes
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
 from keyturn.kernels.weights.packed import QuantWeight
 
@@ -111,9 +111,9 @@ def full_cache(decoder: Decoder, context: int) -> KVCache:
 
 def num_weight_bytes(decoder: Decoder) -> int:
     """Return what a step reads of the weights: projections, head, norms."""
-    total = decoder.norm.nbytes
-    linears: list[Any] = [decoder.head]
-    for layer in decoder.layers:
+    total = decoder.stack.norm.nbytes
+    linears: list[Any] = [decoder.stack.head]
+    for layer in decoder.stack.layers:
         linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
         total += layer.attention_norm.nbytes + layer.mlp_norm.nbytes
     for linear in linears:

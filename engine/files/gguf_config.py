@@ -20,33 +20,8 @@ from .hf_config import check_config
 # Of the architectures that the file format knows, those that are one decoder with other sizes.
 SUPPORTED = ("llama", "qwen2")
 
-_PARTS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_WHOLE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL, _USER_DEFINED = 3, 4  # token types: special, and text that is never split
-
-
-def gguf_name(name: str) -> str:
-    """Return the name in a GGUF file of a tensor with this Hugging Face name."""
-    if name in _WHOLE:
-        return _WHOLE[name]
-    _, _, layer, part = name.split(".", 3)
-    part, kind = part.rsplit(".", 1)
-    return f"blk.{layer}.{_PARTS[part]}.{kind}"
 
 
 def row_order(config: ModelConfig, name: str) -> NDArray[np.int64] | None:
@@ -98,10 +73,14 @@ def read_config(file: GGUFFile) -> ModelConfig:
 
     hidden, heads = value("embedding_length"), value("attention.head_count")
     head_dim = value("attention.key_length", hidden // heads if heads else 0)
-    layers = value("block_count")
+    norm, epsilon = "rms", "attention.layer_norm_rms_epsilon"
+    if f"{family}.{epsilon}" not in file.metadata:
+        if f"{family}.attention.layer_norm_epsilon" in file.metadata:
+            norm, epsilon = "layer", "attention.layer_norm_epsilon"
+    window = value("attention.sliding_window", 0)
     config = ModelConfig(
         family=family,
-        num_layers=layers,
+        num_layers=value("block_count"),
         hidden_size=hidden,
         intermediate_size=value("feed_forward_length"),
         num_heads=heads,
@@ -109,7 +88,7 @@ def read_config(file: GGUFFile) -> ModelConfig:
         head_dim=head_dim,
         vocab_size=embedding.shape[0],
         max_positions=value("context_length"),
-        norm_eps=float(value("attention.layer_norm_rms_epsilon")),
+        norm_eps=float(value(epsilon)),
         rope_theta=float(value("rope.freq_base", 10000.0)),
         rotary_dim=value("rope.dimension_count", head_dim),
         rope_interleaved=False,
@@ -118,6 +97,14 @@ def read_config(file: GGUFFile) -> ModelConfig:
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        norm=norm,
+        norm_bias="blk.0.attn_norm.bias" in file.tensors,
+        activation="silu",  # what these architectures mean; files do not say it
+        is_gated=True,
+        is_parallel=bool(file.metadata.get(f"{family}.use_parallel_residual")),
+        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
+        sliding_windows=(window,) if 0 < window < value("context_length") else (),
+        rope_thetas=(),
     )
     check_config(file.path, config)
     if config.rotary_dim != config.head_dim:

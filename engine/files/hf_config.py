@@ -11,6 +11,11 @@ from ..wire.errors import ModelLoadError
 
 SUPPORTED = ("llama", "mistral", "qwen2")
 
+# How configs spell what a layer of these families as a rule is not.
+_LAYER_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+_PARALLEL = ("parallel_attn", "use_parallel_residual", "parallel_residual")
+_QK_NORM = ("qk_layernorm", "use_qk_norm", "qk_norm")
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
@@ -55,7 +60,7 @@ def read_config(path: Path) -> ModelConfig:
             head_dim=head_dim,
             vocab_size=given["vocab_size"],
             max_positions=given.get("max_position_embeddings", 2048),
-            norm_eps=given.get("rms_norm_eps", 1e-6),
+            norm_eps=_norm_eps(given),
             rope_theta=float(rope.pop("rope_theta")),
             rotary_dim=int(head_dim * rope.pop("partial_rotary_factor")),
             rope_interleaved=False,
@@ -64,6 +69,7 @@ def read_config(path: Path) -> ModelConfig:
             attention_bias=has_bias,
             output_bias=family == "llama" and has_bias,
             mlp_bias=bool(given.get("mlp_bias")),
+            **_block(given),
         )
     except KeyError as missing:
         raise ModelLoadError(f"{path} lacks {missing}; fetch the model again") from None
@@ -106,24 +112,50 @@ def check_config(path: Path, config: ModelConfig) -> None:
 
 
 def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
-    activation = given.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelLoadError(
-            f"{path}: activation {activation!r} is not supported; use a model with silu"
-        )
     if given.get("quantization_config"):
         raise ModelLoadError(
             f"{path}: the weights are quantised for another runtime; use the model's original "
             "weights or a .gguf file"
         )
+
+
+def _norm_eps(given: dict[str, Any]) -> Any:  # noqa: ANN401 - checked with the other values
+    if "rms_norm_eps" in given:
+        return given["rms_norm_eps"]
+    return next((given[name] for name in _LAYER_NORM_EPS if name in given), 1e-6)
+
+
+def _block(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what the config says of a layer, whether any pass computes it or not.
+
+    These families are RMSNorm, silu and a gate, one after another; what their configs, or ones
+    made from theirs, say against it is believed.
+    """
+    is_layer_norm = "rms_norm_eps" not in given and any(name in given for name in _LAYER_NORM_EPS)
+    return {
+        "norm": "layer" if is_layer_norm else "rms",
+        "norm_bias": bool(given.get("norm_bias")),
+        "activation": str(given.get("hidden_act", "silu")),
+        "is_gated": True,
+        "is_parallel": any(given.get(name) for name in _PARALLEL),
+        "qk_norm": any(given.get(name) for name in _QK_NORM),
+        "sliding_windows": _sliding_windows(given),
+        "rope_thetas": (),
+    }
+
+
+def _sliding_windows(given: dict[str, Any]) -> tuple[int | None, ...]:
+    """Return the layers' windows, () if none is shorter than the model's context."""
     window = given.get("sliding_window")
     slides = given["model_type"] == "mistral" or given.get("use_sliding_window")
-    longest = given.get("max_position_embeddings", 2048)
-    if slides and window is not None and window < longest:
-        raise ModelLoadError(
-            f"{path}: sliding-window attention over {window} tokens is not supported; use a model "
-            "with full attention"
-        )
+    kinds = given.get("layer_types")
+    if isinstance(kinds, list):  # transformers 5 says it of every layer
+        slides = "sliding_attention" in kinds
+    if not slides or window is None or window >= given.get("max_position_embeddings", 2048):
+        return ()
+    if not isinstance(kinds, list):
+        return (window,)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _rope(path: Path, given: dict[str, Any]) -> dict[str, Any]:

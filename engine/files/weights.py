@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ...kernels.weights.linear import Matrix
 from ..model.config import ModelConfig
+from ..model.passes import refuse_unsupported
+from ..model.tensors import expected_shapes, gguf_name
 from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import ModelLoadError
@@ -57,41 +59,12 @@ def load_model(path: Path, dtype: torch.dtype, progress: Progress | None = None)
     return _load_gguf(path, dtype, progress)
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor that a model of this shape has."""
-    hidden, width = config.hidden_size, config.num_heads * config.head_dim
-    kv_width, inner = config.num_kv_heads * config.head_dim, config.intermediate_size
-    matrices = {
-        "self_attn.q_proj": (width, hidden, config.attention_bias),
-        "self_attn.k_proj": (kv_width, hidden, config.attention_bias),
-        "self_attn.v_proj": (kv_width, hidden, config.attention_bias),
-        "self_attn.o_proj": (hidden, width, config.output_bias),
-        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
-        "mlp.up_proj": (inner, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, inner, config.mlp_bias),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not config.tied_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    for layer in range(config.num_layers):
-        at = f"model.layers.{layer}."
-        shapes[at + "input_layernorm.weight"] = (hidden,)
-        shapes[at + "post_attention_layernorm.weight"] = (hidden,)
-        for name, (rows, columns, has_bias) in matrices.items():
-            shapes[f"{at}{name}.weight"] = (rows, columns)
-            if has_bias:
-                shapes[f"{at}{name}.bias"] = (rows,)
-    return shapes
-
-
 def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
     file = GGUFFile(path)
     config = gguf_config.read_config(file)
+    refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
-    wanted = _checked_shapes(path, config, found, gguf_config.gguf_name)
+    wanted = _checked_shapes(path, config, found, gguf_name)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -102,7 +75,7 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
     )
 
     def read(name: str) -> Matrix:
-        stored, order = gguf_config.gguf_name(name), gguf_config.row_order(config, name)
+        stored, order = gguf_name(name), gguf_config.row_order(config, name)
         return file.blocks(stored, order) or file.tensor(stored, dtype, order)
 
     return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
@@ -110,6 +83,7 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
 
 def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
     config = hf_config.read_config(path / "config.json")
+    refuse_unsupported(config, path)
     shards = _open_shards(path)
     places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,89 +12,204 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ...kernels.attention import many_rows_gpu as prefill_attention
+from ...kernels.attention import many_rows_gpu
 from ...kernels.attention.many_rows_cpu import CausalOrder, causal_order
 
 # From this many rows on, bf16 matrix products beat the fused CPU kernel (256 rows over 2,048 slots:
 # 2.9 ms against 7.5 ms on AVX512-BF16); below it the fused kernel wins.
 _MATMUL_ROWS = 16
 
+# Up to this many rows a kernel of our own attends on a GPU: it compares positions by itself.
+FEW_ROWS = 64
+
 Ints = NDArray[np.int64]
-# What tells rows which slots they see: what to add to scores, an order, or nothing if they see all.
-Causality = Tensor | CausalOrder | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What the rows of one pass see, found once on the host and used in every layer.
+class Visibility(Protocol):
+    """Which slots the rows of one pass see, found once on the host and used in every layer.
 
     Attributes:
         row_positions: (rows,) int64, on the device.
-        slot_positions: (slots,) int64, on the device.
-        num_ordered: on a GPU, if the rows are the last by position of the slots they see, how many
-            slots those are; else 0.
-        order: (num_ordered,) those slots in order of position; None if they are the first ones and
-            lie in order.
-        bias: where there is no such order: (rows, slots), from `causal_bias`, or on the CPU an
-            order of another kind; None where every row sees every slot.
     """
+
+    @property
+    def row_positions(self) -> Tensor:
+        """Positions of the rows, (rows,) int64, on the device."""
+        ...
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Attend from every row to the slots at its position or before.
+
+        Args:
+            queries: (rows, num_heads, head_dim), rotated.
+            keys: (num_kv_heads, capacity, head_dim), rotated: one layer of a cache.
+            values: like `keys`.
+            weights: None, or (rows, slots in use) float32 that receives the attention weights, mean
+                over heads.
+
+        Returns:
+            (rows, num_heads, head_dim).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Positions:
+    """What is known of the rows and slots whatever kernel attends."""
 
     row_positions: Tensor
     slot_positions: Tensor
-    num_ordered: int
+
+    def by_mask(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """Attend by matrix products under a mask of positions; every device can."""
+        used = len(self.slot_positions)
+        bias = causal_bias(self.row_positions, self.slot_positions, queries.dtype)
+        return attend(queries, keys[:, :used], values[:, :used], bias, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedPositions(_Positions):
+    """Few rows on a GPU: a kernel of our own compares positions by itself."""
+
+    kernel: Callable[..., Tensor]
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Attend as `Visibility` says."""
+        at = (len(self.slot_positions), self.row_positions, self.slot_positions)
+        return self.kernel(queries, keys, values, *at, weights=weights)
+
+
+@dataclass(frozen=True, slots=True)
+class CausalSequence(_Positions):
+    """Rows on a GPU that are the last, by position, of the slots they see: plain causal attention.
+
+    Attributes:
+        num_seen: how many slots those are.
+        order: (num_seen,) those slots in order of position; None if they are the first ones and
+            lie in order.
+    """
+
+    num_seen: int
     order: Tensor | None
-    bias: Causality
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Attend as `Visibility` says; a layer whose weights are wanted under a mask."""
+        if weights is not None:
+            return self.by_mask(queries, keys, values, weights)
+        if self.order is None:
+            keys, values = keys[:, : self.num_seen], values[:, : self.num_seen]
+        return many_rows_gpu.attend_in_order(queries, keys, values, self.order)
 
 
-def look(
+@dataclass(frozen=True, slots=True)
+class MaskedOnGpu(_Positions):
+    """Any other rows on a GPU.
+
+    Attributes:
+        bias: (rows, slots), added to the scores; None where every row sees every slot.
+    """
+
+    bias: Tensor | None
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Attend as `Visibility` says."""
+        used = len(self.slot_positions)
+        keys, values = keys[:, :used], values[:, :used]
+        if weights is not None:
+            return attend(queries, keys, values, self.bias, weights)
+        return many_rows_gpu.attend_by_position(queries, keys, values, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked(_Positions):
+    """Rows on the CPU, few or in no order; attribute as in `MaskedOnGpu`."""
+
+    bias: Tensor | None
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Attend as `Visibility` says."""
+        used = len(self.slot_positions)
+        return attend(queries, keys[:, :used], values[:, :used], self.bias, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class CausalBlocks(_Positions):
+    """Many rows in order of position on the CPU: what nobody sees is not multiplied."""
+
+    order: CausalOrder
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Attend as `Visibility` says."""
+        return self.order.attend(queries, keys, values, weights)
+
+
+def visibility(
     slots: Ints,
     positions: Ints,
     dtype: torch.dtype,
     device: torch.device,
-    *,
-    few_rows: int = 0,
-) -> Sight:
-    """Find out what the rows of a pass see.
+    attend_few: Callable[..., Tensor] | None = None,
+) -> Visibility:
+    """Find out what the rows of a pass see, and with that which kernel attends in all its layers.
 
     Args:
         slots: (rows,) the rows.
         positions: (slots,) of all the cache's rows.
         dtype: of the queries.
         device: where attention will run.
-        few_rows: on a GPU, up to how many rows a kernel that compares positions by itself serves;
-            they get positions only.
+        attend_few: on a GPU, a kernel like `reference.attend_slots` for up to `FEW_ROWS` rows.
     """
     # One copy. Either starts at a multiple of 16 bytes: elsewhere Triton would compile anew.
     start = len(slots) + len(slots) % 2
     both = np.zeros(start + len(positions), dtype=np.int64)
     both[: len(slots)], both[start:] = positions[slots], positions
     on_device = torch.from_numpy(both).to(device, non_blocking=True)
-    row_positions, slot_positions = on_device[: len(slots)], on_device[start:]
-    if device.type == "cuda" and len(slots) <= few_rows:
-        return Sight(row_positions, slot_positions, 0, None, None)
+    known = (on_device[: len(slots)], on_device[start:])
+    if attend_few is not None and len(slots) <= FEW_ROWS:
+        return ComparedPositions(*known, attend_few)
     if device.type == "cuda":
-        return _look_on_gpu(slots, positions, row_positions, slot_positions, dtype)
-    bias: Causality = None
-    if device.type == "cpu":
-        bias = causal_order(row_positions, slot_positions, dtype)
-    if bias is None:
-        bias = causal_bias(row_positions, slot_positions, dtype)
-    return Sight(row_positions, slot_positions, 0, None, bias)
+        return many_on_gpu(slots, positions, known, dtype)
+    order = causal_order(*known, dtype) if device.type == "cpu" else None
+    return (
+        Masked(*known, causal_bias(*known, dtype)) if order is None else CausalBlocks(*known, order)
+    )
 
 
-def _look_on_gpu(
-    slots: Ints, positions: Ints, row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtype
-) -> Sight:
+def many_on_gpu(
+    slots: Ints, positions: Ints, on_device: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> CausalSequence | MaskedOnGpu:
+    """Do as `visibility` does for torch's own kernels on a GPU.
+
+    Args:
+        slots: as in `visibility`.
+        positions: as in `visibility`.
+        on_device: positions of the rows, and of the slots, there.
+        dtype: as in `visibility`; float32 has no causal kernel.
+    """
     # Compared on the host: a value from the device would come after all that is under way there.
-    order = gathered = bias = None
-    if positions[slots].min() < positions.max():
-        order = seen_in_order(slots, positions) if dtype != torch.float32 else None
-        if order is None:
-            bias = prefill_attention.position_bias(row_positions, slot_positions, dtype)
-        elif (order != np.arange(len(order))).any():
-            gathered = torch.from_numpy(order).to(row_positions.device, non_blocking=True)
-    num_ordered = 0 if order is None else len(order)
-    return Sight(row_positions, slot_positions, num_ordered, gathered, bias)
+    if positions[slots].min() >= positions.max():
+        return MaskedOnGpu(*on_device, None)
+    order = seen_in_order(slots, positions) if dtype != torch.float32 else None
+    if order is None:
+        return MaskedOnGpu(*on_device, many_rows_gpu.position_bias(*on_device, dtype))
+    gathered = None
+    if (order != np.arange(len(order))).any():
+        gathered = torch.from_numpy(order).to(on_device[0].device, non_blocking=True)
+    return CausalSequence(*on_device, len(order), gathered)
 
 
 def seen_in_order(slots: Ints, positions: Ints) -> Ints | None:
@@ -106,23 +223,6 @@ def seen_in_order(slots: Ints, positions: Ints) -> Ints | None:
     seen = np.flatnonzero(positions <= of_rows[-1])
     seen = seen[np.argsort(positions[seen])]
     return seen if np.array_equal(seen[-len(slots) :], slots) else None
-
-
-def attend_on_gpu(queries: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Tensor:
-    """Do as `attend` does, for what `look` found on a GPU.
-
-    Args:
-        queries: as in `attend`.
-        keys: as in `attend`.
-        values: as in `attend`.
-        sight: of this pass.
-    """
-    if not sight.num_ordered:
-        assert not isinstance(sight.bias, CausalOrder), "for the CPU"
-        return prefill_attention.attend_by_position(queries, keys, values, sight.bias)
-    if sight.order is None:
-        keys, values = keys[:, : sight.num_ordered], values[:, : sight.num_ordered]
-    return prefill_attention.attend_in_order(queries, keys, values, sight.order)
 
 
 def causal_bias(row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -147,7 +247,7 @@ def causal_bias(row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtyp
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Causality, weights: Tensor | None
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, weights: Tensor | None
 ) -> Tensor:
     """Attend from every row to the slots.
 
@@ -159,15 +259,13 @@ def attend(
         queries: (rows, num_heads, head_dim), rotated.
         keys: (num_kv_heads, slots, head_dim), rotated.
         values: (num_kv_heads, slots, head_dim).
-        bias: from `causal_bias`, or from `causal_order`.
+        bias: from `causal_bias`.
         weights: None, or (rows, slots) float32 that receives the attention weights, mean over
             heads.
 
     Returns:
         (rows, num_heads, head_dim).
     """
-    if isinstance(bias, CausalOrder):
-        return bias.attend(queries, keys, values, weights)
     rows, num_heads, head_dim = queries.shape
     num_kv_heads = keys.shape[0]
     group = num_heads // num_kv_heads

@@ -9,7 +9,7 @@ reserved once and never moves, so the same graph serves it after any patch.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor
 from ...kernels.dispatch import Kernels
 from ...kernels.matmul.fusion import CacheRows, Fusion
 from ...kernels.weights.linear import Linear
+from ...kernels.weights.packed import QuantWeight
+from .attention import FEW_ROWS
 from .kv_cache import KVCache, Slots
-
-if TYPE_CHECKING:
-    from .decoder import Decoder
+from .layers import LayerStack
+from .tensors import PROJECTIONS
 
 # A patch is padded to one of these numbers of rows by repeating its last one.
-PATCH_ROWS = (4, 16, 32, 64)
+PATCH_ROWS = (4, 16, 32, FEW_ROWS)
 
 
 def sees_every_slot(cache: KVCache, slots: Slots) -> bool:
@@ -33,7 +34,7 @@ def sees_every_slot(cache: KVCache, slots: Slots) -> bool:
 
 
 class CapturedPass:
-    """A pass of one decoder over one cache, on inputs of fixed size.
+    """A pass of one decoder's layers over one cache, on inputs of fixed size.
 
     On CUDA it is captured when it first runs and replayed from then on; elsewhere the same launches
     are made one by one. It belongs to the cache and does not keep it alive.
@@ -41,7 +42,7 @@ class CapturedPass:
 
     def __init__(
         self,
-        decoder: Decoder,
+        stack: LayerStack,
         cache: KVCache,
         kernels: Kernels,
         num_inputs: int,
@@ -49,15 +50,15 @@ class CapturedPass:
         """Prepare; nothing is compiled or captured yet.
 
         Args:
-            decoder: the model; its projections are dense or packed (`QuantWeight`) matrices.
+            stack: the layers, and what stands around them.
             cache: made for that decoder.
-            kernels: the ops of the decoder's device.
+            kernels: the ops of the layers' device.
             num_inputs: int64 values that a pass reads.
         """
-        self._decoder, self._kernels = decoder, kernels
+        self._stack, self._kernels = stack, kernels
         self._cache: KVCache = weakref.proxy(cache)
-        self._is_cuda = decoder.device.type == "cuda"
-        self._inputs = torch.zeros(num_inputs, dtype=torch.int64, device=decoder.device)
+        self._is_cuda = stack.device.type == "cuda"
+        self._inputs = torch.zeros(num_inputs, dtype=torch.int64, device=stack.device)
         self._staged = torch.zeros(num_inputs, dtype=torch.int64, pin_memory=self._is_cuda)
         self._copied = torch.cuda.Event() if self._is_cuda else None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -82,7 +83,7 @@ class CapturedPass:
         return self._result
 
     def _capture(self) -> None:
-        device = self._decoder.device
+        device = self._stack.device
         # Triton compiles and memory is first taken before the capture, which allows neither. The
         # rows are computed twice then, to the same keys and values.
         stream = torch.cuda.Stream(device)
@@ -111,9 +112,21 @@ class CapturedPass:
 class DecodeGraph(CapturedPass):
     """The decode step: one row that sees every slot, five or six launches a layer."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels) -> None:
-        """Prepare; arguments as for `CapturedPass`."""
-        super().__init__(decoder, cache, kernels, 4)
+    def __init__(self, stack: LayerStack, cache: KVCache, kernels: Kernels) -> None:
+        """Prepare; arguments as for `CapturedPass`, the weights as `can_fuse` asks."""
+        super().__init__(stack, cache, kernels, 4)
+
+    @staticmethod
+    def can_fuse(stack: LayerStack) -> bool:
+        """Return whether all projections are dense or packed matrices, which `fused_linear` reads.
+
+        Bit planes are none of these.
+        """
+        each = (getattr(layer, name) for layer in stack.layers for name in PROJECTIONS)
+        return all(
+            isinstance(getattr(linear, "weight", None), Tensor | QuantWeight)
+            for linear in (stack.head, *each)
+        )
 
     @torch.inference_mode()
     def step(self, slot: int) -> Tensor:
@@ -130,13 +143,13 @@ class DecodeGraph(CapturedPass):
         return self._run([token_id, slot, position, cache.num_rows])
 
     def _compute(self) -> Tensor:
-        decoder, cache = self._decoder, self._cache
-        eps, table = decoder.config.norm_eps, cache.table
+        stack, cache = self._stack, self._cache
+        eps, table = stack.config.norm_eps, cache.table
         token_id, slot, position = (self._input(at, 1) for at in range(3))
         num_slots = self._count(3)
         attend = self._kernels.attend_slots
-        hidden = decoder.embed(token_id)
-        for number, layer in enumerate(decoder.layers):
+        hidden = stack.embed(token_id)
+        for number, layer in enumerate(stack.layers):
             unrotated, keys, values = (part[number] for part in cache.storage)
             angles = (table.cos, table.sin, table.interleaved)
             rows = CacheRows(unrotated, keys, values, slot, position, *angles)
@@ -145,7 +158,7 @@ class DecodeGraph(CapturedPass):
             hidden = self._linear(mixed, layer.output, Fusion(residual=hidden))
             gated = self._linear(hidden, layer.gate_up, Fusion(layer.mlp_norm, eps, gated=True))
             hidden = self._linear(gated, layer.down, Fusion(residual=hidden))
-        return self._linear(hidden, decoder.head, Fusion(decoder.norm, eps), torch.float32)[0]
+        return self._linear(hidden, stack.head, Fusion(stack.norm, eps), torch.float32)[0]
 
     def _linear(
         self, x: Tensor, linear: Linear, fusion: Fusion, out_dtype: torch.dtype | None = None
@@ -157,29 +170,56 @@ class DecodeGraph(CapturedPass):
 class PatchGraph(CapturedPass):
     """A pass over a few rows at any positions, up to a fixed number of them."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, kernels: Kernels, num_rows: int) -> None:
-        """Prepare; arguments as for `CapturedPass`, and how many rows are computed each time."""
-        super().__init__(decoder, cache, kernels, 3 * num_rows + 2 + cache.capacity)
+    def __init__(
+        self,
+        stack: LayerStack,
+        cache: KVCache,
+        kernels: Kernels,
+        num_rows: int,
+        layers: range | None = None,
+        *,
+        is_given: bool = False,
+    ) -> None:
+        """Prepare; arguments as for `CapturedPass`, and what is computed each time.
+
+        Args:
+            stack: as for `CapturedPass`.
+            cache: as for `CapturedPass`.
+            kernels: as for `CapturedPass`.
+            num_rows: rows that are computed each time.
+            layers: numbers of the layers that they go through; None: all.
+            is_given: they begin with hidden states that are handed in, not with embeddings.
+        """
+        super().__init__(stack, cache, kernels, 3 * num_rows + 2 + cache.capacity)
         self._num_rows = num_rows
+        self._layers = range(len(stack.layers)) if layers is None else layers
+        size = (num_rows, stack.config.hidden_size)
+        self._given: Tensor | None = None
+        if is_given:
+            self._given = torch.zeros(size, dtype=stack.dtype, device=stack.device)
 
     @torch.inference_mode()
-    def forward(self, slots: Slots) -> Tensor:
+    def forward(self, slots: Slots, hidden: Tensor | None = None) -> Tensor:
         """Compute rows as `Decoder.forward` does.
 
         Args:
             slots: 1 to `num_rows` of the cache's.
+            hidden: (len(slots), hidden_size) float, where the rows begin with given hidden states.
 
         Returns:
-            (len(slots), hidden_size): the last layer's output, before the final norm.
+            (len(slots), hidden_size) of the model's dtype: the last of the layers' output, before
+            the final norm. On CUDA the next pass overwrites it.
         """
-        cache = self._cache
-        padded = np.pad(slots, (0, self._num_rows - len(slots)), mode="edge")
+        cache, count = self._cache, len(slots)
+        if self._given is not None and hidden is not None:
+            self._given[:count] = hidden
+            self._given[count:] = hidden[-1:]
+        padded = np.pad(slots, (0, self._num_rows - count), mode="edge")
         of_rows = (cache.token_ids[padded], padded, cache.positions[padded])
-        hidden = self._run(*of_rows, [cache.num_rows, 0], cache.positions)
-        return hidden[: len(slots)].clone()
+        return self._run(*of_rows, [cache.num_rows, 0], cache.positions)[:count]
 
     def _compute(self) -> Tensor:
-        count, cache = self._num_rows, self._cache
+        count, cache, stack = self._num_rows, self._cache, self._stack
         token_ids, slots, positions = (self._input(at * count, count) for at in range(3))
         num_slots = self._count(3 * count)
         slot_positions = self._input(3 * count + 2, cache.capacity)
@@ -189,4 +229,5 @@ class PatchGraph(CapturedPass):
             at = (num_slots, positions, slot_positions)
             return self._kernels.attend_slots(queries, keys, values, *at)
 
-        return self._decoder.run_layers(cache, token_ids, slots, positions, attend)
+        hidden = stack.embed(token_ids) if self._given is None else self._given
+        return stack.run(cache, hidden, slots, positions, attend, self._layers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POLICIES = ("full", "prefix", "turn", "heal")
+QUANTS = ("b2", "b3", "b4", "b5", "b6", "b7", "b8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class EngineConfig:
         window_tokens: tokens of a document the model sees; 0 takes the model's own figure.
         chunk_tokens: rows computed in one forward pass at most; work is lost at most that far back
             when a pass is interrupted.
+        quant: "b2" to "b8": round the layers' matrices to so many bit planes, on a GPU; None or
+            "none" leaves them as they are. Absent it is None, which changes nothing: a client that
+            does not know it has said nothing about it.
     """
 
     device: str
@@ -31,6 +35,7 @@ class EngineConfig:
     cache_bytes: int
     window_tokens: int
     chunk_tokens: int
+    quant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,11 @@ _UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 _MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # The masked kernel reads 16 bytes at a time: rows of a mask start at multiples of so many values.
 _MASK_STEP = 8
+# The masked kernel takes blocks of 32, 64 or 128 rows. A last block of one row whose heads share
+# their keys by a stride of zero it turns round: heads for rows, and for the mask's rows its stride
+# between heads, which is zero. Row 64 of 65 would see what row 0 sees (torch 2.4 to 2.13,
+# `advance_to_block` in mem_eff_attention/kernel_forward.h). Then groups stand where batches do.
+_BLOCK_ROWS = 32
 
 
 def position_bias(row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtype) -> Tensor:
@@ -92,14 +97,19 @@ def attend_by_position(
     rows, num_heads, head_dim = queries.shape
     num_kv_heads, slots = keys.shape[:2]
     group = num_heads // num_kv_heads
-    # Key heads stand where batches do, and the query heads of a group share them and the mask by
-    # strides of zero: nothing is repeated in memory.
+    # The query heads of a group share its keys, and all of them the mask, by strides of zero:
+    # nothing is repeated in memory. As a rule key heads stand where batches do, and the blocks that
+    # read the same keys run together.
     shape = (num_kv_heads, group, slots, head_dim)
+    asked = queries.view(rows, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
+    keys, values = keys[:, None].expand(shape), values[:, None].expand(shape)
+    is_swapped = bias is not None and rows % _BLOCK_ROWS == 1
+    if is_swapped:
+        asked, keys, values = (part.transpose(0, 1) for part in (asked, keys, values))
     with sdpa_kernel(_MASKED, set_priority=True):
         mixed = scaled_dot_product_attention(
-            queries.view(rows, num_kv_heads, group, head_dim).permute(1, 2, 0, 3),
-            keys[:, None].expand(shape),
-            values[:, None].expand(shape),
-            attn_mask=None if bias is None else bias[None, None],
+            asked, keys, values, attn_mask=None if bias is None else bias[None, None]
         )
+    if is_swapped:
+        mixed = mixed.transpose(0, 1)
     return mixed.permute(2, 0, 1, 3).contiguous().view(rows, num_heads, head_dim)

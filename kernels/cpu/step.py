@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..weights.blocks import BlockMatrix
+from ..weights.linear import Matrix
 from .c_types import CLayer, CMatrix, CModel, CStep
 
 # The order of the enums and of the levels in cpu_step.c.
@@ -29,7 +30,6 @@ _ALIGNMENT = 64
 # Steps with one thread after other threads did not help; doubled each time, up to the second.
 _STEPS_ALONE = (8, 64)
 
-Matrix = BlockMatrix | Tensor
 # A matrix (N, K) and its bias (N,), or None.
 Linear = tuple[Matrix, Tensor | None]
 
@@ -74,6 +74,22 @@ class StepLayer:
     mlp_norm: Tensor
     gate_up: Sequence[Linear]
     down: Linear
+
+    @classmethod
+    def of(cls, norms: Mapping[str, Tensor], projections: Mapping[str, Linear]) -> StepLayer:
+        """Make a layer whose queries, keys and values, and whose gate and up, are fused."""
+        return cls(
+            norms["attention_norm"],
+            [projections["qkv"]],
+            projections["output"],
+            norms["mlp_norm"],
+            [projections["gate_up"]],
+            projections["down"],
+        )
+
+    def linears(self) -> list[Linear]:
+        """Return all its matrices and biases."""
+        return [*self.qkv, self.output, *self.gate_up, self.down]
 
 
 @functools.cache
@@ -144,8 +160,12 @@ class CpuStep:
             interleaved: pairs of the rotation, as in `reference.apply_rotary`.
 
         Raises:
-            ValueError: a matrix is of a dtype, shape or place that the library cannot read.
+            ValueError: a matrix is of a dtype, shape or place that the library cannot read; what
+                `obstacle` says.
         """
+        obstacle = self.obstacle(layers, head, num_heads=num_heads, num_kv_heads=num_kv_heads)
+        if obstacle is not None:
+            raise ValueError(obstacle)
         self._library = library
         self._kept: list[object] = []
         self._scratch = torch.empty(0, dtype=torch.uint8)
@@ -181,6 +201,31 @@ class CpuStep:
             eps,
         )
 
+    @staticmethod
+    def obstacle(
+        layers: Sequence[StepLayer], head: Matrix, *, num_heads: int, num_kv_heads: int
+    ) -> str | None:
+        """Return in words what the library cannot read of these weights; None: it reads them all.
+
+        Args:
+            layers: as for the constructor; so are the others.
+            head: as for the constructor.
+            num_heads: as for the constructor.
+            num_kv_heads: as for the constructor.
+        """
+        if not layers:
+            return "no layers"
+        for matrix, _ in [(head, None), *(each for layer in layers for each in layer.linears())]:
+            data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
+            if not isinstance(matrix, BlockMatrix) and data.dtype not in _DENSE_KINDS:
+                return f"a matrix of {data.dtype}; GGUF blocks, fp32, bf16 or fp16 is needed"
+            if data.device.type != "cpu" or data.stride(-1) != 1:
+                return f"a matrix on {data.device} with strides {data.stride()}"
+        width = sum(matrix.shape[0] for matrix, _ in layers[0].qkv)
+        if width % (num_heads + 2 * num_kv_heads):
+            return f"{width} rows for {num_heads} heads and {num_kv_heads} key-value heads"
+        return None
+
     def forward(
         self,
         hidden: Tensor,
@@ -194,11 +239,12 @@ class CpuStep:
         cos: Tensor,
         sin: Tensor,
         weights: Mapping[int, Tensor] | None = None,
+        layers: range | None = None,
     ) -> Tensor:
-        """Run all layers; as `Decoder.forward`, with every sum in float32.
+        """Run layers; as `Decoder.forward`, with every sum in float32.
 
         Args:
-            hidden: (n, hidden_size) float: the rows' embeddings.
+            hidden: (n, hidden_size) float: the rows' embeddings, or what the layer before gave.
             unrotated: (num_layers, num_kv_heads, capacity, head_dim) fp32, bf16 or fp16, of the
                 cache; contiguous; written at `slots`.
             rotated: like it; written at `slots`, and read at slots 0 .. num_rows - 1.
@@ -211,9 +257,10 @@ class CpuStep:
             sin: like `cos`.
             weights: layer to a contiguous (n, num_rows) float32 tensor that receives its attention
                 weights, mean over heads.
+            layers: numbers of the layers to run, in a row; None: all.
 
         Returns:
-            (n, hidden_size) float32: the last layer's output, before the final norm.
+            (n, hidden_size) float32: the last of these layers' output, before the final norm.
 
         Raises:
             ValueError: shapes, dtypes or slots do not fit.
@@ -237,6 +284,12 @@ class CpuStep:
             raise ValueError(f"{num_rows} rows in a cache of {rotated.shape[2]} slots")
         if count and not (0 <= int(slots.min()) and int(slots.max()) < num_rows):
             raise ValueError(f"slots {slots.tolist()} are not all below {num_rows}")
+        first = 0
+        if layers is not None and len(layers) != model.num_layers:
+            if not layers:
+                return hidden
+            model, first = self._part(layers), layers.start
+            unrotated, rotated, values = unrotated[first:], rotated[first:], values[first:]
         step = CStep(
             hidden=hidden.data_ptr(),
             unrotated=unrotated.data_ptr(),
@@ -258,20 +311,33 @@ class CpuStep:
             places = (ctypes.c_void_p * model.num_layers)()
             for layer, tensor in weights.items():
                 _check(f"weights of layer {layer}", tensor, (count, num_rows), torch.float32)
-                places[layer] = tensor.data_ptr()
+                if not 0 <= layer - first < model.num_layers:
+                    raise ValueError(f"weights of layer {layer}, which is not run")
+                places[layer - first] = tensor.data_ptr()
             step.weights = ctypes.addressof(places)
-        self._run(step)
+        self._run(step, model)
         return hidden
+
+    def _part(self, layers: range) -> CModel:
+        """Return some of the layers as a model of their own."""
+        whole = self._model
+        if layers.step != 1 or not 0 <= layers.start <= layers.stop <= whole.num_layers:
+            raise ValueError(f"layers {layers} of {whole.num_layers}")
+        part = CModel.from_buffer_copy(whole)
+        part.layers = whole.layers + layers.start * ctypes.sizeof(CLayer)
+        part.num_layers = len(layers)
+        return part
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs."""
         hidden = hidden.to(torch.float32).contiguous()
         _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
         logits = torch.empty(len(hidden), self._model.head.rows)
-        self._run(CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden)))
+        step = CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden))
+        self._run(step, self._model)
         return logits
 
-    def _run(self, step: CStep) -> None:
+    def _run(self, step: CStep, of: CModel) -> None:
         if not step.n:
             return
         step.parallel = self._library.parallel
@@ -279,7 +345,7 @@ class CpuStep:
         is_alone = not self._library.parallel or self._steps_alone > 0
         step.num_threads = 1 if is_alone else torch.get_num_threads()
         step.isa = ISAS.index(self._library.isa)
-        model, at = ctypes.addressof(self._model), ctypes.addressof(step)
+        model, at = ctypes.addressof(of), ctypes.addressof(step)
         needed = self._library.handle.keyturn_scratch_bytes(model, at) + _ALIGNMENT
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed + needed // 4, dtype=torch.uint8)
@@ -316,14 +382,8 @@ class CpuStep:
 
     def _matrix(self, matrix: Matrix, bias: Tensor | None) -> CMatrix:
         data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
-        if isinstance(matrix, BlockMatrix):
-            kind = _BLOCK_KINDS[matrix.kind]
-        elif data.dtype in _DENSE_KINDS:
-            kind = _DENSE_KINDS[data.dtype]
-        else:
-            raise ValueError(f"a matrix of {data.dtype}; GGUF blocks, fp32, bf16 or fp16 is needed")
-        if data.device.type != "cpu" or data.stride(-1) != 1:
-            raise ValueError(f"a matrix on {data.device} with strides {data.stride()}")
+        is_dense = not isinstance(matrix, BlockMatrix)
+        kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
         self._kept.append(data)
         rows, columns = matrix.shape
         row_bytes = data.stride(0) * data.element_size()

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from ..weights.blocks import BlockMatrix
-from ..weights.linear import DenseLinear, Linear, Matrix
-from ..weights.packed import QuantWeight, pack_gguf
+from ..weights.linear import DenseLinear, Linear, Matrix, values_of
+from ..weights.packed import BitWeight, QuantWeight, pack_gguf, quantize_planes
 from . import dense as dense_gemv
+from .bit_planes.launch import bit_matmul
 from .quant import quant_matmul
+
+_PLANE_GROUPS = (128, 64, 32)
 
 
 class QuantLinear:
@@ -23,6 +26,19 @@ class QuantLinear:
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """Multiply, as `Linear` says."""
         return quant_matmul(x, self.weight, self.bias, out_dtype=out_dtype)
+
+
+class BitLinear:
+    """A projection whose weight is 2 to 8 planes of bits; attributes as in `Linear`."""
+
+    def __init__(self, weight: BitWeight, bias: Tensor | None) -> None:
+        """Take the packed weight (N, K) and the bias (N,)."""
+        self.weight, self.bias = weight, bias
+        self.num_out, self.num_in = weight.shape
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Multiply, as `Linear` says."""
+        return bit_matmul(x, self.weight, self.bias, out_dtype=out_dtype)
 
 
 class GpuLinear(DenseLinear):
@@ -42,3 +58,25 @@ def make_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Line
     if isinstance(matrix, BlockMatrix):
         return QuantLinear(pack_gguf(matrix), bias)
     return GpuLinear(matrix, bias, dtype)
+
+
+def make_bit_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, bits: int) -> Linear:
+    """Return the projection for a matrix rounded to bit planes.
+
+    Args:
+        matrix: (N, K), K a multiple of 32.
+        bias: (N,) or None.
+        dtype: of the activations, bf16 or fp16.
+        bits: 2 to 8 planes.
+
+    Raises:
+        ValueError: another K or dtype.
+    """
+    if dtype not in dense_gemv.DTYPES:
+        raise ValueError(f"activations are bf16 or fp16, not {dtype}")
+    num_in = matrix.shape[1]
+    # A scale for so many columns: with one for a whole row a single large weight coarsens them all.
+    group = next((size for size in _PLANE_GROUPS if num_in % size == 0), None)
+    if group is None:
+        raise ValueError(f"{num_in} columns; bit planes take multiples of {_PLANE_GROUPS[-1]}")
+    return BitLinear(quantize_planes(values_of(matrix, torch.float32), bits, group), bias)

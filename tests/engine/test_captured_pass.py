@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.files.weights import expected_shapes
 from keyturn.engine.model.attention import attend
 from keyturn.engine.model.captured_pass import DecodeGraph, PatchGraph, sees_every_slot
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.tensors import expected_shapes
 from keyturn.kernels import dispatch
 from keyturn.kernels.layer import launch as step
 from keyturn.kernels.layer import reference as reference_step
@@ -97,7 +97,7 @@ def decoder_of(dtype, *, bias=True, tied=False, interleaved=False, packed=False)
         tensors[name] = values.to(DEVICE, dtype)
     decoder = Decoder(config, tensors)
     if packed:
-        for layer in decoder.layers:
+        for layer in decoder.stack.layers:
             for name in ("qkv", "output", "gate_up", "down"):
                 dense = getattr(layer, name)
                 weight = quantize_groups(dense.weight, 4, 32, symmetric=True)
@@ -138,7 +138,7 @@ def assert_alike(answers, dtype):
 def test_steps_equal_the_forward_pass_while_the_cache_is_patched(name, dtype):
     decoder = decoder_of(dtype)
     cache = filled(decoder, 9)
-    graph = DecodeGraph(decoder, cache, kernels(name))
+    graph = DecodeGraph(decoder.stack, cache, kernels(name))
 
     def append(position):
         (slot,) = cache.append(np.array([int(position) % 50]), np.array([position]))
@@ -164,7 +164,7 @@ def test_steps_equal_the_forward_pass_while_the_cache_is_patched(name, dtype):
 def test_packed_weights_tied_heads_and_interleaved_pairs(name):
     decoder = decoder_of(torch.bfloat16, bias=False, tied=True, interleaved=True, packed=True)
     cache = filled(decoder, 5)
-    graph = DecodeGraph(decoder, cache, kernels(name))
+    graph = DecodeGraph(decoder.stack, cache, kernels(name))
     (slot,) = cache.append(np.array([3]), np.array([5]))
     assert_alike(both(decoder, graph, cache, slot), torch.bfloat16)
 
@@ -176,7 +176,7 @@ def test_patches_equal_the_forward_pass_while_the_cache_changes(rows, dtype):
     cache = filled(decoder, 12)
     if cache.layer(0)[0].is_cuda and dtype == torch.float32:
         pytest.skip("the tolerance of float32 is for torch's own products")
-    graph = PatchGraph(decoder, cache, dispatch.choose(decoder.device), 4)
+    graph = PatchGraph(decoder.stack, cache, dispatch.choose(decoder.device), 4)
     for removed in ([], [2, 3]):
         cache.remove(np.array(removed, dtype=np.int64))
         order = cache.by_position()

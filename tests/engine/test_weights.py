@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from keyturn.engine.files import weights
 from keyturn.engine.files.gguf_config import row_order
 from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.tensors import expected_shapes
 from keyturn.engine.wire.errors import ModelLoadError
 from keyturn.kernels.weights.blocks import BlockMatrix
 
@@ -117,7 +118,7 @@ def test_embedded_model_is_complete(embedded):
     config = embedded.config
     assert (config.num_layers, config.hidden_size, config.num_kv_heads) == (30, 576, 3)
     assert config.tied_embeddings and config.rope_theta == 100000.0
-    assert embedded.tensors.keys() == weights.expected_shapes(config).keys()
+    assert embedded.tensors.keys() == expected_shapes(config).keys()
     in_blocks = [part for part in embedded.tensors.values() if isinstance(part, BlockMatrix)]
     assert len(in_blocks) == 7 * config.num_layers + 1
     assert {part.kind for part in in_blocks} == {"Q4_1"}

@@ -12,6 +12,7 @@ from keyturn.engine.files.gguf_file import GGUFFile
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.tensors import gguf_name
 from keyturn.kernels.cpu import step as cpu_step
 from keyturn.kernels.rotary import reference
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
@@ -360,14 +361,14 @@ def _embedded_step():
     config = gguf_config.read_config(file)
 
     def blocks(name):
-        info = file.tensors[gguf_config.gguf_name(name)]
+        info = file.tensors[gguf_name(name)]
         raw = np.frombuffer(file._data, np.uint8, info.num_bytes, info.start)
         raw = raw.reshape(info.shape[0], -1)
         order = gguf_config.row_order(config, name)
         return BlockMatrix(torch.tensor(raw if order is None else raw[order]), info.kind.name)
 
     def norm_weight(name):
-        return file.tensor(gguf_config.gguf_name(name), torch.float32)
+        return file.tensor(gguf_name(name), torch.float32)
 
     layers = []
     for index in range(config.num_layers):

@@ -173,3 +173,24 @@ def test_closed_output_leaves_no_traceback() -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(10) == 141
+
+
+@pytest.mark.parametrize("command", [("complete", "x.py:1:0"), ("replay", "t.jsonl"), ("engine",)])
+@pytest.mark.parametrize("value", ["b1", "b9", "4", "q4"])
+def test_unknown_quant_is_one_line(capfd, command, value):
+    assert f"--quant {value}: must be one of" in error_of(capfd, *command, "--quant", value)
+
+
+def test_quant_on_a_cpu_is_one_line_and_loads_no_model(capfd, code_file, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"open": {"path": "a.py", "text": "x"}}\n')
+    common = ("--device", "cpu", "--model", str(tmp_path / "none"), "--quant", "b4")
+    for command in (("complete", f"{code_file}:1:0"), ("replay", str(trace))):
+        error = error_of(capfd, *command, *common)
+        assert "needs an NVIDIA GPU" in error and "leave quant out" in error
+
+
+def test_an_engine_host_without_a_gpu_refuses_quant_at_once(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    error = error_of(capfd, "engine", "--socket", str(tmp_path / "s"), "--quant", "b3")
+    assert "needs an NVIDIA GPU" in error

@@ -1,0 +1,293 @@
+"""The ways to compute rows: the C step, captured graphs, and launches one by one.
+
+All three compute the same rows of the same cache; a decoder holds those that its device has and
+its layers are supported by, in order of preference, and takes for every pass the first one that
+serves it. Nothing is decided again further in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.cpu.step import CpuStep
+from ..wire.errors import ModelLoadError
+from .attention import Visibility, visibility
+from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph, sees_every_slot
+from .config import Block, ModelConfig
+from .kv_cache import KVCache, Slots
+from .layers import Check, LayerStack
+
+# On the CPU up to so many rows go through all layers in one call, and so many to logits.
+_STEP_ROWS, _STEP_LOGITS = 16, 64
+Head = Callable[[Tensor], Tensor]
+_HALVES = (torch.bfloat16, torch.float16)  # what the kernels of a GPU multiply
+
+
+@dataclass(slots=True)
+class AttentionRecord:
+    """Attention weights that a forward pass is asked to leave behind.
+
+    Attributes:
+        layers: the layers wanted.
+        rows: which rows of the forward are wanted, as indices into its `slots`.
+        weights: filled in: layer to (len(rows), num_rows) float32, mean over heads, one column per
+            slot of the cache.
+    """
+
+    layers: frozenset[int]
+    rows: list[int]
+    weights: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Rows:
+    """What one pass is to compute.
+
+    Attributes:
+        slots: (n,) rows of the cache.
+        layers: numbers of the layers that they go through, in a row.
+        hidden: (n, hidden_size) float32, what the layer before the first one gave; None: the rows
+            begin with their tokens' embeddings, at layer 0.
+        record: asks for attention weights.
+    """
+
+    slots: Slots
+    layers: range
+    hidden: Tensor | None = None
+    record: AttentionRecord | None = None
+
+
+class Pass(Protocol):
+    """One way to compute rows.
+
+    Hidden states leave and enter it in float32 whatever the weights are in: the C step sums in it,
+    and values of bfloat16 or float16 pass through it unharmed.
+    """
+
+    @staticmethod
+    def lacks(block: Block) -> tuple[str, ...]:
+        """Return, in words, what a layer has that this pass does not compute; () supports it."""
+        ...
+
+    def serves(self, rows: Rows) -> bool:
+        """Return whether this pass computes such rows."""
+        ...
+
+    def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows; their keys and values are written as it goes.
+
+        Returns:
+            (n, hidden_size) float32: the last of the layers' output, before the final norm.
+        """
+        ...
+
+    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows as `run` does; return the (vocab_size,) logits after the last one."""
+        ...
+
+
+def refuse_unsupported(config: ModelConfig, where: str | Path) -> None:
+    """Raise ModelLoadError if a layer is of a kind that no pass computes.
+
+    Launches one by one are what every device has, and what the other passes fall back to.
+
+    Args:
+        config: the model's shape.
+        where: the file or folder that the message names.
+    """
+    blocks = config.blocks()
+    missing = sorted({words for block in blocks for words in EagerPass.lacks(block)})
+    if any(block.rope_theta != config.rope_theta for block in blocks):
+        missing.append("a rotary base of their own")  # a cache has one table
+    if missing:
+        raise ModelLoadError(
+            f"{where}: layers with {', '.join(missing)} are not supported; use a model whose "
+            "layers are those of Llama, Mistral or Qwen2"
+        )
+
+
+class EagerPass:
+    """Launches one by one: any rows on any device."""
+
+    def __init__(self, stack: LayerStack, head: Head) -> None:
+        """Take the layers to launch, and what turns their output into logits."""
+        self._stack, self._head = stack, head
+        is_half = stack.dtype in _HALVES
+        is_ours = stack.kernels.backend == "triton" and stack.device.type == "cuda" and is_half
+        self._attend_few = stack.kernels.attend_slots if is_ours else None
+
+    @staticmethod
+    def lacks(block: Block) -> tuple[str, ...]:
+        """Return what a layer has that this pass does not compute, as `Pass` says."""
+        return block.beyond_llama()
+
+    def serves(self, rows: Rows) -> bool:
+        """Return whether this pass computes such rows: it does."""
+        return True
+
+    def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows, as `Pass` says; any of them, with a record or without."""
+        return self._compute(cache, rows, check).float()
+
+    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows and return the logits after the last one, as `Pass` says."""
+        return self._head(self._compute(cache, rows, check)[-1:])[0]
+
+    def _compute(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Do as `run` does; the result is in the model's dtype."""
+        stack, record, num_asked = self._stack, rows.record, len(rows.slots)
+        slots = rows.slots
+        if stack.device.type == "cpu":
+            slots = _padded(slots)
+        seen = visibility(slots, cache.positions, stack.dtype, stack.device, self._attend_few)
+        index = torch.from_numpy(slots).to(stack.device, non_blocking=True)
+        if rows.hidden is None:
+            token_ids = torch.from_numpy(cache.token_ids[slots])
+            hidden = stack.embed(token_ids.to(stack.device, non_blocking=True))
+        else:
+            again = rows.hidden[-1:].expand(len(slots) - num_asked, -1)
+            hidden = torch.cat([rows.hidden, again]).to(stack.dtype)
+
+        def attend(number: int, queries: Tensor) -> Tensor:
+            return _attend(cache, number, queries, seen, record)
+
+        positions = seen.row_positions
+        hidden = stack.run(cache, hidden, index, positions, attend, rows.layers, check)
+        return hidden[:num_asked]
+
+
+class GraphPass(EagerPass):
+    """Captured graphs, for up to 64 rows on a GPU; one for every number of rows and layers.
+
+    A pass that is asked for a record is no graph's: `EagerPass` does the same launches then.
+    """
+
+    @staticmethod
+    def exists_for(stack: LayerStack) -> bool:
+        """Return whether graphs can be captured of these weights on their device."""
+        is_triton = stack.kernels.backend == "triton" and stack.device.type == "cuda"
+        return is_triton and stack.dtype in _HALVES and DecodeGraph.can_fuse(stack)
+
+    def serves(self, rows: Rows) -> bool:
+        """Return whether this pass computes such rows."""
+        return len(rows.slots) <= FEW_ROWS and rows.record is None
+
+    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows as `Pass` says; one row that sees all others is a decode step's graph."""
+        is_whole = rows.hidden is None and len(rows.layers) == self._stack.config.num_layers
+        if not is_whole or not sees_every_slot(cache, rows.slots):
+            return super().last_logits(cache, rows, check)
+        check()
+        graph = cache.graphs.get(1)
+        if not isinstance(graph, DecodeGraph):
+            graph = cache.graphs[1] = DecodeGraph(self._stack, cache, self._stack.kernels)
+        return graph.step(int(rows.slots[0])).clone()
+
+    def _compute(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Replay a graph; the next one overwrites the result. `check` is called once, before it."""
+        check()
+        size = next(size for size in PATCH_ROWS if len(rows.slots) <= size)
+        key = (size, rows.layers, rows.hidden is not None)
+        graph = cache.graphs.get(key)
+        if not isinstance(graph, PatchGraph):
+            kernels = self._stack.kernels
+            graph = cache.graphs[key] = PatchGraph(
+                self._stack, cache, kernels, size, rows.layers, is_given=rows.hidden is not None
+            )
+        return graph.forward(rows.slots, rows.hidden)
+
+
+class StepPass:
+    """The C library, for up to 16 rows on a CPU: all layers in one call."""
+
+    def __init__(self, stack: LayerStack, step: CpuStep) -> None:
+        """Take the layers, for their embeddings, and the library that has their weights."""
+        self._stack, self._step = stack, step
+
+    @staticmethod
+    def lacks(block: Block) -> tuple[str, ...]:
+        """Return what a layer has that this pass does not compute, as `Pass` says."""
+        return block.beyond_llama()
+
+    def serves(self, rows: Rows) -> bool:
+        """Return whether this pass computes such rows."""
+        return len(rows.slots) <= _STEP_ROWS
+
+    def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows, as `Pass` says; `check` is called once, before them."""
+        check()
+        slots, record, hidden = rows.slots, rows.record, rows.hidden
+        index, positions = torch.from_numpy(slots), torch.from_numpy(cache.positions)
+        if hidden is None:
+            token_ids = torch.from_numpy(cache.token_ids[slots])
+            hidden = self._stack.embed(token_ids, torch.float32)
+        row_positions = positions[index]
+        weights = {
+            layer: torch.empty(len(slots), cache.num_rows)
+            for layer in (record.layers if record is not None else ())
+            if layer in rows.layers
+        }
+        hidden = self._step.forward(
+            hidden,
+            *cache.storage,
+            index,
+            cache.num_rows,
+            row_positions,
+            positions,
+            *cache.table.at(row_positions),
+            weights,
+            rows.layers,
+        )
+        if record is not None:
+            record.weights |= {layer: each[record.rows] for layer, each in weights.items()}
+        return hidden
+
+    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows and return the logits after the last one, as `Pass` says."""
+        return self._step.logits(self.run(cache, rows, check)[-1:])[0]
+
+
+def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
+    """Return what turns (n, hidden_size) last-layer outputs into (n, vocab_size) float32 logits.
+
+    The C library's logits are exact to float32; it has the quicker head for up to 64 rows.
+    """
+    if step is None:
+        return stack.logits
+    few: Head = step.logits
+    return lambda hidden: (few if len(hidden) <= _STEP_LOGITS else stack.logits)(hidden)
+
+
+def _attend(
+    cache: KVCache,
+    number: int,
+    queries: Tensor,
+    seen: Visibility,
+    record: AttentionRecord | None,
+) -> Tensor:
+    weights = None
+    if record is not None and number in record.layers:
+        weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
+    _, keys, values = (part[number] for part in cache.storage)
+    mixed = seen.attend(queries, keys, values, weights)
+    if record is not None and weights is not None:
+        record.weights[number] = weights[record.rows]
+    return mixed
+
+
+def _padded(slots: Slots) -> Slots:
+    """Repeat the last row up to one of about twenty sizes.
+
+    oneDNN compiles and keeps code for every number of rows: 8 to 20 ms the first time, and half a
+    gigabyte after some hundred sizes. A repeated row writes the same keys and values again.
+    """
+    count = len(slots)
+    step = 1 if count <= 8 else 8 if count <= 64 else 32
+    return np.pad(slots, (0, -count % step), mode="edge")

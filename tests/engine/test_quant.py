@@ -1,0 +1,106 @@
+"""A model loaded through bit planes: its logits, and where that is refused."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from keyturn.engine.engine import Engine
+from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.decoder import Decoder
+from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.tensors import PROJECTIONS
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.engine.wire.errors import BadRequest, ModelLoadError
+from keyturn.kernels import dispatch
+from keyturn.kernels.matmul.reference import dequantize
+from keyturn.kernels.weights.packed import quantize_planes
+
+from ..tolerance import assert_close
+
+IS_INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
+CONFIG = EngineConfig("auto", "auto", 1, 1 << 28, 0, 256)
+
+
+def check():
+    pass
+
+
+@pytest.fixture
+def with_triton(monkeypatch):
+    if not IS_INTERPRETED and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+
+
+def logits(files, bits=None):
+    """Return the logits of twenty tokens: all in one pass, and the last again in one of its own."""
+    tensors = {name: part.to(DEVICE) for name, part in files.tensors.items()}
+    decoder = Decoder(files.config, tensors, bits)
+    cache = KVCache(files.config, 32, decoder.dtype, DEVICE)
+    slots = cache.append(np.arange(20) * 7, np.arange(20))
+    found = decoder.logits(decoder.forward(cache, slots, check))
+    return found, decoder.last_logits(cache, slots[-1:], check)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_model_of_bit_planes_computes_with_the_rounded_weights(with_triton, tiny_model, bits):
+    files = load_model(tiny_model, torch.bfloat16)
+    found, last = logits(files, bits)
+    names = tuple(f"{part.name}.weight" for parts in PROJECTIONS.values() for part in parts)
+    rounded = {
+        name: dequantize(quantize_planes(part, bits, part.shape[1])).bfloat16()
+        if name.endswith(names)
+        else part
+        for name, part in files.tensors.items()
+    }
+    expected, expected_last = logits(dataclasses.replace(files, tensors=rounded))
+    assert_close(found, expected, torch.bfloat16)
+    assert_close(last, expected_last, torch.bfloat16)
+
+
+def test_eight_planes_give_the_logits_of_the_model(with_triton, tiny_model):
+    files = load_model(tiny_model, torch.bfloat16)
+    for found, expected in zip(logits(files, 8), logits(files), strict=True):
+        assert_close(found, expected, torch.bfloat16)
+
+
+def test_a_width_that_planes_do_not_hold_is_refused(with_triton, tiny_model):
+    files = load_model(tiny_model, torch.bfloat16)
+    config = dataclasses.replace(files.config, intermediate_size=80)
+    with pytest.raises(ModelLoadError, match="80 columns.*leave quant out"):
+        Decoder(config, dict(files.tensors), 4)
+
+
+@pytest.mark.parametrize("quant", ["b1", "b9", "q4", "4", ""])
+def test_another_quant_is_refused_before_anything_is_loaded(quant):
+    with pytest.raises(BadRequest, match="b2, b3, b4"):
+        Engine(dataclasses.replace(CONFIG, device="cpu", quant=quant))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_quant_on_a_cpu_is_refused_with_the_remedy(dtype):
+    with pytest.raises(BadRequest, match="needs an NVIDIA GPU.*leave quant out"):
+        Engine(dataclasses.replace(CONFIG, device="cpu", dtype=dtype, quant="b4"))
+
+
+@pytest.mark.parametrize("quant", [None, "none"])
+def test_no_quant_is_no_request(quant):
+    Engine(dataclasses.replace(CONFIG, device="cpu", quant=quant))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(IS_INTERPRETED, reason="needs TRITON_INTERPRET=0")
+def test_an_engine_completes_and_patches_through_bit_planes(tiny_model):
+    engine = Engine(EngineConfig("cuda", "auto", 0, 1 << 28, 0, 256, "b4"))
+    text = "def add(first, second):\n    return first + second\n" * 9
+    session = engine.open("d", text, path="a.py", model=str(tiny_model), policy="turn")
+    params = CompletionParams(6, 0.0, 1.0, 0, (), 0.0)
+    session.complete(100, params, check)
+    session.edit([(0, 0, "import os\n")])
+    assert session.complete(110, params, check).num_reused_tokens > 0
+    with pytest.raises(BadRequest, match="dtype"):
+        Engine(EngineConfig("cuda", "float32", 0, 1 << 28, 0, 256, "b4"))
