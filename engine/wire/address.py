@@ -73,7 +73,7 @@ class Address:
 
 def identity() -> Identity:
     """Return the identity of this installation."""
-    return Identity(PROTOCOL_VERSION, version("keyturn"), str(Path(__file__).resolve().parents[1]))
+    return Identity(PROTOCOL_VERSION, version("keyturn"), str(Path(__file__).resolve().parents[2]))
 
 
 def default_address() -> Address:

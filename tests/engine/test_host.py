@@ -414,7 +414,7 @@ def test_engine_settings_change_when_the_only_client_comes_again(tmp_path):
 
 def test_loopback_port_has_a_token_when_there_are_no_unix_sockets(tmp_path):
     code = (
-        "from keyturn.engine import address, host\n"
+        "from keyturn.engine.host import host; from keyturn.engine.wire import address\n"
         "host.at_socket = lambda path: address.Address(path, is_tcp=True)\n"
         "from tests.fakes import main; raise SystemExit(main())"
     )

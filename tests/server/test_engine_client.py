@@ -445,7 +445,7 @@ def test_host_is_reached_over_loopback_with_its_token(address):
     async def run():
         tcp = Address(address.socket, is_tcp=True)
         code = (
-            "from keyturn.engine import address, host\n"
+            "from keyturn.engine.host import host; from keyturn.engine.wire import address\n"
             "host.at_socket = lambda path: address.Address(path, is_tcp=True)\n"
             "from tests.fakes import main; raise SystemExit(main())"
         )
