@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ..engine.wire.errors import EngineError
+from ..engine.wire.errors import EngineError, memory_error
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CLOSED_PIPE
     except ImportError as error:  # torch's libraries do not fit into memory, for instance
         return _fail(f"cannot load what it needs: {error}; free memory or install keyturn again")
-    except MemoryError:
+    except Exception as error:
+        if memory_error(error) is None:
+            raise
         return _fail("out of memory: use a smaller model, --dtype bfloat16 or a shorter window")
 
 

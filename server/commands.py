@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.files.catalog import resolve
+from ..engine.wire.address import default_address
 from ..engine.wire.config import POLICIES, Completion, CompletionParams, EngineConfig
 from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
 from .documents import UTF32, Document, Limits, Position
@@ -253,10 +254,10 @@ def _complete_in_host(
     place: Place, params: CompletionParams, settings: Settings, depth: str
 ) -> tuple[Completion, tuple[str, ...]]:
     """Complete in the engine host that is running already; return the model's languages, too."""
-    from .doctor import is_host_running
     from .engine_client import EngineClient
+    from .engine_link import look
 
-    if not is_host_running():
+    if asyncio.run(look(default_address(), settings.host_start_timeout_s)) is None:
         raise HostUnavailable(
             "no engine host is running; start an editor or `keyturn engine`, or leave out --connect"
         )

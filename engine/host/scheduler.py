@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..wire.config import EngineConfig
-from ..wire.errors import BadRequest, Cancelled, EngineError, Interrupted, OutOfMemory
+from ..wire.errors import BadRequest, Cancelled, EngineError, Interrupted, memory_error
 from .engine_protocol import HostedEngine, MakeEngine
 from .held_document import LATER, DocumentKey, HeldDocument, Job, Urgency
 
@@ -267,25 +267,19 @@ class Scheduler:
         return True
 
     def _plain(self, error: Exception) -> EngineError:
-        """Return the error to answer with; where memory ran out, caches are dropped to make some.
-
-        torch reports a failed allocation as RuntimeError, on CUDA a subclass of it.
-        """
-        name, text = type(error).__name__, f"{error!s:.200}"
-        ran_out = isinstance(error, MemoryError | OutOfMemory) or (
-            isinstance(error, RuntimeError) and ("OutOfMemory" in name or "allocate" in text)
-        )
-        if ran_out:
+        """Return the error to answer with; where memory ran out, caches are dropped to make some."""
+        out_of_memory = memory_error(error)
+        if out_of_memory is not None:
             for document in self._documents.values():
                 if document.session is not None:
                     document.session.drop_cache()
         if isinstance(error, EngineError):
             return error
-        if ran_out:
-            first_line = (text or "out of memory").splitlines()[0]
-            return OutOfMemory(f"{first_line}; lower cache_bytes or close documents")
+        if out_of_memory is not None:
+            return out_of_memory
         log.error("a job failed", exc_info=error)
-        return EngineError(f"internal error, the engine's log has more: {name}: {text}")
+        text = f"{type(error).__name__}: {error!s:.200}"
+        return EngineError(f"internal error, the engine's log has more: {text}")
 
     # The worker thread: calls that concern no single document.
 
