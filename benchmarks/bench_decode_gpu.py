@@ -130,7 +130,7 @@ def _measure(bench: Bench, args: Any, model: str, precision: str) -> dict[str, A
     if args.parts:
         found["parts"] = _guarded(lambda: _parts(bench, decoder, cache))
     found["error"] = _guarded(lambda: _error(bench, decoder, cache, graph))
-    found["loop_tokens_per_s"] = _guarded(lambda: _loop(bench, cache, graph))
+    found["loop_tokens_per_s"] = _guarded(lambda: loop(bench, cache, graph))
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -159,7 +159,7 @@ def _times_us(
     return found
 
 
-def _loop(bench: Bench, cache: KVCache, graph: DecodeGraph) -> float:
+def loop(bench: Bench, cache: KVCache, graph: DecodeGraph) -> float:
     """Return tokens per second of greedy decoding, every token read on the host."""
     count = 2 if bench.is_tiny else _LOOP_STEPS
     token_id = 1

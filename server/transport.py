@@ -25,7 +25,7 @@ _MAX_HEADER_BYTES = 16_384
 _MAX_TOKEN_BYTES = 1024
 _TOKEN_SECONDS = 10
 # The end of the stream tells that the client is gone, unless a child of its own has the stream too.
-_PARENT_SECONDS = 5.0
+PARENT_SECONDS = 5.0
 
 Read = Callable[[int], bytes]
 
@@ -138,7 +138,7 @@ async def serve(session: Session, frames: Framed) -> int:
     threading.Thread(target=pump, name="reader", daemon=True).start()
     while session.exit_code is None:
         try:
-            async with asyncio.timeout(_PARENT_SECONDS):
+            async with asyncio.timeout(PARENT_SECONDS):
                 body = await bodies.get()
         except TimeoutError:
             if is_alive(session.process_id):

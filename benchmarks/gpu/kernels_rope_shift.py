@@ -140,7 +140,7 @@ def measure(bench: Bench, cache: Cache) -> tuple[dict[str, Any], dict[str, str]]
         run = captured(candidate.run, bench.device, calls)
         candidate.prepare()
         candidate.run()
-        errors[name] = _error(candidate, cache)
+        errors[name] = error_of(candidate, cache)
         return run
 
     ours = {name: capture(name, make) for name, make in _OURS.items()}
@@ -160,7 +160,7 @@ def measure(bench: Bench, cache: Cache) -> tuple[dict[str, Any], dict[str, str]]
     return measured, left_out
 
 
-def _error(candidate: Candidate, cache: Cache) -> float | None:
+def error_of(candidate: Candidate, cache: Cache) -> float | None:
     """Return the relative error, layer by layer: float64 copies of the whole do not fit."""
     if candidate.output is None:
         return None
@@ -213,7 +213,9 @@ def _ours_shuffled(cache: Cache) -> Candidate:
     return _into(cache, lambda: _shift(cache, order, False))
 
 
-def _eager(cache: Cache) -> Candidate:
+def eager(cache: Cache) -> Candidate:
+    """Return the turn in torch's own operations."""
+
     # All slots are a slice, so torch need not gather; layer by layer, or float32 would not fit.
     def turn() -> None:
         for keys, out in zip(cache.unrotated, cache.rotated, strict=True):
@@ -288,7 +290,7 @@ _OURS: dict[str, Callable[[Cache], Candidate]] = {
     f"{OURS}, slots shuffled": _ours_shuffled,
 }
 _RIVALS: dict[str, Callable[[Cache], Candidate]] = {
-    "eager torch": _eager,
+    "eager torch": eager,
     "torch.compile": _compiled,
     "flash-attn": _flash_attn,
     "Liger": _liger,

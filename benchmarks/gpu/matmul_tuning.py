@@ -20,7 +20,7 @@ from keyturn.kernels.matmul.measured import MEASURED
 from keyturn.kernels.matmul.table import DotTile, GemvTile, MmaTile, default_plan
 
 KINDS = ("q4", "q8", "b4", "b2", "b3", "b8", "b6")  # what matters first, should time run out
-TABLE = ROOT / "kernels" / "matmul_measured.py"
+TABLE = ROOT / "kernels" / "matmul" / "measured.py"
 # In one graph at least: to start it takes microseconds.
 MIN_CALLS = 16
 _DOT_ROWS = 16

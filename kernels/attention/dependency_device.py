@@ -1,4 +1,4 @@
-"""Device code of `dependency_record.py`: attention, mean over heads, and its largest entries."""
+"""Device code of `dependency.py`: attention, mean over heads, and its largest entries."""
 
 # What @triton.jit makes of a function's types is beyond a type checker.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false

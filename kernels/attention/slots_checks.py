@@ -1,4 +1,4 @@
-"""What `slot_attention.py` asks of the tensors that it is given."""
+"""What `slots.py` asks of the tensors that it is given."""
 
 from __future__ import annotations
 

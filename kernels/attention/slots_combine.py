@@ -1,4 +1,4 @@
-"""Device code of `slot_attention.py`: which slots a split has, the sum of its parts, weights.
+"""Device code of `slots.py`: which slots a split has, the sum of its parts, weights.
 
 Where few parts are to be read, the program that comes last reads them itself: a launch costs about
 two microseconds. Otherwise a second launch has many programs read them.

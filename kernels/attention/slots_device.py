@@ -1,4 +1,4 @@
-"""Device code of `slot_attention.py`: attention, split over slots."""
+"""Device code of `slots.py`: attention, split over slots."""
 
 # What @triton.jit makes of a function's types is beyond a type checker.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false

@@ -1,4 +1,4 @@
-"""Plans of `matmul_table.py` per GPU; written by `benchmarks/bench_matmul.py --tune`, not by hand.
+"""Plans of `table.py` per GPU; written by `benchmarks/bench_matmul.py --tune`, not by hand.
 
 GPU (part of its name) to kind to "NxK" to [gemv tile, mma tile, dot tile, limits]; the limits are
 max_gemv_rows, max_mma_rows and min_dense_rows.

@@ -1,6 +1,6 @@
 """How a matmul with packed weights is cut and which path serves how many rows, per GPU.
 
-`matmul_measured.py` holds what `benchmarks/bench_matmul.py --tune` found; other GPUs and shapes get
+`measured.py` holds what `benchmarks/bench_matmul.py --tune` found; other GPUs and shapes get
 the nearest measured shape's plan, or the default. A plan never depends on the number of rows, or a
 row's bits would.
 """

@@ -1,4 +1,4 @@
-"""Device code of `rope_shift.py`: a turn over all layers and heads; one layer's rows written."""
+"""Device code of `launch.py`: a turn over all layers and heads; one layer's rows written."""
 
 # What @triton.jit makes of a function's types is beyond a type checker.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false

@@ -36,7 +36,7 @@ def test_a_section_that_fails_does_not_end_the_others(monkeypatch, capsys) -> No
     def fail(*_):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(bench_decode_gpu, "_loop", fail)
+    monkeypatch.setattr(bench_decode_gpu, "loop", fail)
     result = json.loads(run(monkeypatch, capsys, "--precisions", "bf16")[-1])
     assert "loop_tokens_per_s" not in result["runs"][0]
     assert result["runs"][0]["error"] < 0.04

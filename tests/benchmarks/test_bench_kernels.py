@@ -108,15 +108,15 @@ def test_rivals_are_given_the_cache_in_their_own_layout(monkeypatch) -> None:
 
 def test_error_counts_every_wrong_element_and_shows_what_was_not_written() -> None:
     cache = kernels_rope_shift.new_cache(CPU, 2, 3, 17, 16)
-    candidate = kernels_rope_shift._eager(cache)
+    candidate = kernels_rope_shift.eager(cache)
     candidate.prepare()
-    assert kernels_rope_shift._error(candidate, cache) != kernels_rope_shift._error(
+    assert kernels_rope_shift.error_of(candidate, cache) != kernels_rope_shift.error_of(
         candidate, cache
     )  # NaN: nothing was written yet
     candidate.run()
-    assert kernels_rope_shift._error(candidate, cache) < 2e-3
+    assert kernels_rope_shift.error_of(candidate, cache) < 2e-3
     cache.rotated[1, 2, 3] = 0
-    assert kernels_rope_shift._error(candidate, cache) > 0.05
+    assert kernels_rope_shift.error_of(candidate, cache) > 0.05
 
 
 def test_times_are_quantiles_of_one_call() -> None:

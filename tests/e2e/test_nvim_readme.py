@@ -91,13 +91,14 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "others", [[], ["area", "return", "result", "and"]], ids=["sole", "several"]
+    ("place", "others"),
+    [(PLACES[0], []), (PLACES[0], ["area", "return", "result", "and"]), (PLACES[1], [])],
+    ids=["sole", "several", "sole in JavaScript"],
 )
-@pytest.mark.parametrize(("name", "text", "typed"), PLACES[:2])
-def test_nothing_is_inserted_until_it_is_taken(
-    nvim, tmp_path, hosts, name, text, typed, others
-) -> None:
+def test_nothing_is_inserted_until_it_is_taken(nvim, tmp_path, hosts, place, others) -> None:
+    name, text, typed = place
     (tmp_path / name).write_text(text)
     set_up(nvim, tmp_path / name, hosts)
     if others:

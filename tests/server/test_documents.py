@@ -87,8 +87,11 @@ def test_text_equals_the_clients_after_any_changes(encoding, text, notifications
         assert held.text == client.text
         assert held.version == version
         assert held.num_lines == len(re.split("\r\n|\n|\r", client.text))
-        assert held._starts.tolist() == document(client.text)._starts.tolist()
-        assert held._num_bytes == len(client.text.encode("utf-8", "surrogatepass"))
+        # Its bytes are counted along: just enough room.
+        num_bytes = len(client.text.encode("utf-8", "surrogatepass"))
+        held.limit(Limits(num_bytes, LIMITS.max_line_chars))
+        assert (held.refusal is not None) == ("\0" in client.text)
+        held.limit(LIMITS)
         assert (held.refusal is not None) == ("\0" in client.text)
         if edits is None:
             assert any(change.start is None for change in changes)
@@ -97,6 +100,8 @@ def test_text_equals_the_clients_after_any_changes(encoding, text, notifications
             for start, end, new in edits:
                 mirror = mirror[:start] + new + mirror[end:]
         assert mirror == client.text
+    fresh, offsets = document(client.text, encoding), range(len(client.text) + 1)
+    assert [*map(held.position, offsets)] == [*map(fresh.position, offsets)]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

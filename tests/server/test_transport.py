@@ -96,7 +96,7 @@ def test_nothing_is_handled_after_exit() -> None:
 
 
 def test_the_server_ends_when_the_process_that_started_it_has(monkeypatch) -> None:
-    monkeypatch.setattr(transport, "_PARENT_SECONDS", 0.02)
+    monkeypatch.setattr(transport, "PARENT_SECONDS", 0.02)
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     source, target = os.pipe()  # stays open, as in a child of the parent's that has it too
     session = Session()
