@@ -70,8 +70,8 @@ def test_killed_host_is_replaced_and_completes_as_an_undisturbed_one(tmp_path):
         try:
             editor.open("a.py", SOURCE, cursor=cut)
             pieces = []
-            first = await editor.complete("a.py", cut, on_text=pieces.append)
-            assert first.text and pieces[-1] == first.text
+            first = await editor.complete("a.py", cut, on_text=lambda text, _: pieces.append(text))
+            assert first.text and "".join(pieces) == first.text
             assert first.num_prompt_tokens > 400
             # An edit far away is patched; the completion that follows reuses the rest.
             editor.edit("a.py", 3, 3, "Once more: ")
@@ -82,7 +82,7 @@ def test_killed_host_is_replaced_and_completes_as_an_undisturbed_one(tmp_path):
 
             pid = editor.client.status()["host_pid"]
 
-            def kill(_: str) -> None:
+            def kill(*_: object) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 

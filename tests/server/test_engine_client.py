@@ -23,6 +23,7 @@ from keyturn.engine.wire.errors import (
     DocumentRefused,
     HostUnavailable,
     ModelNotFound,
+    WarmingUp,
 )
 from keyturn.server.engine_client import EngineClient
 from keyturn.server.engine_link import look
@@ -64,12 +65,13 @@ class Editor:
         self.versions[doc] += 1
         self.client.edit(doc, base, base + 1, edits)
 
-    def complete(self, doc, offset=0, invoked=True, on_text=None):
+    def complete(self, doc, offset=0, invoked=True, on_text=None, wait_ms=None):
         return asyncio.ensure_future(
             self.client.complete(
-                doc, self.versions[doc], offset, PARAMS, invoked=invoked, on_text=on_text
+                doc, self.versions[doc], offset, PARAMS,
+                invoked=invoked, on_text=on_text, wait_ms=wait_ms,
             )
-        )
+        )  # fmt: skip
 
     async def text(self, doc, offset=0):
         return (await self.complete(doc, offset)).text
@@ -467,6 +469,46 @@ def test_version_mismatch_is_mended_with_the_whole_text(address):
             assert await editor.text("a", 4) == "<some|thing else>"
             editor.edit("a", (0, 4, "any"))
             assert await editor.text("a", 3) == "<any|thing else>"
+
+    asyncio.run(run())
+
+
+def test_cold_place_is_told_and_waited_for(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "slow-sync", visible=False)
+            with pytest.raises(WarmingUp, match="model is being loaded"):
+                await editor.complete("a", 4, invoked=False, wait_ms=1.0)  # there is no host yet
+            await editor.client.warm("a", 1, 4)
+            warm = await editor.complete("a", 4, invoked=False, wait_ms=0.0)
+            assert warm.text == "<slow|-sync>"
+            editor.edit("a", (0, 0, "x "))
+            with pytest.raises(WarmingUp, match="cache is not there"):
+                await editor.complete("a", 6, invoked=False, wait_ms=50.0)
+            waiting = asyncio.ensure_future(editor.client.warm("a", 2, 6))
+            await asyncio.sleep(0.05)
+            editor.edit("a", (0, 0, "y"))
+            with pytest.raises(Cancelled, match="changed"):
+                await waiting
+            with pytest.raises(Cancelled, match="changed"):
+                await editor.client.warm("a", 2, 6)
+            with pytest.raises(BadRequest, match="not open"):
+                await editor.client.warm("b", 1, 0)
+
+    asyncio.run(run())
+
+
+def test_wait_for_a_warm_cache_ends_with_its_host(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "slow-sync", visible=False)
+            await editor.text("a")
+            editor.edit("a", (0, 0, "x "))
+            waiting = asyncio.ensure_future(editor.client.warm("a", 2, 6))
+            await asyncio.sleep(0.05)
+            os.kill(editor.client.status()["host_pid"], signal.SIGKILL)
+            with pytest.raises(HostUnavailable):
+                await waiting
 
     asyncio.run(run())
 
