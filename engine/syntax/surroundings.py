@@ -122,20 +122,47 @@ class Surroundings:
     def headers(self) -> list[Span]:
         """Return the headers of the definitions around the place, outermost first.
 
-        Each ends before the body, or with its colon or brace.
+        Each ends with its colon, brace or arrow, before the body.
         """
-        at = len(_encoded(self._region.text[: self._start]))
-        node = self._tree.root_node.descendant_for_byte_range(at, at)
+        source = self._region.text
+        node = self._node_before()
+        at = len(_encoded(source[: self._start]))
         found = []
         while node is not None:
             body = node.child_by_field_name("body")
-            if node.type in _DEFINITIONS and body is not None and body.start_byte <= at:
+            if node.type in _DEFINITIONS and body is not None and body.prev_sibling is not None:
                 first, last = self._char(node.start_byte), self._char(body.start_byte)
-                last += self._region.text.startswith("{", last)
-                last = first + len(self._region.text[first:last].rstrip())
-                found.append(Span(self._region.outside(first), self._region.outside(last)))
+                last += source.startswith("{", last)
+                last = self._char(body.prev_sibling.end_byte) if source[last - 1] != "{" else last
+                if len(_encoded(source[:last])) <= at and self._is_inside(node, at):
+                    found.append(Span(self._region.outside(first), self._region.outside(last)))
             node = node.parent
         return found[::-1]
+
+    def _node_before(self) -> tree_sitter.Node | None:
+        """Return the innermost node at the place or, of Python, at the text before it.
+
+        A body of Python ends with its last statement, and the place may be behind that.
+        """
+        source = self._region.text
+        end = self._start
+        if self.language == "python":
+            end = max(0, len(source[:end].rstrip()) - 1)
+        at = len(_encoded(source[:end]))
+        return self._tree.root_node.descendant_for_byte_range(at, at)
+
+    def _is_inside(self, node: tree_sitter.Node, at: int) -> bool:
+        """Whether the place belongs to a definition: by indentation in Python, else by braces."""
+        if self.language != "python":
+            return node.start_byte < at < node.end_byte
+        return _width(" " * node.start_point[1]) < self._indent()
+
+    def _indent(self) -> int:
+        """Return the columns before the text of the place's line, or before the place."""
+        source = self._region.text
+        line_start = source.rfind("\n", 0, self._start) + 1
+        line = _line(source, line_start)
+        return _width(line if line.strip() else source[line_start : self._start] + "x")
 
     def _with(self, new: str) -> str:
         source = self._region.text
@@ -186,10 +213,7 @@ class Surroundings:
 
     def _python_block_end(self) -> int | None:
         source = self._region.text
-        line_start = source.rfind("\n", 0, self._start) + 1
-        line = _line(source, line_start)
-        before = source[line_start : self._start]
-        indent = _width(line if line.strip() else before)
+        indent = self._indent()
         inside = self._lines_inside_strings()
         at = source.find("\n", self._end) + 1
         while at > 0:
