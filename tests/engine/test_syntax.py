@@ -138,12 +138,17 @@ def test_a_long_text_is_judged_by_its_neighbourhood(language) -> None:
 
 
 def test_a_part_of_a_long_class_is_read_inside_of_it() -> None:
-    method = "    def f{0}(self, x):\n        if x:\n            return g(x)\n        return 1\n\n"
+    method = (
+        "    def f{0}(self, x):\n        if x:\n            return g(x)\n        return {0}\n\n"
+    )
     text = "class A:\n" + "".join(method.format(number) for number in range(2000))
+    for start in range(len(text) // 2, len(text) // 2 + 3000, 100):  # wherever the cuts fall
+        offset = text.index("g(x)", start) + 4
+        place = look(text, offset, offset, "python")
+        assert place is not None and place.num_errors == 0
     offset = text.index("g(x)", len(text) // 2) + 4
     place = look(text, offset, offset, "python")
     assert place is not None
-    assert place.num_errors == 0
     assert place.accepts(" + 1")
     assert not place.accepts("\n                return 2")
     assert place.block_end == text.index("        return", offset)
