@@ -54,8 +54,11 @@ class Surroundings:
         self._above = ""
         if language == "python" and not self._region.is_whole:
             self._above = python.enclosing(source, unified(text[: self._region.start]))
-        self.num_errors = self._num_errors_of(source, self._tree)
-        self._least: int | None = None
+        self._num_grammar_errors = self.num_errors = _num_errors(self._tree)
+        self._is_python_right = language == "python" and python.parses(source, self._above)
+        if language == "python":
+            self.num_errors = 0 if self._is_python_right else max(1, self.num_errors)
+        self._was_tried = False
 
     def accepts(self, new: str, *, may_open: bool = False) -> bool:
         """Whether `new` may be written at the place: what could be read before still can.
@@ -69,11 +72,13 @@ class Surroundings:
                 bracket, for it is being written.
         """
         may_open = may_open and self.num_errors > 0 and not self._rest_of_line().strip()
-        least = self._least_errors()
-        if self.language == "python" and least == 0:
+        if self._is_read_by_python():
             return self.parses_with(new) or (may_open and self._is_open_block(new))
         is_open = may_open and new.rstrip()[-1:] in ("{", "(", "[", ":")
-        return self._num_errors_with(new) <= (self.num_errors if is_open else least)
+        allowed = self._num_grammar_errors
+        if allowed and not is_open:
+            allowed = min(allowed, self._num_errors_with("_"))
+        return self._num_errors_with(new) <= allowed
 
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""
@@ -171,13 +176,6 @@ class Surroundings:
     def _char(self, byte: int) -> int:
         return len(_encoded(self._region.text)[:byte].decode("utf-8", "replace"))
 
-    def _num_errors_of(self, source: str, tree: tree_sitter.Tree | None = None) -> int:
-        """Return the grammar's errors; Python that its own parser reads has none, other some."""
-        if self.language == "python" and python.parses(source, self._above):
-            return 0
-        count = _num_errors(tree or self._parser.parse(_encoded(source)))
-        return max(count, 1) if self.language == "python" else count
-
     def _num_errors_with(self, new: str) -> int:
         """Parse again what `new` changes."""
         source = self._region.text
@@ -194,13 +192,12 @@ class Surroundings:
         )
         return _num_errors(self._parser.parse(_encoded(self._with(new)), tree))
 
-    def _least_errors(self) -> int:
-        """Return the errors of the text as it is or, if that is less, with a word at the place."""
-        if self._least is None:
-            self._least = self.num_errors
-            if self.num_errors:
-                self._least = min(self.num_errors, self._num_errors_of(self._with("_")))
-        return self._least
+    def _is_read_by_python(self) -> bool:
+        """Whether Python's own parser reads the text as it is, or with a word at the place."""
+        if self.language == "python" and not self._is_python_right and not self._was_tried:
+            self._was_tried = True
+            self._is_python_right = self.parses_with("_")
+        return self._is_python_right
 
     def _is_open_block(self, new: str) -> bool:
         """Whether `new` ends with a header, and parses with a body below it."""

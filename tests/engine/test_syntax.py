@@ -112,6 +112,13 @@ def test_characters_of_any_width_are_no_hindrance(language) -> None:
     assert not place.accepts("'ü")
 
 
+def test_python_that_this_python_does_not_read_is_judged_by_the_grammar() -> None:
+    place = at("print 'a'\nx = ‸\n", "python")  # of the second kind
+    assert place.num_errors > 0
+    assert place.accepts("1")
+    assert not place.accepts("(")
+
+
 # A long text
 
 
