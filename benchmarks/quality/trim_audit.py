@@ -2,8 +2,9 @@
 
 Each line of the file is an object with the document's `text`, the `cursor` (code points), its
 `path`, what the model wrote (`raw`), its `stop_reason`, and what stood there (`expected`; its first
-line counts). An answer is right when its first line is the expected one, and spoiled when that is
-so before trimming but not after. Exits 1 when more than one in ten that was touched was right.
+line counts). An answer is right when its first line is the expected one, alone or followed by what
+stands behind the cursor already, and spoiled when that is so before trimming but not after. Exits 1
+when more than one in ten that was touched was right.
 
     python benchmarks/quality/trim_audit.py answers.jsonl
 """
@@ -14,6 +15,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from keyturn.engine.syntax.languages import language_of
 from keyturn.server.trim import first_line, trim
@@ -32,8 +34,7 @@ def main() -> None:
             language = language_of("", row["path"])
             kept = trim(row["raw"], row["text"], at, at, row["stop_reason"], language)
             before, after = _is_right(row["raw"], row), _is_right(kept.text, row)
-            first = first_line(row["raw"]).rstrip()
-            is_touched = first_line(kept.text).rstrip() != first
+            is_touched = first_line(kept.text).rstrip() != first_line(row["raw"]).rstrip()
             counts["answers"] += 1
             counts["right before"] += before
             counts["right after"] += after
@@ -51,8 +52,11 @@ def main() -> None:
     sys.exit(spoiled > MOST_SPOILED * touched)
 
 
-def _is_right(text: str, row: dict[str, str]) -> bool:
-    return first_line(text).strip() == first_line(row["expected"]).strip()
+def _is_right(text: str, row: dict[str, Any]) -> bool:
+    first, expected = first_line(text).strip(), first_line(row["expected"]).strip()
+    repeated = first.removeprefix(expected).strip()
+    rest = first_line(row["text"][row["cursor"] :]).strip()
+    return first == expected or (first.startswith(expected) and rest.startswith(repeated))
 
 
 if __name__ == "__main__":

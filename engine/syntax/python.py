@@ -22,7 +22,8 @@ def parses(text: str, above: str = "") -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ast.parse(above + text)
+            # Half of a surrogate pair is no Python, but may well stand in a text being edited.
+            ast.parse(above + text.encode("utf-8", "replace").decode("utf-8"))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return False
     return True

@@ -6,6 +6,7 @@ ends become line feeds; places go back and forth.
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_left
 from typing import NamedTuple
@@ -60,11 +61,11 @@ def around(text: str, start: int, end: int) -> tuple[Region, int, int]:
     """
     first, last = max(0, start - _MOST), min(len(text), end + _MOST)
     if first > 0:
-        found = list(_LINE.finditer(text, first + 1, start - _LEAST))
+        found = _lines(text, first + 1, start - _LEAST)
         # The one furthest left, sure to be a statement if there is such, and the nearest of those.
         first = min(reversed(found), key=_rank).start() if found else first
     if last < len(text):
-        found = list(_LINE.finditer(text, end + _LEAST, last))
+        found = _lines(text, end + _LEAST, last)
         last = min(found, key=_rank).start() if found else last
     before, inside = unified(text[first:start]), unified(text[start:end])
     raw = text[first:last]
@@ -75,6 +76,13 @@ def around(text: str, start: int, end: int) -> tuple[Region, int, int]:
         wide = [at - number for number, at in enumerate(pairs)]
     region = Region(before + inside + unified(text[end:last]), first, wide, len(raw) == len(text))
     return region, len(before), len(before) + len(inside)
+
+
+def _lines(text: str, start: int, end: int) -> list[re.Match[str]]:
+    """Return the lines that begin in `text[start:end]` and that a region may begin or end with."""
+    # Where the search ends, a line would look empty.
+    found = _LINE.finditer(text, start, end + _MOST)
+    return list(itertools.takewhile(lambda match: match.start() < end, found))
 
 
 def _rank(match: re.Match[str]) -> tuple[int, bool]:

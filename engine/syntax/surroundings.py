@@ -54,8 +54,11 @@ class Surroundings:
         self._above = ""
         if language == "python" and not self._region.is_whole:
             self._above = python.enclosing(source, unified(text[: self._region.start]))
-        self.num_errors = self._num_errors_of(source, self._tree)
-        self._least: int | None = None
+        self._num_grammar_errors = self.num_errors = _num_errors(self._tree)
+        self._is_python_right = language == "python" and python.parses(source, self._above)
+        if language == "python":
+            self.num_errors = 0 if self._is_python_right else max(1, self.num_errors)
+        self._was_tried = False
 
     def accepts(self, new: str, *, may_open: bool = False) -> bool:
         """Whether `new` may be written at the place: what could be read before still can.
@@ -69,11 +72,13 @@ class Surroundings:
                 bracket, for it is being written.
         """
         may_open = may_open and self.num_errors > 0 and not self._rest_of_line().strip()
-        least = self._least_errors()
-        if self.language == "python" and least == 0:
+        if self._is_read_by_python():
             return self.parses_with(new) or (may_open and self._is_open_block(new))
         is_open = may_open and new.rstrip()[-1:] in ("{", "(", "[", ":")
-        return self._num_errors_with(new) <= (self.num_errors if is_open else least)
+        allowed = self._num_grammar_errors
+        if allowed and not is_open:
+            allowed = min(allowed, self._num_errors_with("_"))
+        return self._num_errors_with(new) <= allowed
 
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""
@@ -122,20 +127,47 @@ class Surroundings:
     def headers(self) -> list[Span]:
         """Return the headers of the definitions around the place, outermost first.
 
-        Each ends before the body, or with its colon or brace.
+        Each ends with its colon, brace or arrow, before the body.
         """
-        at = len(_encoded(self._region.text[: self._start]))
-        node = self._tree.root_node.descendant_for_byte_range(at, at)
+        source = self._region.text
+        node = self._node_before()
+        at = len(_encoded(source[: self._start]))
         found = []
         while node is not None:
             body = node.child_by_field_name("body")
-            if node.type in _DEFINITIONS and body is not None and body.start_byte <= at:
+            if node.type in _DEFINITIONS and body is not None and body.prev_sibling is not None:
                 first, last = self._char(node.start_byte), self._char(body.start_byte)
-                last += self._region.text.startswith("{", last)
-                last = first + len(self._region.text[first:last].rstrip())
-                found.append(Span(self._region.outside(first), self._region.outside(last)))
+                last += source.startswith("{", last)
+                last = self._char(body.prev_sibling.end_byte) if source[last - 1] != "{" else last
+                if len(_encoded(source[:last])) <= at and self._is_inside(node, at):
+                    found.append(Span(self._region.outside(first), self._region.outside(last)))
             node = node.parent
         return found[::-1]
+
+    def _node_before(self) -> tree_sitter.Node | None:
+        """Return the innermost node at the place or, of Python, at the text before it.
+
+        A body of Python ends with its last statement, and the place may be behind that.
+        """
+        source = self._region.text
+        end = self._start
+        if self.language == "python":
+            end = max(0, len(source[:end].rstrip()) - 1)
+        at = len(_encoded(source[:end]))
+        return self._tree.root_node.descendant_for_byte_range(at, at)
+
+    def _is_inside(self, node: tree_sitter.Node, at: int) -> bool:
+        """Whether the place belongs to a definition: by indentation in Python, else by braces."""
+        if self.language != "python":
+            return node.start_byte < at < node.end_byte
+        return _width(" " * node.start_point[1]) < self._indent()
+
+    def _indent(self) -> int:
+        """Return the columns before the text of the place's line, or before the place."""
+        source = self._region.text
+        line_start = source.rfind("\n", 0, self._start) + 1
+        line = _line(source, line_start)
+        return _width(line if line.strip() else source[line_start : self._start] + "x")
 
     def _with(self, new: str) -> str:
         source = self._region.text
@@ -143,13 +175,6 @@ class Surroundings:
 
     def _char(self, byte: int) -> int:
         return len(_encoded(self._region.text)[:byte].decode("utf-8", "replace"))
-
-    def _num_errors_of(self, source: str, tree: tree_sitter.Tree | None = None) -> int:
-        """Return the grammar's errors; Python that its own parser reads has none, other some."""
-        if self.language == "python" and python.parses(source, self._above):
-            return 0
-        count = _num_errors(tree or self._parser.parse(_encoded(source)))
-        return max(count, 1) if self.language == "python" else count
 
     def _num_errors_with(self, new: str) -> int:
         """Parse again what `new` changes."""
@@ -167,13 +192,12 @@ class Surroundings:
         )
         return _num_errors(self._parser.parse(_encoded(self._with(new)), tree))
 
-    def _least_errors(self) -> int:
-        """Return the errors of the text as it is or, if that is less, with a word at the place."""
-        if self._least is None:
-            self._least = self.num_errors
-            if self.num_errors:
-                self._least = min(self.num_errors, self._num_errors_of(self._with("_")))
-        return self._least
+    def _is_read_by_python(self) -> bool:
+        """Whether Python's own parser reads the text as it is, or with a word at the place."""
+        if self.language == "python" and not self._is_python_right and not self._was_tried:
+            self._was_tried = True
+            self._is_python_right = self.parses_with("_")
+        return self._is_python_right
 
     def _is_open_block(self, new: str) -> bool:
         """Whether `new` ends with a header, and parses with a body below it."""
@@ -186,10 +210,7 @@ class Surroundings:
 
     def _python_block_end(self) -> int | None:
         source = self._region.text
-        line_start = source.rfind("\n", 0, self._start) + 1
-        line = _line(source, line_start)
-        before = source[line_start : self._start]
-        indent = _width(line if line.strip() else before)
+        indent = self._indent()
         inside = self._lines_inside_strings()
         at = source.find("\n", self._end) + 1
         while at > 0:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 
-from .lines import Sides, first_line, says_something
+from .lines import WORD, Sides, first_line, says_something
 
 _MAX_PERIOD_LINES = 4
 _MIN_TELLING_CHARS = 4
+_LAST_WORD = re.compile(r"\w+\Z")
 _MAX_LINE_CHARS = 2000
 _MAX_UNIT_CHARS = 40
 _COMMON = re.compile(
@@ -84,6 +85,8 @@ def drop_loop(text: str, prefix: str, is_cut_off: bool) -> str:
     said_before = text[: second - length].strip()
     if not said_before or prefix.endswith(unit) or said_before.endswith(unit.strip()):
         return ""
+    if WORD.match(unit) and WORD.match(said_before[-1]):
+        return _LAST_WORD.sub("", text[: second - length])  # the word ran into the loop
     return text[:second]
 
 

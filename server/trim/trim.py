@@ -72,7 +72,7 @@ def trim(
         kept = kept.rstrip()
     if not kept.strip():
         return Trimmed("", "the text after the cursor already has what the model proposed")
-    if syntax is not None and syntax.kind == "comment":
+    if syntax is not None and syntax.num_errors == 0 and syntax.kind == "comment":
         kept = drop_after_comment(kept, around)
     right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
     if right is None:
@@ -134,6 +134,6 @@ def _candidates(kept: str, around: Sides) -> Iterator[str]:
         num_lines = num_lines - 1 if tried < _MAX_TRIES // 2 else num_lines // 2
         if num_lines < 1:
             return
-        shorter = "\n".join(lines[:num_lines]).rstrip()
+        shorter = "\n".join(drop_lines_below(lines[:num_lines], around)).rstrip()
         if shorter.strip():
             yield shorter

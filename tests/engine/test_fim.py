@@ -95,6 +95,7 @@ def test_embedded_sidecar_says_what_the_model_was_trained_on():
     assert template.layouts == ("spm", "psm") and template.layout == "spm"
     assert 0 in template.end_ids and not template.heal_white_space and not template.bos_first
     assert template.window_tokens == 2048
+    assert {"python", "javascript", "typescriptreact"} <= set(template.languages)
     assert FIELDS.keys() == asdict(template).keys()
 
 
@@ -128,6 +129,12 @@ def test_sidecar_without_a_field_is_refused(tmp_path, field):
     path.write_text(json.dumps({key: FIELDS[key] for key in FIELDS if key != field}))
     with pytest.raises(ModelLoadError, match=field):
         read_sidecar(path, 49152)
+
+
+def test_a_sidecar_need_not_name_languages(tmp_path):
+    path = tmp_path / "fim.json"
+    path.write_text(json.dumps({key: FIELDS[key] for key in FIELDS if key != "languages"}))
+    assert read_sidecar(path, 49152).languages == ()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", '"x"'])

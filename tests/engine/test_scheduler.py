@@ -338,6 +338,11 @@ def test_forgotten_client_frees_its_documents_and_no_others(driver):
     assert not driver.engine.sessions
 
 
+def test_a_loaded_model_says_its_languages(driver):
+    assert driver.result(driver.put("load", model="python only"))["languages"] == ["python"]
+    assert driver.result(driver.put("load", model="m"))["languages"] == []
+
+
 def test_progress_and_text_are_streamed_piece_by_piece(driver):
     driver.result(driver.put("load", model="m"))
     driver.open("a", "stream")

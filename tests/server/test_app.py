@@ -443,6 +443,32 @@ async def test_menu_entry_replaces_the_word_before_the_cursor(client) -> None:
 
 
 @scenario()
+async def test_a_menu_that_the_user_opened_counts_as_asked_for(client) -> None:
+    await client.initialize()
+    client.open("fo.o\n")
+    place = {"textDocument": {"uri": URI}, "position": {"line": 0, "character": 1}}
+    for context, invoked in (
+        ({"triggerKind": 1}, True),
+        ({"triggerKind": 2, "triggerCharacter": "."}, False),
+        ({"triggerKind": 3}, False),
+    ):
+        client.server.engine.calls.clear()
+        await client.request("textDocument/completion", place | {"context": context})
+        asked = [call[-1] for call in client.server.engine.calls if call[0] == "complete"]
+        assert asked == ([True] if invoked else [])  # the cursor is inside a word
+
+
+@scenario()
+async def test_the_clients_word_for_a_language_decides(client) -> None:
+    await client.initialize()
+    client.server.engine.languages = ("javascript",)
+    client.open("a = \n")  # python
+    assert (await client.reply(client.ask(0, 4)))["result"] == []
+    reasons = (await client.request("keyturn/status", {}))["result"]["completions"]
+    assert "not trained on python" in reasons["recent_reasons"][-1]
+
+
+@scenario()
 async def test_selected_menu_entry_is_continued(client) -> None:
     await client.initialize()
     client.server.engine.text = "end(1)"

@@ -319,13 +319,16 @@ async def test_a_client_that_must_be_told_what_to_report_is_told(client) -> None
     assert asks(client) == []
 
 
+LONG = "".join(map(str, range(100)))
+
+
 @pytest.mark.parametrize(
     ("before", "text", "label", "inserted"),
     [
         ("    ret", "urn x", "return x", "return x"),
         ("for i in x:", "\n        y\n", "y", "\n        y\n"),
         ("x = f(", "a,\n      b)", "a,…", "a,\n      b)"),
-        ("x = ", "'" + "y" * 200 + "'", "'" + "y" * 79 + "…", "'" + "y" * 200 + "'"),
+        ("x = ", f"'{LONG}'", f"'{LONG[:79]}…", f"'{LONG}'"),
     ],
 )
 def test_menu_entry_is_one_short_line_that_inserts_the_whole(before, text, label, inserted) -> None:

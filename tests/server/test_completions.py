@@ -33,10 +33,11 @@ class FakeEngine:
         return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end")
 
 
-def at(marked: str) -> tuple[Document, int]:
+def at(marked: str, language_id: str = "") -> tuple[Document, int]:
     text = marked.replace("|", "", 1)
     limits = Limits(10_000_000, 100_000)
-    return Document("file:///a.py", 1, text, "utf-16", limits), marked.index("|")
+    document = Document("file:///a.py", 1, text, "utf-16", limits, language_id)
+    return document, marked.index("|")
 
 
 def completions(engine: FakeEngine, **values) -> Completions:
@@ -233,6 +234,53 @@ def test_an_empty_answer_has_its_reason(marked, values, reason) -> None:
     assert answer.text == ""
     assert reason in (answer.reason or "")
     assert reason in answers.status()["recent_reasons"][-1]
+
+
+@pytest.mark.parametrize(
+    ("language_id", "wanted", "is_asked"),
+    [
+        ("python", [], True),
+        ("sql", [], False),
+        ("", [], True),  # a.py
+        ("sql", ["sql"], True),
+        ("python", ["sql"], False),
+    ],
+)
+def test_only_the_models_languages_or_the_users_are_asked_for(
+    language_id, wanted, is_asked
+) -> None:
+    engine = FakeEngine("b")
+    settings = with_values(Settings(), debounce_ms=0, languages=wanted)
+    answers = Completions(engine.ask, engine.warm, lambda: settings, lambda: ("python",))
+    document, offset = at("a |\n" if language_id == "sql" else "a = |\n", language_id)
+    answer = asyncio.run(answers.complete(document, offset, invoked=True))
+    assert (answer.text, len(engine.asked)) == (("b", 1) if is_asked else ("", 0))
+    assert is_asked or "setting languages allows it" in (answer.reason or "")
+
+
+def test_a_language_that_the_model_says_only_once_it_is_loaded_is_refused_then() -> None:
+    engine = FakeEngine("b")
+    languages: list[str] = []
+
+    async def ask(*args) -> Completion:
+        languages.append("python")
+        return await engine.ask(*args)
+
+    settings = with_values(Settings(), debounce_ms=0)
+    answers = Completions(ask, engine.warm, lambda: settings, lambda: languages)
+    document, offset = at("a |\n", "yaml")
+    answer = asyncio.run(answers.complete(document, offset, invoked=True))
+    assert (answer.text, answer.reason) == (
+        "",
+        "the model was not trained on yaml; setting languages allows it",
+    )
+
+
+def test_between_two_ideographs_an_automatic_request_is_answered() -> None:
+    answers = completions(FakeEngine("文"))
+    document, offset = at("# 读取|配置\n")
+    answer = asyncio.run(answers.complete(document, offset, invoked=False))
+    assert answer.text == "文"
 
 
 def test_an_engine_error_is_an_empty_answer_with_its_message() -> None:

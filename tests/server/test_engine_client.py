@@ -138,6 +138,18 @@ def test_completion_sees_the_text_of_its_version(address):
     asyncio.run(run())
 
 
+def test_the_models_languages_are_known_once_it_is_loaded(address):
+    async def run():
+        settings = replace(SETTINGS, model="python only")
+        async with editing(address, settings=settings) as editor:
+            assert editor.client.languages == ()
+            editor.open("a", "text")
+            await editor.text("a")
+            assert editor.client.languages == ("python",)
+
+    asyncio.run(run())
+
+
 def test_lone_surrogates_pass(address):
     async def run():
         async with editing(address) as editor:

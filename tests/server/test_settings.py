@@ -38,6 +38,9 @@ def test_section_and_bare_options_mean_the_same() -> None:
         ("layout", ["spm"]),
         ("model", ""),
         ("enabled", 1),
+        ("languages", "python"),
+        ("languages", [1]),
+        ("languages", [""]),
         ("debounce_ms", None),
     ],
 )

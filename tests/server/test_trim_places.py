@@ -6,6 +6,7 @@ fit but say nothing sensible are left out: trimming cannot tell.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def share_of(label: str, line_end: str) -> float:
         for case, (text, want) in zip(cases, pairs, strict=True)
         if text != want and (label == "good" or text != "")
     ]
-    print(*wrong, sep="\n")
+    sys.stdout.writelines(f"{item}\n" for item in wrong)
     share = len(wrong) / len(cases)
     return share if label == "good" else 1 - share
 

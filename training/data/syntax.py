@@ -6,9 +6,8 @@ import functools
 
 import numpy as np
 import tree_sitter
-import tree_sitter_javascript
-import tree_sitter_python
-import tree_sitter_typescript
+
+from keyturn.engine.syntax.languages import parser_of
 
 _PYTHON = """
 (block) @block (module) @block
@@ -30,18 +29,20 @@ _SCRIPT = """
 (import_statement) @import
 """
 _LANGUAGES = {
-    "py": (tree_sitter_python.language, _PYTHON),
-    "js": (tree_sitter_javascript.language, _SCRIPT),
-    "ts": (tree_sitter_typescript.language_typescript, _SCRIPT),
-    "tsx": (tree_sitter_typescript.language_tsx, _SCRIPT),
+    "py": ("python", _PYTHON),
+    "js": ("javascript", _SCRIPT),
+    "ts": ("typescript", _SCRIPT),
+    "tsx": ("typescriptreact", _SCRIPT),
 }
 
 
 @functools.cache
 def _tools(language: str) -> tuple[tree_sitter.Parser, tree_sitter.Query]:
-    make, query = _LANGUAGES[language]
-    grammar = tree_sitter.Language(make())
-    return tree_sitter.Parser(grammar), tree_sitter.Query(grammar, query)
+    name, query = _LANGUAGES[language]
+    parser = parser_of(name)
+    grammar = parser.language
+    assert grammar is not None, "a parser is made for one"
+    return parser, tree_sitter.Query(grammar, query)
 
 
 class Source:

@@ -1,0 +1,241 @@
+"""What the grammar says of a place: `‸` marks it."""
+
+import pytest
+
+from keyturn.engine.syntax.languages import has_grammar, language_of
+from keyturn.engine.syntax.surroundings import look, num_errors
+
+
+def at(marked: str, language: str, line_end: str = "\n"):
+    before, after = (part.replace("\n", line_end) for part in marked.split("‸"))
+    found = look(before + after, len(before), len(before), language)
+    assert found is not None
+    return found
+
+
+# Languages
+
+
+@pytest.mark.parametrize(
+    ("language_id", "path", "language"),
+    [
+        ("python", "a.js", "python"),
+        ("Python", "", "python"),
+        ("", "a.py", "python"),
+        ("", "/x/y.PYI", "python"),
+        ("", "file:///x/a.mjs", "javascript"),
+        ("", "a.jsx", "javascriptreact"),
+        ("", "a.d.ts", "typescript"),
+        ("", "a.tsx", "typescriptreact"),
+        ("typescript.tsx", "a", "typescriptreact"),
+        ("sh", "a", "shellscript"),
+        ("", "a.yml", "yaml"),
+        ("", "a.sql", "sql"),
+        ("", "Makefile", "plaintext"),
+        ("", "a.unknown", "plaintext"),
+        ("", "", "plaintext"),
+        ("cobol", "a.py", "cobol"),
+    ],
+)
+def test_the_clients_word_decides_and_else_the_name(language_id, path, language) -> None:
+    assert language_of(language_id, path) == language
+
+
+def test_a_language_without_a_grammar_tells_nothing() -> None:
+    assert not has_grammar("sql")
+    assert look("select", 0, 0, "sql") is None
+    assert look("select", 0, 0, None) is None
+    assert num_errors("select", "sql") is None
+
+
+@pytest.mark.parametrize(
+    ("language", "right", "wrong"),
+    [
+        ("python", "x = 1\n", "x = = 1\n"),
+        ("javascript", "const a = <b>c</b>;\n", "const = ;\n"),
+        ("javascriptreact", "const a = <b>c</b>;\n", "const a = <b>;\n"),
+        ("typescript", "let a: b<c> = <d>e;\n", "let a: = 1;\n"),
+        ("typescriptreact", "let a: b = <c>d</c>;\n", "let a = <c>;\n"),
+    ],
+)
+def test_errors_are_counted_in_every_language(language, right, wrong) -> None:
+    assert num_errors(right, language) == 0
+    assert num_errors(right.replace("\n", "\r\n"), language) == 0
+    assert (num_errors(wrong, language) or 0) > 0
+
+
+# What may be written
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "new", "is_right"),
+    [
+        ("python", "x = ‸\n", "1", True),
+        ("python", "x = ‸\n", ")", False),
+        ("python", "x = 1\n‸\n", "else:\n    y", False),
+        ("python", "def f():\n    ‸\n    return 1\n", "x = 1", True),
+        ("python", "def f():\n    ‸\n    return 1\n", "  x = 1", False),
+        ("python", "def f():\n    return 1\n‸\n", "def g():", False),  # Python's own parser
+        ("python", "x = 1\n‸\n", "print 'a'", False),
+        ("python", "for x in ‸:\n    pass\n", "y", True),
+        ("python", "for x in ‸:\n    pass\n", "y:\n    a", False),
+        ("python", "a b\nx = ‸\n", "1", True),  # broken elsewhere
+        ("python", "a b\nx = ‸\n", "(", False),
+        ("python", "x = '‸'\n", "it\\'s", True),
+        ("python", "x = '‸'\n", "it's", False),
+        ("javascript", "f(‸);\n", "a => b", True),
+        ("javascript", "f(‸);\n", "a => {", False),
+        ("javascript", "if (a) {\n  ‸\n}\n", "} else {\n  b();", True),
+        ("javascript", "if (a) {\n  ‸\n}\n", "}", False),
+        ("typescript", "let a: ‸ = 1;\n", "number", True),
+        ("typescript", "let a: ‸ = 1;\n", "= 2", False),
+        ("typescriptreact", "const a = <b c={‸} />;\n", "d", True),
+        ("typescriptreact", "const a = <b c={‸} />;\n", "<d>", False),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+def test_what_parsed_still_does(language, marked, new, is_right, line_end) -> None:
+    assert at(marked, language, line_end).accepts(new) == is_right
+
+
+def test_a_block_may_be_opened_where_the_text_does_not_parse_as_it_is() -> None:
+    assert at("def f(a‸", "python").accepts("):", may_open=True)
+    assert not at("while ‸:\n    y\n", "python").accepts("x)", may_open=True)
+    assert at("function f(a‸", "javascript").accepts(") {", may_open=True)
+    assert not at("x = 1\n‸\n", "python").accepts("if x:", may_open=True)
+
+
+@pytest.mark.parametrize("language", ["python", "javascript"])
+def test_characters_of_any_width_are_no_hindrance(language) -> None:
+    place = at("x = '日本語 😀 \ud800' + ‸\ny = 'é'\n", language)
+    assert place.accepts("'ü'")
+    assert not place.accepts("'ü")
+
+
+def test_python_that_this_python_does_not_read_is_judged_by_the_grammar() -> None:
+    place = at("print 'a'\nx = ‸\n", "python")  # of the second kind
+    assert place.num_errors > 0
+    assert place.accepts("1")
+    assert not place.accepts("(")
+
+
+# A long text
+
+
+def long_text(language: str) -> tuple[str, int]:
+    """Return some 20,000 lines and where a statement in their middle ends with a call's bracket."""
+    python = 'class A%d:\n    """Say\n\ntext."""\n\n    def f(self, x):\n        y = g(x)\n\n'
+    script = "class A%d {\n  f(x) {\n    // it's\n    const y = `a\nb`;\n    g(x);\n  }\n}\n"
+    part = python if language == "python" else script
+    text = "".join(part % number for number in range(2500))
+    return text, text.index("g(x)", len(text) // 2) + 3
+
+
+@pytest.mark.parametrize("language", ["python", "javascript"])
+def test_a_long_text_is_judged_by_its_neighbourhood(language) -> None:
+    text, offset = long_text(language)
+    place = look(text, offset, offset, language)
+    assert place is not None
+    assert place.num_errors == 0
+    assert place.accepts(", z")
+    assert not place.accepts(")")
+    broken = "x = = (\n" + text  # far away
+    place = look(broken, offset + 8, offset + 8, language)
+    assert place is not None and place.num_errors == 0
+
+
+def test_a_part_of_a_long_class_is_read_inside_of_it() -> None:
+    method = (
+        "    def f{0}(self, x):\n        if x:\n            return g(x)\n        return {0}\n\n"
+    )
+    text = "class A:\n" + "".join(method.format(number) for number in range(2000))
+    for start in range(len(text) // 2, len(text) // 2 + 3000, 100):  # wherever the cuts fall
+        offset = text.index("g(x)", start) + 4
+        place = look(text, offset, offset, "python")
+        assert place is not None and place.num_errors == 0
+    offset = text.index("g(x)", len(text) // 2) + 4
+    place = look(text, offset, offset, "python")
+    assert place is not None
+    assert place.accepts(" + 1")
+    assert not place.accepts("\n                return 2")
+    assert place.block_end == text.index("        return", offset)
+
+
+# Where the place is
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "kind"),
+    [
+        ("python", "x = '‸'\n", "string"),
+        ("python", "x = ‸'a'\n", "code"),
+        ("python", "x = 'a'‸\n", "code"),
+        ("python", 'def f():\n    """Do ‸ it."""\n', "string"),
+        ("python", "x = f'a {‸b}'\n", "code"),
+        ("python", "x = f'a‸ {b}'\n", "string"),
+        ("python", "x = 1  # a‸\n", "comment"),
+        ("python", "# a ‸b\nx = 1\n", "comment"),
+        ("python", "# a\n‸x = 1\n", "code"),
+        ("javascript", "x = `a ‸ ${b}`;\n", "string"),
+        ("javascript", "x = `a ${‸b}`;\n", "code"),
+        ("javascript", "/* a ‸ */ b();\n", "comment"),
+        ("javascript", "/* a */‸ b();\n", "code"),
+        ("typescript", "f(); // ‸", "comment"),
+        ("typescriptreact", '<a b="‸" />;\n', "string"),
+        ("typescriptreact", "<a b={‸} />;\n", "code"),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_strings_and_comments_are_told_from_code(language, marked, kind, line_end) -> None:
+    assert at(marked, language, line_end).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("language", "marked"),
+    [
+        ("python", "def f():\n    a\n    ‸\n    b\n\n▮def g():\n    c\n"),
+        ("python", "if a:\n    if b:\n        ‸\n    ▮c\n"),
+        ("python", "def f():\n    ‸x = '''\na\n'''\n    b\n▮c\n"),
+        ("python", "def f():\n    ‸x = (\n1,\n    )\n    b\n▮c\n"),
+        ("python", "a\n‸\nb\n▮"),
+        ("javascript", "function f() {\n  if (a) {\n    ‸b();\n  ▮}\n}\n"),
+        ("javascript", "function f() {\n  ‸if (a) {\n    b();\n  }\n▮}\n"),
+        ("typescript", "class A {\n  ‸\n  b: c;\n▮}\n"),
+        ("typescript", "a();\n‸\nb();\n▮"),
+        ("typescriptreact", "const f = () => {\n  ‸return <a />;\n▮};\n"),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_the_block_around_the_place_ends_where_it_ends(language, marked, line_end) -> None:
+    text = marked.replace("\n", line_end)
+    expected = text.replace("‸", "").index("▮")
+    found = at(marked.replace("▮", ""), language, line_end).block_end
+    assert found is not None
+    # Of a Python line its start counts, indentation included.
+    indent = text.replace("‸", "")[:expected]
+    assert found == len(indent.rstrip(" ")) or found == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "headers"),
+    [
+        ("python", "class A(B):\n    def f(self,\n          x) -> int:\n        ‸\n        y\n",
+         ["class A(B):", "def f(self,\n          x) -> int:"]),
+        ("python", "def f():\n    pass\n‸x = 1\n", []),
+        ("javascript", "class A {\n  f(a) {\n    ‸b();\n  }\n}\n", ["class A {", "f(a) {"]),
+        ("typescript", "function f(a: b): c {\n  ‸d();\n}\n", ["function f(a: b): c {"]),
+    ],
+)  # fmt: skip
+def test_headers_of_definitions_are_found_outermost_first(language, marked, headers) -> None:
+    for line_end in ("\n", "\r\n"):
+        text = marked.replace("‸", "").replace("\n", line_end)
+        found = [text[start:end] for start, end in at(marked, language, line_end).headers()]
+        assert found == [header.replace("\n", line_end) for header in headers]
+
+
+def test_no_torch_is_needed() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, keyturn.server.suggestion; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

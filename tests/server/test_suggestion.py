@@ -1,0 +1,84 @@
+import pytest
+
+from keyturn.engine.wire.config import Completion
+from keyturn.server.settings import Settings
+from keyturn.server.suggestion import asked, is_inside_word, offered, untrained
+
+
+@pytest.mark.parametrize(
+    ("marked", "is_inside"),
+    [
+        ("fo‸o", True),
+        ("foo‸", False),
+        ("‸foo", False),
+        ("a‸_b", True),
+        ("x‸1", True),
+        ("a‸.b", False),
+        ("a.‸b", False),
+        ("don‸'t", False),
+        ("про‸цент", True),
+        ("한‸국", True),
+        ("カ‸ナ", True),
+        ("读‸取", False),
+        ("こ‸ん", False),
+        ("读‸a", False),
+        ("e‸\u0301", True),
+        ("é\u0301‸a", True),
+        ("😀‸a", False),
+        ("a‸ b", False),
+        ("a‸\nb", False),
+        ("a" * 100 + "‸" + "b" * 100, True),
+    ],
+)
+def test_words_end_where_unicode_has_it(marked, is_inside) -> None:
+    assert is_inside_word(marked.replace("‸", ""), marked.index("‸")) == is_inside
+
+
+@pytest.mark.parametrize(
+    ("language_id", "path", "model", "wanted", "language"),
+    [
+        ("python", "a", ["python"], [], None),
+        ("", "a.py", ["python"], [], None),
+        ("sql", "a.py", ["python"], [], "sql"),
+        ("", "a.json", ["python"], [], "json"),
+        ("", "README", ["python"], [], "plaintext"),
+        ("sql", "a", ["python"], ["sql"], None),
+        ("python", "a", ["python"], ["sql"], "python"),
+        ("zsh", "a", ["python"], ["SH"], None),
+        ("sql", "a", [], [], None),
+        ("typescriptreact", "a", ["tsx"], [], None),
+    ],
+)
+def test_other_languages_than_the_models_are_named(
+    language_id, path, model, wanted, language
+) -> None:
+    reason = untrained(language_id, path, model, wanted)
+    expected = f"the model was not trained on {language}; setting languages allows it"
+    assert reason == (None if language is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("marked", "stop"),
+    [
+        ("x = ‸\n", ("\n\n\n",)),
+        ("x = ‸", ("\n\n\n",)),
+        ("f(‸)\r\n", ("\n",)),
+        ("f(‸)\ry\r", ("\n",)),
+        ("f(‸  \r\n)", ("\n\n\n",)),
+    ],
+)
+def test_what_is_asked_ends_with_the_line_where_it_goes_on(marked, stop) -> None:
+    params = Settings().completion_params()
+    got = asked(marked.replace("‸", ""), marked.index("‸"), params)
+    assert got.stop == stop
+    assert got.max_tokens == params.max_tokens
+
+
+def test_what_is_offered_is_trimmed_for_the_place() -> None:
+    def offer(raw: str, text: str, offset: int, stop_reason: str) -> tuple[str, str | None]:
+        completion = Completion(raw, (), 0, 0, 0.0, 0.0, 1, stop_reason)
+        return offered(completion, text, offset, "python")
+
+    assert offer("x)", "print()\r\n", 6, "stop") == ("x", None)
+    text, reason = offer("import json", "import os\n", 0, "stop")
+    assert text == "" and "another line" in (reason or "")
