@@ -76,7 +76,15 @@ class FakeSession:
             check()
             time.sleep(0.01 if word in self.text.split() else 0)
 
-    def complete(self, offset, params, check, on_text=None):
+    @property
+    def anchor(self):
+        return self.cursor
+
+    @property
+    def num_prompt_tokens(self):
+        return len(self.text)
+
+    def complete(self, offset, params, check, on_text=None, heal=False):
         self.engine.note("complete", self)
         self.set_cursor(offset)
         self.sync(check)

@@ -5,8 +5,9 @@ Used in the worker thread only.
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -50,14 +51,16 @@ class Job:
     @property
     def is_completion(self) -> bool:
         """All other jobs of documents are text changes: cheap, and done at once."""
-        return self.request.method == "complete"
+        return self.request.method in ("complete", "complete_file")
 
     @property
     def urgency(self) -> Urgency:
         """What the job may interrupt."""
         if not self.is_completion:
             return Urgency.PATCH
-        return Urgency.INVOKED if self.request.params["invoked"] else Urgency.AUTOMATIC
+        # Who completes a file waits for it.
+        is_invoked = self.request.params.get("invoked", True)
+        return Urgency.INVOKED if is_invoked else Urgency.AUTOMATIC
 
 
 @dataclass(eq=False)
@@ -73,6 +76,9 @@ class HeldDocument:
         version: the client's version of the text; None when the text is not the client's any more.
         visible: somebody looks at it.
         behind: the cache must follow the text, this urgently.
+        file: path, model and layout of the session, for requests that bring a file's text.
+        kept_until: when it is closed if nobody asks again, in seconds of time.monotonic; None for
+            a client's document.
     """
 
     key: DocumentKey
@@ -83,7 +89,10 @@ class HeldDocument:
     version: int | None = None
     visible: bool = True
     behind: Urgency | None = None
+    file: tuple[str, str, str | None] | None = None
+    kept_until: float | None = None
     _has_cursor: bool = False
+    _was_completed: bool = False  # since it was looked at last
 
     @property
     def wants_healing(self) -> bool:
@@ -111,7 +120,8 @@ class HeldDocument:
             else:
                 self._edit(params)
             self.version = params["version"]
-            self._fall_behind(Urgency.PATCH)
+            if self.visible or self._was_completed:
+                self._fall_behind(Urgency.PATCH)  # another is warmed when it is looked at
 
     def complete(self, job: Job, check: Callable[[], None]) -> dict[str, Any]:
         """Complete as the job asks; it can be asked again after Interrupted.
@@ -135,8 +145,63 @@ class HeldDocument:
 
         completion_params = from_plain(CompletionParams, params["params"])
         completion = session.complete(params["offset"], completion_params, check, on_text)
-        self._has_cursor, self.behind = True, None
+        self._has_cursor, self._was_completed, self.behind = True, True, None
         return asdict(completion)
+
+    def complete_file(
+        self,
+        job: Job,
+        check: Callable[[], None],
+        engine: Any,  # noqa: ANN401 - or a fake
+        others: Iterable[HeldDocument],
+    ) -> dict[str, Any]:
+        """Complete in the text that the job brings; it can be asked again after Interrupted.
+
+        Raises:
+            EngineError: whatever engine and session raise.
+        """
+        params = job.request.params
+        session = self._session_for_file(params, engine, others)
+        offset = params["offset"]
+        if session.anchor != offset:  # nothing typed since a freeze lies before the cursor
+            session.set_cursor(0 if offset else len(session.text))
+        is_told = False
+
+        def check_and_tell() -> None:
+            nonlocal is_told
+            if not is_told:
+                is_told = True
+                what = f"prefilling {session.num_prompt_tokens} tokens"
+                job.on_event("progress", what=what, percent=0)
+            check()
+
+        completion_params = from_plain(CompletionParams, params["params"])
+        return asdict(session.complete(offset, completion_params, check_and_tell, heal=True))
+
+    def _session_for_file(
+        self,
+        params: dict[str, Any],
+        engine: Any,  # noqa: ANN401 - or a fake
+        others: Iterable[HeldDocument],
+    ) -> Any:  # noqa: ANN401 - or a fake
+        self.visible = False
+        text = params["text"]
+        file = (os.path.realpath(params["path"]), params["model"], params["layout"])
+        for held in others:
+            if held.session is not None and held.file == file and held.session.text == text:
+                return held.session
+        if self.session is None or self.file != file:
+            self.session = engine.open(
+                self.key,
+                text,
+                path=params["path"],
+                model=params["model"],
+                policy=params["policy"],
+                layout=params["layout"],
+            )
+            self.file = file
+        self.session.set_text(text)
+        return self.session
 
     def close(self, engine: Any) -> None:  # noqa: ANN401 - or a fake
         """Let the engine forget it."""
@@ -147,6 +212,7 @@ class HeldDocument:
     def _open(self, params: dict[str, Any], engine: Any) -> None:  # noqa: ANN401 - or a fake
         self.close(engine)
         self.visible, self._has_cursor = params["visible"], params["cursor"] is not None
+        self._was_completed = False
         try:
             self.session = engine.open(
                 self.key,
@@ -156,6 +222,7 @@ class HeldDocument:
                 policy=params["policy"],
                 layout=params["layout"],
             )
+            self.file = (os.path.realpath(params["path"]), params["model"], params["layout"])
             # The top is where most editors show a file first; the first edit or focus corrects it.
             self.session.set_cursor(params["cursor"] or 0)
         except EngineError as error:
@@ -168,7 +235,7 @@ class HeldDocument:
 
     def _focus(self, params: dict[str, Any]) -> None:
         session = self._need_session()
-        self.visible = params["visible"]
+        self.visible, self._was_completed = params["visible"], False
         if params["cursor"] is not None:
             session.set_cursor(params["cursor"])
             self._has_cursor = True

@@ -42,6 +42,10 @@ _OPTIONAL_INT = (int, type(None))
 #   focus     what the user looks at is healed while idle.
 #   complete  `params` is CompletionParams. "text" events with all the text so far, then a reply
 #             with a Completion.
+#   complete_file
+#             complete in a text that comes along. A session is kept for the path a while, for the
+#             next request; one of any client that has the same file and text is used. All rows are
+#             fresh first. "progress" events, then a reply with a Completion.
 #   cancel    end the request with id `request`; that request is answered with code "cancelled".
 METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "hello": {
@@ -74,6 +78,15 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
         "offset": (int,),
         "params": (dict,),
         "invoked": (bool,),
+    },
+    "complete_file": {
+        "path": (str,),
+        "text": (str,),
+        "offset": (int,),
+        "params": (dict,),
+        "model": (str,),
+        "policy": (str,),
+        "layout": (str, type(None)),
     },
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},
