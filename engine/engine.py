@@ -16,7 +16,7 @@ from .model.decoder import Decoder
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .session import Model, Session
 from .wire.config import EngineConfig
-from .wire.errors import BadRequest, OutOfMemory
+from .wire.errors import BadRequest, OutOfMemory, memory_error
 
 # Rows beyond the window: what may be generated or scored there, and a layout's special tokens.
 _SPARE_TOKENS = 576
@@ -73,9 +73,8 @@ class Engine:
                 tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
                 files.tensors.clear()
                 decoder = Decoder(files.config, tensors)
-            except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-                # The CPU allocator says so in a plain RuntimeError.
-                if type(error) is RuntimeError and "memory" not in str(error):
+            except Exception as error:
+                if memory_error(error) is None:
                     raise
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"

@@ -17,6 +17,7 @@ from ..engine.wire.errors import EngineError, WarmingUp
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Limits, Position
+from .engine_connection import TRYING_AGAIN
 from .focus import Focus
 from .lenient import UNKNOWN_VERSION
 from .lsp_items import (
@@ -80,6 +81,7 @@ class KeyturnServer(LanguageServer):
         self._focus = Focus(self._show)
         self._completions = Completions(self._ask, self._warm, lambda: self.settings)
         self._progress = LoadingProgress(self)
+        self._told_failures: set[str] = set()
         self._connected = asyncio.Event()
         self._client_settings = ClientSettings(self, self._configure, self._warn)
         self.protocol.on_malformed = self._on_malformed
@@ -341,6 +343,18 @@ class KeyturnServer(LanguageServer):
             return
         self._progress.end(what)
         self._notify_status()
+        if state == "failed":
+            self._tell_failure(what.partition(TRYING_AGAIN)[0])
+
+    def _tell_failure(self, reason: str) -> None:
+        """Tell the user that no completions come and what to do; once for each reason."""
+        if reason not in self._told_failures:
+            self._told_failures.add(reason)
+            remedy = "" if "; " in reason else "; keyturn doctor says what to do"
+            message = f"Keyturn cannot complete: {reason}{remedy}"
+            self.window_show_message(
+                types.ShowMessageParams(type=types.MessageType.Error, message=message)
+            )
 
     def _on_malformed(self, malformed: Malformed) -> None:
         """Set a document aside when one of its changes could not be read: its text is lost."""

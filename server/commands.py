@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 from ..engine.files.catalog import resolve
 from ..engine.wire.config import POLICIES, Completion, CompletionParams
-from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
+from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from .documents import UTF32, Document, Limits, Position
 from .settings import COMMAND_LINE, Settings, with_values
 
+# `complete` worked, and there is nothing to suggest.
+EXIT_NOTHING = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _REPAIR_FLAGS = ("repair_tokens", "budget_ms")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -44,15 +46,16 @@ def complete(arguments: argparse.Namespace) -> int:
     place = open_place(arguments.place, settings)
     document, offset = place.document, place.offset
     params = settings.completion_params(stop_strings(document, offset))
-    run = _complete_in_host if arguments.connect else _complete_here
-    completion = run(place, params, settings, arguments.depth)
+    completion = _complete(place, params, settings, arguments)
     kept = trim(completion.text, document.text, offset, offset, completion.stop_reason)
     if arguments.json:
         _print(json.dumps(_figures(completion, kept.text, settings.model)) + "\n")
     elif kept.text:
         _print(kept.text + "\n")
-    if kept.reason:
-        sys.stderr.write(f"keyturn: no completion: {kept.reason}\n")
+    if not kept.text:
+        reason = kept.reason or "the model suggests nothing here"
+        sys.stderr.write(f"keyturn: no completion: {reason}\n")
+        return EXIT_NOTHING
     return 0
 
 
@@ -212,50 +215,29 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
         raise BadRequest(f"--depth {depth}: only full{known} is available yet")
 
 
-def _complete_here(
-    place: Place, params: CompletionParams, settings: Settings, depth: str
+def _complete(
+    place: Place, params: CompletionParams, settings: Settings, arguments: argparse.Namespace
 ) -> Completion:
-    """Complete with an engine in this process."""
-    from ..engine.engine import Engine
+    """Complete in a running host that would say the same, or in this process, as the flags ask."""
+    from .file_completion import complete_here, complete_in_host
 
-    engine = Engine(settings.engine_config())
-    _check_depth(depth, engine.load(settings.model).decoder.config.num_layers)
-    session = engine.open(
-        place.name,
-        place.document.text,
-        path=place.name,
-        model=settings.model,
-        policy=settings.policy,
-        layout=settings.layout,
-    )
-    return session.complete(place.offset, params, lambda: None)
-
-
-def _complete_in_host(
-    place: Place, params: CompletionParams, settings: Settings, depth: str
-) -> Completion:
-    """Complete in the engine host that is running already."""
-    from .doctor import is_host_running
-    from .engine_client import EngineClient
-
-    if not is_host_running():
-        raise HostUnavailable(
-            "no engine host is running; start an editor or `keyturn engine`, or leave out --connect"
-        )
-
-    async def run() -> Completion:
-        client = EngineClient()
-        document = place.document
-        client.start(settings, on_change=lambda *_: None, text_of=lambda _: document.text)
-        try:
-            client.open(document.uri, 0, document.text, place.name)
-            return await client.complete(document.uri, 0, place.offset, params, invoked=True)
-        finally:
-            await client.stop()
-
-    completion = asyncio.run(run())
-    _check_depth(depth, completion.num_layers_run)
+    asked = (place.name, place.document.text, place.offset, params, settings, _progress)
+    completion = None
+    try:
+        if not arguments.no_connect:
+            completion = asyncio.run(complete_in_host(*asked, insists=arguments.connect))
+        completion = completion or complete_here(*asked)
+    finally:
+        _progress("")
+    _check_depth(arguments.depth, completion.num_layers_run)
     return completion
+
+
+def _progress(what: str) -> None:
+    """Show what is being done, in place of what was before, to somebody who watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{what and f'keyturn: {what}'}")
+        sys.stderr.flush()
 
 
 def _figures(completion: Completion, text: str, model: str) -> dict[str, object]:

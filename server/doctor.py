@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engine.wire.address import FileLock, default_address
-from ..engine.wire.errors import EngineError
+from ..engine.wire.address import default_address
+from ..engine.wire.errors import EngineError, HostUnavailable
+from .engine_link import look
+from .host_place import try_place
 from .settings import Settings
 
 _PACKAGES = (
@@ -49,17 +51,14 @@ def examine(settings: Settings) -> dict[str, Any]:
             found["packages"][name] = version(name)
         except PackageNotFoundError:
             _problem(found, f"package {name} is missing", "install keyturn again", fatal=True)
-    found["host"] = _examine_host()
+    found["host"] = _examine_host(found)
     found["log_files"] = [path for path in [found["host"]["log"]] if Path(path).exists()]
     if not found["packages"].get("torch"):
         return found
     try:
         _examine_model(found, settings)
     except EngineError as error:
-        # An EngineError says what is wrong; then, after a semicolon, what to do.
-        problem, _, remedy = str(error).partition("; ")
-        remedy = remedy or "keyturn models lists what there is"
-        _problem(found, problem, remedy, fatal=True)
+        _tell(found, error, "keyturn models lists what there is")
     except Exception as error:
         remedy = "report this, or install the pinned versions of constraints.txt"
         _problem(found, f"{type(error).__name__}: {error}", remedy, fatal=True)
@@ -84,9 +83,9 @@ def report(found: dict[str, Any]) -> str:
             f"kernels    {found['kernels']['backend']}: {found['kernels']['why']}",
         ]
     host = found["host"]
-    state = (
-        f"running, process {host['pid']}" if host["running"] else "not running (starts by itself)"
-    )
+    state = "not running (starts by itself)"
+    if host["running"]:
+        state = f"running, process {host['pid'] or 'not known: it does not answer'}"
     lines += [f"host       {state}; socket {host['socket']}"]
     lines += [f"log        {path}" for path in found["log_files"]]
     for problem in found["problems"]:
@@ -173,38 +172,28 @@ def _cpu_flags() -> list[str]:
     return [flag for flag in _CPU_FLAGS if flag in flags]
 
 
-def is_host_running() -> bool:
-    """Return whether this user's shared engine host runs; starts none."""
-    lock = FileLock(default_address().lock)
-    try:
-        is_free = lock.acquire()
-    except OSError:
-        return False
-    lock.release()
-    return not is_free
-
-
-def _examine_host() -> dict[str, Any]:
-    """Return where the shared engine host is, and its process if it runs."""
+def _examine_host(found: dict[str, Any]) -> dict[str, Any]:
+    """Return where the shared engine host is, and its process if it runs; nothing is changed."""
     address = default_address()
-    host = {"running": is_host_running(), "pid": None, "socket": str(address.socket)}
-    if host["running"]:
-        try:
-            host["pid"] = asyncio.run(_ask_host()).get("pid")
-        except (EngineError, TimeoutError) as error:
-            host["reason"] = str(error) or "no answer"
+    host: dict[str, Any] = {"running": False, "pid": None, "socket": str(address.socket)}
+    try:
+        try_place(address)
+    except HostUnavailable as error:
+        _tell(found, error, "make that possible, or set XDG_RUNTIME_DIR to a folder of yours alone")
+    try:
+        status = asyncio.run(look(address, _HOST_SECONDS))
+        host |= {"running": status is not None, "pid": status and status["pid"]}
+    except HostUnavailable as error:
+        host |= {"running": True, "reason": str(error)}
+        remedy = "an editor replaces it once it has waited for it; or end that process"
+        _problem(found, str(error), remedy, fatal=False)
     return host | {"log": str(address.log)}
 
 
-async def _ask_host() -> dict[str, Any]:
-    from .engine_client import EngineClient
-
-    client = EngineClient()
-    client.start(Settings(), on_change=lambda *_: None, text_of=lambda _: None)
-    try:
-        return await asyncio.wait_for(client.host_status(), _HOST_SECONDS)
-    finally:
-        await client.stop()
+def _tell(found: dict[str, Any], error: EngineError, otherwise: str) -> None:
+    """Note an EngineError: what is wrong, and after a semicolon what to do."""
+    problem, _, remedy = str(error).partition("; ")
+    _problem(found, problem, remedy or otherwise, fatal=True)
 
 
 def list_models() -> dict[str, Any]:

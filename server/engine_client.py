@@ -26,11 +26,13 @@ from ..engine.wire.errors import (
 )
 from ..engine.wire.protocol import from_plain
 from .engine_connection import EngineConnection, OnChange, model_name
+from .heartbeat import Heartbeat
 from .settings import Settings
 
 log = logging.getLogger(__name__)
 
 _MAX_DEATHS = 2
+_HEARTBEAT = Heartbeat()
 
 TextOf = Callable[[str], str | None]
 
@@ -64,14 +66,18 @@ class EngineClient:
     Args:
         command: starts a host; None is the real one.
         address: where the host is; None is this user's own place for this installation.
+        heartbeat: when a host that does not answer is given up.
     """
 
     def __init__(
-        self, command: Sequence[str] | None = None, address: Address | None = None
+        self,
+        command: Sequence[str] | None = None,
+        address: Address | None = None,
+        heartbeat: Heartbeat = _HEARTBEAT,
     ) -> None:
         """Hold no document; nothing happens before `start`."""
         self._connection = EngineConnection(
-            command, address, on_loading=self._send_all, on_death=self._note_death
+            command, address, heartbeat, on_loading=self._send_all, on_death=self._note_death
         )
         self._documents: dict[str, SentDocument] = {}
         self._text_of: TextOf = lambda _: None

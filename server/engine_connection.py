@@ -17,6 +17,7 @@ from typing import Any
 from ..engine.wire.address import Address, default_address
 from ..engine.wire.errors import EngineError, HostUnavailable
 from .engine_link import Link, connect
+from .heartbeat import Heartbeat, end_host, is_stopped, until_silent
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,11 @@ STARTING, LOADING, READY, FAILED, STOPPED = "starting", "loading", "ready", "fai
 _FIRST_RETRY_S = 0.1
 # A host that lived this long did start well; its loss is not counted with failures before.
 _GOOD_LIFE_S = 10.0
+
+# Follows the reason of a failure that may pass.
+TRYING_AGAIN = "; trying again in "
+# So many in a row are no hiccup any more.
+_FAILURES_TO_TELL = 3
 
 OnChange = Callable[[str, str, int], None]
 
@@ -35,6 +41,7 @@ class EngineConnection:
     Args:
         command: starts a host; None is the real one.
         address: where the host is; None is this user's own place for this installation.
+        heartbeat: when a host that does not answer is given up.
         on_loading: called when a host is there that knows no document yet.
         on_death: called with the document that the host before died on.
 
@@ -47,6 +54,7 @@ class EngineConnection:
         self,
         command: Sequence[str] | None,
         address: Address | None,
+        heartbeat: Heartbeat,
         on_loading: Callable[[], None],
         on_death: Callable[[str], None],
     ) -> None:
@@ -55,6 +63,7 @@ class EngineConnection:
         self.settings = Settings()
         self.link: Link | None = None
         self._command = command
+        self._heartbeat = heartbeat
         self._on_loading = on_loading
         self._on_death = on_death
         self._on_change: OnChange = lambda *_: None
@@ -155,9 +164,9 @@ class EngineConnection:
                     command=self._command,
                     idle_s=settings.host_idle_s,
                     timeout_s=settings.host_start_timeout_s,
+                    heartbeat=self._heartbeat,
                 )
-                await self._serve(link)
-                reason = "the engine host was lost"
+                reason = await self._serve(link)
                 if loop.time() - started_at > _GOOD_LIFE_S:
                     num_failures = 0
             except HostUnavailable as error:
@@ -168,17 +177,17 @@ class EngineConnection:
             num_failures += 1
             pause_s = min(_FIRST_RETRY_S * 2 ** (num_failures - 1), settings.host_retry_max_s)
             log.warning("%s; trying again in %g s", reason, pause_s)
-            if num_failures == 1:
+            if num_failures < _FAILURES_TO_TELL:
                 self._set_state(STARTING, reason)
             else:
-                self._set_state(FAILED, f"{reason}; trying again in {pause_s:g} s")
+                self._set_state(FAILED, f"{reason}{TRYING_AGAIN}{pause_s:g} s")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     while not self._reconnect_now:
                         await self._changed.wait()
 
-    async def _serve(self, link: Link) -> None:
-        """Use a link for as long as it lasts."""
+    async def _serve(self, link: Link) -> str:
+        """Use a link for as long as it lasts; return why it ended."""
         died_on = link.host["died_on"]
         # Other servers' documents, and deaths told of before, are no concern of this one.
         if died_on and (died_on["pid"], died_on["client"]) == (self._lost_pid, self._name):
@@ -186,11 +195,22 @@ class EngineConnection:
         self._lost_pid = link.host["pid"]
         self._num_starts += 1
         self.link = link
+        silence = asyncio.ensure_future(
+            until_silent(link, self._heartbeat, lambda: self._state == LOADING)
+        )
         try:
             if not self._reconnect_now:
                 self._load_and_open(link)
-                await asyncio.wait({link.closed})
+                await asyncio.wait({link.closed, silence}, return_when=asyncio.FIRST_COMPLETED)
+                if not link.closed.done():
+                    link.reason = f"the engine host (process {self._lost_pid}) did not answer"
+                    if is_stopped(link):
+                        self._lost_pid = None  # no document is to blame
+                    if not await end_host(link):
+                        link.reason += "; end that process"
+            return link.reason
         finally:
+            silence.cancel()
             self.link = self._load_error = None
             link.close()
 

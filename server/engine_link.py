@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +23,7 @@ from ..engine.wire import protocol
 from ..engine.wire.address import Address, FileLock, identity, make_folder, open_private
 from ..engine.wire.config import EngineConfig
 from ..engine.wire.errors import BadRequest, EngineError, HostUnavailable
+from .heartbeat import Heartbeat, end_host, until_silent
 
 # The log keeps what a crashed host said; beyond this it starts anew, with one older file kept.
 _MAX_LOG_BYTES = 1_000_000
@@ -33,16 +37,22 @@ class Link:
 
     Attributes:
         host: the host's reply to hello.
+        socket: the connection's.
+        reason: why it ended, or is going to end.
+        heard_at: when a message came last, in seconds of time.monotonic.
         closed: done when the connection has ended, whoever ended it.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Start to read."""
         self.host: dict[str, Any] = {}
+        self.socket: socket.socket = writer.get_extra_info("socket")
+        self.heard_at = 0.0
         self._writer = writer
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._on_event: dict[int, OnEvent] = {}
         self._last_id = 0
+        self.reason = "the engine host was lost"
         self.closed = asyncio.ensure_future(self._read(reader))
 
     def request(
@@ -59,7 +69,7 @@ class Link:
         request_id = self._last_id
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.closed.done():
-            reply.set_exception(HostUnavailable("the engine host was lost"))
+            reply.set_exception(HostUnavailable(self.reason))
             return reply
         self._writer.write(protocol.pack(protocol.request(request_id, method, params)))
         self._replies[request_id] = reply
@@ -69,22 +79,22 @@ class Link:
         return reply
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; what waits for a reply ends with `reason`."""
         self._writer.close()
         self.closed.cancel()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        reason = "the engine host was lost"
         try:
             while (received := await protocol.read_message(reader)) is not None:
+                self.heard_at = time.monotonic()
                 self._take(received[0])
         except Exception as error:  # a host that talks nonsense is as good as lost
-            reason = f"the engine host was lost: {error}"
+            self.reason = f"the engine host was lost: {error}"
         finally:
             self._writer.close()
             for reply in list(self._replies.values()):
                 if not reply.done():
-                    reply.set_exception(HostUnavailable(reason))
+                    reply.set_exception(HostUnavailable(self.reason))
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
@@ -125,6 +135,7 @@ async def connect(
     command: Sequence[str] | None,
     idle_s: float,
     timeout_s: float,
+    heartbeat: Heartbeat,
 ) -> Link:
     """Return a link to the host at an address, which is spawned if nothing answers.
 
@@ -135,6 +146,7 @@ async def connect(
         command: starts a host; None is the real one. `--socket` and `--idle-s` are appended.
         idle_s: how long a spawned host stays without clients.
         timeout_s: for the whole of it.
+        heartbeat: a host that is stopped, and so does not say hello, is ended after its silence.
 
     Raises:
         HostUnavailable: no host could be started or reached; the message says why.
@@ -142,33 +154,89 @@ async def connect(
     make_folder(address.socket.parent)
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer, token = await _reach(address, command, idle_s)
-            link = Link(reader, writer)
-            try:
-                hello = {
-                    **asdict(identity()),
-                    "token": token,
-                    "client": client,
-                    "engine": asdict(engine),
-                }
-                link.host = await link.request("hello", hello)
-            except BaseException:
-                link.close()
-                raise
-            return link
+            while True:
+                link, token = await _reach(address, command, idle_s)
+                try:
+                    hello = asyncio.ensure_future(_hello(link, token, client, engine))
+                    silence = asyncio.ensure_future(until_silent(link, heartbeat, lambda: True))
+                    both = {hello, silence}
+                    try:
+                        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        silence.cancel()
+                        hello.cancel()
+                    if hello.done():
+                        link.host = hello.result()
+                        return link
+                    if not await end_host(link):
+                        raise HostUnavailable("the engine host does not say hello; end its process")
+                    link.close()
+                except BaseException:
+                    link.close()
+                    raise
     except TimeoutError:
         raise HostUnavailable(
             f"the engine host did not answer within {timeout_s:g} s; its log is {address.log}"
         ) from None
     except OSError as error:
-        raise HostUnavailable(f"the engine host cannot be started: {error}") from None
+        raise HostUnavailable(
+            f"the engine host cannot be started: {error}; run keyturn doctor"
+        ) from None
     except EngineError as error:
         raise HostUnavailable(f"{error}; the host's log is {address.log}") from None
 
 
+async def look(address: Address, timeout_s: float) -> dict[str, Any] | None:
+    """Return the status of the host at an address, None if none runs; nothing is changed by it.
+
+    "engine" in it is the EngineConfig in force, as plain data, None while there is none.
+
+    Raises:
+        HostUnavailable: one runs but does not answer in time, or refuses.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            link = await join(address, None)
+            try:
+                return {**await link.request("status", {}), "engine": link.host["engine"]}
+            finally:
+                link.close()
+    except TimeoutError:
+        raise HostUnavailable(
+            f"the engine host does not answer within {timeout_s:g} s; its log is {address.log}"
+        ) from None
+    except (OSError, ValueError):
+        return None
+    except EngineError as error:
+        raise HostUnavailable(f"{error}; the host's log is {address.log}") from None
+
+
+async def join(address: Address, engine: EngineConfig | None) -> Link:
+    """Return a link to a host that runs already; None for the engine takes it as it is.
+
+    Raises:
+        OSError, ValueError: none runs.
+        EngineError: it refuses.
+    """
+    link, token = await _open(address)
+    try:
+        link.host = await _hello(link, token, secrets.token_hex(8), engine)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+async def _hello(
+    link: Link, token: str, client: str, engine: EngineConfig | None
+) -> dict[str, Any]:
+    about = {"token": token, "client": client, "engine": engine and asdict(engine)}
+    return await link.request("hello", {**asdict(identity()), **about})
+
+
 async def _reach(
     address: Address, command: Sequence[str] | None, idle_s: float
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+) -> tuple[Link, str]:
     """Connect, or spawn and connect; of several servers one spawns and the others wait for it."""
     lock = FileLock(address.spawn_lock)
     process: subprocess.Popen[bytes] | None = None
@@ -189,11 +257,11 @@ async def _reach(
         lock.release()
 
 
-async def _open(address: Address) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
+async def _open(address: Address) -> tuple[Link, str]:
     if not address.is_tcp:
-        return (*await asyncio.open_unix_connection(address.socket), "")
+        return Link(*await asyncio.open_unix_connection(address.socket)), ""
     port, token = address.port_file.read_text().split()
-    return (*await asyncio.open_connection("127.0.0.1", int(port)), token)
+    return Link(*await asyncio.open_connection("127.0.0.1", int(port))), token
 
 
 def _spawn(

@@ -52,6 +52,8 @@ _MAX_UNREAD_BYTES = 8 * 1024 * 1024
 _MANY_UNREAD_BYTES = 256 * 1024
 # What a client may have waiting here; more of it stays in the socket until jobs are done.
 _MAX_QUEUED_BYTES = protocol.MAX_MESSAGE_BYTES
+# A client that waits for room hears so often that the host lives.
+_ALIVE_S = 1.0
 # Counted for every request beside its size, for what it costs as objects.
 _REQUEST_BYTES = 1024
 
@@ -113,13 +115,14 @@ class Host:
         """Start the engine's thread; called in the event loop, with the address's lock held."""
         self.address = address
         self.config: EngineConfig | None = None
-        self.clients: set[Client] = set()
+        self.connections: set[Client] = set()
+        self.clients: set[Client] = set()  # those that keep the host alive
         self.token = secrets.token_hex(16) if address.is_tcp else ""
         self.loop = asyncio.get_running_loop()
         self.ended = asyncio.Event()
         self.working = WorkingFile(address.working)
         self.scheduler = Scheduler(
-            make_engine, self.working.note, lambda: _post(self.loop, self.ended.set)
+            make_engine, self.working.note, lambda: _post(self.loop, self.ended.set), idle_s
         )
         self._idle_s = idle_s
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -134,7 +137,7 @@ class Host:
         self.note_clients()
         await self.ended.wait()
         server.close()
-        for client in list(self.clients):
+        for client in list(self.connections):
             client.close()
         self.address.socket.unlink(missing_ok=True)
         self.address.port_file.unlink(missing_ok=True)
@@ -153,7 +156,7 @@ class Host:
     def take(self, client: Client, config: EngineConfig) -> None:
         """Run the engine as the first client asks; later ones share it as it is."""
         # A client that asks again may come before the end of its last connection is seen.
-        is_alone = all(other.name == client.name for other in self.clients)
+        is_alone = all(other.name == client.name or other.is_guest for other in self.clients)
         if self.config is None or (config != self.config and is_alone):
             self.config = config
             self.scheduler.configure(config)
@@ -190,6 +193,7 @@ class Client:
     ) -> None:
         """Take over a connection that has said nothing yet."""
         self.name = ""
+        self.is_guest = True
         self._host = host
         self._reader = reader
         self._writer = writer
@@ -199,6 +203,7 @@ class Client:
 
     async def serve(self) -> None:
         """Answer requests until the connection ends."""
+        self._host.connections.add(self)
         try:
             if await self._hello():
                 while (received := await protocol.read_message(self._reader)) is not None:
@@ -244,17 +249,21 @@ class Client:
             if params[name] != ours:
                 raise BadRequest(f"hello.{name} is {params[name]!r:.80}, this host has {ours!r}")
         self.name = params["client"]
-        host.take(self, protocol.from_plain(EngineConfig, params["engine"]))
-        host.clients.add(self)
-        host.note_clients()
-        assert host.config is not None, "taken above"
+        if params["engine"] is not None:
+            self.is_guest = False
+            host.take(self, protocol.from_plain(EngineConfig, params["engine"]))
+            self._join()
         result = {
             "pid": os.getpid(),
-            "engine": asdict(host.config),
+            "engine": host.config and asdict(host.config),
             "died_on": host.working.died_on,
         }
         self.send(protocol.reply(hello.id, result))
         return True
+
+    def _join(self) -> None:
+        self._host.clients.add(self)
+        self._host.note_clients()
 
     async def _receive(self, message: dict[str, Any], num_bytes: int) -> None:
         try:
@@ -273,6 +282,8 @@ class Client:
             self.send(protocol.reply(request.id, None))
         elif method == "status":
             self.send(protocol.reply(request.id, host.status()))
+        elif method == "ping":
+            self.send(protocol.reply(request.id, None))
         elif method == "shutdown":
             self.send(protocol.reply(request.id, None))
             host.ended.set()
@@ -283,6 +294,7 @@ class Client:
 
     async def _submit(self, request: protocol.Request, num_bytes: int) -> None:
         loop = self._host.loop
+        self._join()  # from its first work on a guest keeps the host alive too
         job = Job(
             client=self,
             request=request,
@@ -296,7 +308,11 @@ class Client:
         self._host.scheduler.submit(job)
         while self._queued_bytes > _MAX_QUEUED_BYTES:
             self._has_room.clear()
-            await self._has_room.wait()
+            try:
+                async with asyncio.timeout(_ALIVE_S):
+                    await self._has_room.wait()
+            except TimeoutError:  # pings wait behind this request
+                self.send(protocol.event("alive", id=0), droppable=True)
 
     def _finish(self, request_id: int, num_bytes: int, result: object) -> None:
         del self._jobs[request_id]
@@ -306,6 +322,7 @@ class Client:
 
     def _leave(self) -> None:
         self._writer.close()
+        self._host.connections.discard(self)
         if self in self._host.clients:
             for job in self._jobs.values():
                 self._host.scheduler.cancel(job, "the client is gone")

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ...kernels import dispatch
-from ..wire.errors import ContextTooLong, OutOfMemory
+from ..wire.errors import ContextTooLong, OutOfMemory, memory_error
 from .config import ModelConfig
 from .rope import RotaryTable
 
@@ -47,7 +47,9 @@ class KVCache:
         shape = (3, config.num_layers, config.num_kv_heads, capacity, config.head_dim)
         try:
             everything = torch.empty(shape, dtype=dtype, device=device)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
+            if memory_error(error) is None:
+                raise
             raise OutOfMemory(
                 f"no memory for a cache of {capacity} tokens; close documents or lower "
                 f"window_tokens or cache_bytes ({str(error).splitlines()[0]})"

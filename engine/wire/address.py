@@ -73,7 +73,7 @@ class Address:
 
 def identity() -> Identity:
     """Return the identity of this installation."""
-    return Identity(PROTOCOL_VERSION, version("keyturn"), str(Path(__file__).resolve().parents[1]))
+    return Identity(PROTOCOL_VERSION, version("keyturn"), str(Path(__file__).resolve().parents[2]))
 
 
 def default_address() -> Address:
@@ -134,7 +134,10 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise HostUnavailable(f"cannot create folder {folder} for the socket: {error}") from None
+        raise HostUnavailable(
+            f"cannot create folder {folder} for the engine's socket: {error}; "
+            "set XDG_RUNTIME_DIR to a folder of yours alone"
+        ) from None
     if not hasattr(os, "getuid"):
         return
     problem = None

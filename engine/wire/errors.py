@@ -5,6 +5,16 @@ No torch here: the server imports this module to raise what the host reported.
 
 from __future__ import annotations
 
+import errno
+
+# What torch's CPU allocator, its file mapping and CUDA's libraries say in a plain RuntimeError.
+_ALLOCATORS_SAY = (
+    "DefaultCPUAllocator: ",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 class EngineError(Exception):
     """Base of all errors with a message for people; `code` is stable and meant for programs."""
@@ -82,6 +92,27 @@ class Interrupted(EngineError):
     """More urgent work waits; raised by the `check` callback, the work is to be tried again."""
 
     code = "interrupted"
+
+
+def memory_error(error: BaseException) -> OutOfMemory | None:
+    """Return what to answer with if an exception says that memory ran out, else None.
+
+    Python and numpy raise MemoryError, the operating system OSError with ENOMEM, torch a class of
+    its own for devices (told by its name: no torch here) and a plain RuntimeError for the CPU.
+    """
+    if isinstance(error, OutOfMemory):
+        return error
+    text = str(error)
+    ran_out = (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+        or (isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATORS_SAY))
+    )
+    if not ran_out:
+        return None
+    first_line = next((line for line in text.splitlines() if line.strip()), "out of memory")
+    return OutOfMemory(f"{first_line:.200}; lower cache_bytes or close documents")
 
 
 def from_code(code: str, message: str) -> EngineError:

@@ -17,7 +17,7 @@ import msgpack
 
 from .errors import BadRequest, EngineError, from_code
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # A document of the largest size the server accepts by default (10 MB) fits several times over,
 # and a wrong length read from garbage cannot make either side allocate gigabytes.
@@ -31,8 +31,10 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 
 # Parameters of each method, with the types they may have. What each one does:
 #   hello     identify; always first. `client` names one server for as long as it lives, `engine`
-#             is an EngineConfig. Result: pid, the EngineConfig in force, and what the host before
-#             this one died on ({"pid", "client", "doc"} or None).
+#             is an EngineConfig, or None to take the host as it is: such a guest configures nothing
+#             and keeps no idle host alive. Result: pid, the EngineConfig in force (None: there is
+#             none yet), and what the host before this one died on ({"pid", "client", "doc"} or None).
+#   ping      answered at once by the thread that reads the socket, whatever the engine does.
 #   load      load a model; "progress" events, then a reply when it is there.
 #   open      hold a document, or hold it anew. `cursor` is where a completion is expected.
 #   edit      [start, end, text] in code points, each in the text after the one before it; turns
@@ -44,6 +46,10 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #   complete  `params` is CompletionParams. If `stream`, "text" events with each piece of the text
 #             as it comes and its `probability`, then a reply with a Completion. If the cache is not
 #             there `wait_ms` after it came, it is answered with "warming-up", and warmed on.
+#   complete_file
+#             complete in a text that comes along. A session is kept for the path a while, for the
+#             next request; one of any client that has the same file and text is used. All rows are
+#             fresh first. "progress" events, then a reply with a Completion.
 #   cancel    end the request with id `request`; that request is answered with code "cancelled".
 METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "hello": {
@@ -52,8 +58,9 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
         "install": (str,),
         "token": (str,),
         "client": (str,),
-        "engine": (dict,),
+        "engine": (dict, type(None)),
     },
+    "ping": {},
     "load": {"model": (str,)},
     "open": {
         "doc": (str,),
@@ -78,6 +85,15 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
         "invoked": (bool,),
         "stream": (bool,),
         "wait_ms": _OPTIONAL_NUMBER,
+    },
+    "complete_file": {
+        "path": (str,),
+        "text": (str,),
+        "offset": (int,),
+        "params": (dict,),
+        "model": (str,),
+        "policy": (str,),
+        "layout": (str, type(None)),
     },
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},

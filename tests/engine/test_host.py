@@ -216,7 +216,7 @@ def test_half_a_message_costs_the_connection_only(address, good):
 @pytest.mark.parametrize(
     "change",
     [
-        {"protocol": 2},
+        {"protocol": 99},
         {"package": "9"},
         {"install": "/elsewhere"},
         {"token": "guess"},
@@ -380,6 +380,59 @@ def test_host_ends_when_the_last_client_has_been_gone_for_a_while(tmp_path):
     lock = FileLock(address.lock)
     assert lock.acquire()
     lock.release()
+
+
+def test_a_guest_that_looks_does_not_keep_an_idle_host(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    process = start_host(address, idle_s=0.6)
+    guest = Connection(address)
+    result = guest.hello(engine=None)["result"]
+    assert result == {"pid": process.pid, "engine": None, "died_on": None}
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            assert guest.ask("ping")["result"] is None
+            assert guest.ask("status")["result"]["num_clients"] == 0
+            time.sleep(0.05)
+    assert process.wait(10) == 0
+    assert process.stderr.read().count(b"\n") == 2  # that it serves, and that it ends
+
+
+def test_a_guest_does_not_keep_a_client_from_its_settings(address, tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    with killed(start_host(address)) as process:
+        first, guest, again = (Connection(address) for _ in range(3))
+        first.hello("me")
+        assert guest.hello("guest", engine=None)["result"]["engine"] == ENGINE
+        result = again.hello("me", engine={**ENGINE, "device": "cuda:9"})["result"]
+        assert result["engine"]["device"] == "cuda:9"
+        again.ask("shutdown")
+        assert process.wait(10) == 0
+
+
+def test_ping_is_answered_while_the_engine_works(address, good):
+    busy = Connection(address)
+    busy.hello("busy")
+    busy.open("busy", "endless")
+    number = busy.complete("busy", 0)
+    for _ in range(3):
+        assert busy.ask("ping") == {"id": busy.last_id, "result": None}
+    busy.send("cancel", request=number)
+    assert busy.reply(number)["error"]["code"] == "cancelled"
+    busy.close()
+
+
+def test_a_client_that_waits_for_room_hears_that_the_host_lives(address):
+    flood = Connection(address)
+    flood.hello("flood")
+    flood.open("flood", "endless")
+    flood.complete("flood", 0)
+    wait_for_work(address, b"flood")
+    size = 30_000_000
+    for version in range(2, 5):
+        flood.send("replace", doc="flood", version=version, text="x" * size)
+    flood.send("ping")
+    assert flood.receive() == {"event": "alive", "params": {"id": 0}}
+    flood.close()
 
 
 def test_sigterm_ends_a_busy_host_cleanly(tmp_path):

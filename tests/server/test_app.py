@@ -149,7 +149,7 @@ def span(line, start, end):
     }
 
 
-def scenario(engine=None):
+def scenario(engine=None, num_popups=0):
     """Run an async test with a client whose server has no other threads."""
 
     def decorate(function):
@@ -157,7 +157,7 @@ def scenario(engine=None):
             async def body():
                 client = Client(engine() if engine else FakeEngine())
                 await function(client, *args, **kwargs)
-                assert client.popups() == []
+                assert len(client.popups()) == num_popups
 
             asyncio.run(body())
 
@@ -549,3 +549,23 @@ def test_any_uri_names_a_document(uri) -> None:
         assert (await client.reply(client.ask(0, 4, uri=uri)))["result"]
 
     run()
+
+
+@scenario(num_popups=2)
+async def test_a_failure_is_told_once_with_reason_and_remedy(client) -> None:
+    await client.initialize()
+    tell = client.server.engine.on_change
+    for pause in ("0.4", "0.8", "1.6"):
+        tell(
+            "failed", f"cannot create folder /x; set XDG_RUNTIME_DIR; trying again in {pause} s", 0
+        )
+    tell("starting", "the engine host was lost", 0)
+    for _ in range(2):
+        tell("failed", "no model", 0)
+    tell("ready", "ready", 100)
+    tell("failed", "cannot create folder /x; set XDG_RUNTIME_DIR; trying again in 0.4 s", 0)
+    shown = [message["params"] for message in client.popups()]
+    assert [(note["type"], note["message"]) for note in shown] == [
+        (1, "Keyturn cannot complete: cannot create folder /x; set XDG_RUNTIME_DIR"),
+        (1, "Keyturn cannot complete: no model; keyturn doctor says what to do"),
+    ]

@@ -1,8 +1,8 @@
 import pytest
 
-from keyturn.engine.wire.address import FileLock, default_address, make_folder
-from keyturn.engine.wire.errors import ModelNotFound
-from keyturn.server import doctor
+from keyturn.engine.wire.address import default_address, make_folder
+from keyturn.engine.wire.errors import HostUnavailable, ModelNotFound
+from keyturn.server import doctor, host_place
 from keyturn.server.settings import COMMAND_LINE
 
 
@@ -11,15 +11,118 @@ def own_runtime_dir(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
-def test_a_host_runs_exactly_when_its_lock_is_held() -> None:
-    assert doctor.is_host_running() is False
-    address = default_address()
-    make_folder(address.socket.parent)
-    lock = FileLock(address.lock)
-    assert lock.acquire()
-    assert doctor.is_host_running() is True
-    lock.release()
-    assert doctor.is_host_running() is False
+@pytest.fixture
+def without_model(monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "_examine_model", lambda *_: None)
+
+
+def unmakable(folder, monkeypatch):
+    (folder / "file").write_text("")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "file"))
+    return "cannot create folder"
+
+
+def open_to_others(folder, monkeypatch):
+    (folder / "keyturn").mkdir()
+    (folder / "keyturn").chmod(0o755)
+    return "its mode is 0755"
+
+
+def a_link(folder, monkeypatch):
+    (folder / "elsewhere").mkdir(mode=0o700)
+    (folder / "keyturn").symlink_to(folder / "elsewhere")
+    return "it is no folder"
+
+
+def a_lock_that_is_a_folder(folder, monkeypatch):
+    default_address().lock.mkdir(parents=True)
+    (folder / "keyturn").chmod(0o700)
+    return "cannot open"
+
+
+def a_log_that_is_a_link(folder, monkeypatch):
+    make_folder(folder / "keyturn")
+    default_address().log.symlink_to(folder / "elsewhere")
+    return "cannot open"
+
+
+def nowhere_to_write(folder, monkeypatch):
+    monkeypatch.setattr(host_place, "_write", fail_with(OSError(28, "No space left on device")))
+    return "No space left"
+
+
+def no_sockets_there(folder, monkeypatch):
+    monkeypatch.setattr(host_place, "_listen", fail_with(OSError(95, "not supported")))
+    return "cannot make a socket"
+
+
+def no_python(folder, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    return "cannot start"
+
+
+def fail_with(error):
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        unmakable,
+        open_to_others,
+        a_link,
+        a_lock_that_is_a_folder,
+        a_log_that_is_a_link,
+        nowhere_to_write,
+        no_sockets_there,
+        no_python,
+    ],
+)
+def test_a_place_where_no_host_can_start_is_fatal(without_model, tmp_path, monkeypatch, spoil):
+    message = spoil(tmp_path, monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    found = doctor.examine(COMMAND_LINE)
+    assert found["ok"] is False
+    (problem,) = found["problems"]
+    assert message in problem["problem"]
+    assert "XDG_RUNTIME_DIR" in problem["remedy"]
+    assert doctor.report(found).endswith("completion does not work\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_good_place_is_left_as_it_was(without_model, tmp_path) -> None:
+    found = doctor.examine(COMMAND_LINE)
+    assert (found["ok"], found["problems"]) == (True, [])
+    assert list(tmp_path.iterdir()) == []
+    make_folder(default_address().socket.parent)
+    default_address().log.write_text("said before\n")
+    before = sorted(tmp_path.rglob("*"))
+    found = doctor.examine(COMMAND_LINE)
+    assert found["ok"] is True
+    assert found["log_files"] == [str(default_address().log)]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_running_host_is_named_and_one_that_is_silent_too(without_model, monkeypatch) -> None:
+    async def running(*_: object) -> dict:
+        return {"pid": 4711}
+
+    monkeypatch.setattr(doctor, "look", running)
+    found = doctor.examine(COMMAND_LINE)
+    assert (found["host"]["running"], found["host"]["pid"]) == (True, 4711)
+    assert "running, process 4711" in doctor.report(found)
+
+    async def silent(*_: object) -> dict:
+        raise HostUnavailable("the engine host does not answer within 5 s; its log is x")
+
+    monkeypatch.setattr(doctor, "look", silent)
+    found = doctor.examine(COMMAND_LINE)
+    assert found["ok"] is True
+    assert "does not answer" in found["problems"][0]["problem"]
+    assert "it does not answer" in doctor.report(found)
 
 
 def test_a_model_that_cannot_be_used_is_a_fatal_problem_with_its_remedy(monkeypatch) -> None:

@@ -26,6 +26,8 @@ from keyturn.engine.wire.errors import (
     WarmingUp,
 )
 from keyturn.server.engine_client import EngineClient
+from keyturn.server.engine_link import look
+from keyturn.server.heartbeat import Heartbeat
 from keyturn.server.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,11 +39,11 @@ PYTHONPATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 class Editor:
     """What the language server does: keeps the texts and tells the client."""
 
-    def __init__(self, address, command=None, settings=SETTINGS):
+    def __init__(self, address, command=None, settings=SETTINGS, heartbeat=None):
         self.pids_file = address.socket.with_suffix(".pids")
         note = ["--note", str(self.pids_file)]
         command = command or [sys.executable, "-m", "tests.fakes", *note]
-        self.client = EngineClient(command, address)
+        self.client = EngineClient(command, address, *([heartbeat] if heartbeat else []))
         self.settings = settings
         self.texts, self.versions, self.changes = {}, {}, []
 
@@ -307,6 +309,147 @@ def test_document_of_another_server_that_kills_the_host_is_not_held_against_ours
                 await other.until(lambda: other.client.status()["state"] == "ready")
             assert await ours.text("same") == "<|fine>"
             assert ours.client.status()["quarantined"] == {}
+
+    asyncio.run(run())
+
+
+QUICK = Heartbeat(every_s=0.1, silence_s=0.6)
+
+
+def is_gone(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_host_that_is_stopped_is_replaced_and_no_document_is_lost_or_blamed(address, is_busy):
+    async def run():
+        async with editing(address, heartbeat=QUICK) as editor:
+            editor.open("a", "endless" if is_busy else "a")
+            editor.open("b", "b", visible=False)
+            for _ in range(3):  # more often than a document may be to blame
+                request = editor.complete("a", 1)
+                await (editor.until_working("a") if is_busy else request)
+                pid = editor.client.status()["host_pid"]
+                os.kill(pid, signal.SIGSTOP)
+                editor.edit("b", (0, 0, "x"))  # to a host that does not read
+                lost = editor.complete("b")
+                for waiting in [lost, *([request] if is_busy else [])]:
+                    with pytest.raises(HostUnavailable, match=f"process {pid}. did not answer"):
+                        await waiting
+                gone = (None, pid)
+                await editor.until(lambda gone=gone: editor.client.status()["host_pid"] not in gone)
+                assert is_gone(pid)
+            assert await editor.text("b", 3) == "<xxx|b>"
+            if is_busy:
+                editor.edit("a", (0, 7, "quick"))
+            assert await editor.text("a", 1) == ("<q|uick>" if is_busy else "<a|>")
+            assert editor.client.status()["quarantined"] == {}
+
+    asyncio.run(run())
+
+
+def test_servers_that_share_a_stopped_host_share_its_successor(address):
+    async def run():
+        async with editing(address, count=3, heartbeat=QUICK) as editors:
+            for editor in editors:
+                editor.open("a", "a")
+                await editor.text("a")
+            os.kill(editors[0].pids()[0], signal.SIGSTOP)
+            for editor in editors:
+                await editor.until(lambda editor=editor: editor.client.status()["host_pid"] is None)
+            assert [await editor.text("a", 1) for editor in editors] == ["<a|>"] * 3
+            assert len(editors[0].pids()) == 2
+
+    asyncio.run(run())
+
+
+def test_host_that_was_stopped_before_a_server_came_is_replaced(address):
+    async def run():
+        async with editing(address) as editor:
+            await editor.client.host_status()
+            os.kill(editor.pids()[0], signal.SIGSTOP)
+            newcomer = Editor(address, heartbeat=QUICK)
+            newcomer.start()
+            newcomer.open("a", "a")
+            assert await newcomer.text("a", 1) == "<a|>"
+            assert len(newcomer.pids()) == 2
+            await newcomer.client.stop()
+
+    asyncio.run(run())
+
+
+def test_host_that_is_only_busy_is_left_alone(address):
+    async def run():
+        async with editing(address, heartbeat=QUICK) as editor:
+            editor.open("a", "endless")
+            request = editor.complete("a")
+            await editor.until_working("a")
+            await asyncio.sleep(3 * QUICK.silence_s)
+            assert not request.done()
+            request.cancel()
+            assert len(editor.pids()) == 1
+
+    asyncio.run(run())
+
+
+def test_server_that_was_stopped_itself_does_not_count_that_time(address):
+    program = """
+import asyncio, sys
+from pathlib import Path
+from tests.server.test_engine_client import Editor, Heartbeat, at_socket
+async def run():
+    editor = Editor(at_socket(Path(sys.argv[1])), heartbeat=Heartbeat(0.2, 1.0))
+    editor.start()
+    editor.open("a", "a")
+    while True:
+        print(await editor.text("a"), editor.client.status()["host_pid"], flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+asyncio.run(run())
+"""
+    command = [sys.executable, "-c", program, address.socket]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as server:
+        first = server.stdout.readline()
+        pid = int(first.split()[1])
+        try:
+            for both in (False, True):  # the whole machine sleeps, or the server alone
+                for process in (server.pid, *([pid] if both else [])):
+                    os.kill(process, signal.SIGSTOP)
+                time.sleep(1.5)
+                for process in (server.pid, *([pid] if both else [])):
+                    os.kill(process, signal.SIGCONT)
+                time.sleep(0.5)
+                server.stdin.write("\n")
+                server.stdin.flush()
+                assert server.stdout.readline() == first
+        finally:
+            server.kill()
+            os.kill(pid, signal.SIGTERM)
+
+
+def test_a_look_changes_nothing(address):
+    async def run():
+        assert await look(address, 5) is None
+        assert not address.socket.exists() and not address.lock.exists()
+        async with editing(address) as editor:
+            editor.open("a", "a")
+            await editor.text("a")
+            before = await editor.client.host_status()
+            found = await look(address, 5)
+            assert found["engine"]["device"] == "auto"
+            assert {name: found[name] for name in before} == before
+            assert await editor.client.host_status() == before
+            await editor.client.stop()
+            found = await look(address, 5)
+            assert (found["num_clients"], found["models"]) == (0, ["m"])
+            assert found["engine"]["device"] == "auto"
+            os.kill(editor.pids()[0], signal.SIGSTOP)
+            with pytest.raises(HostUnavailable, match="does not answer within 0.3 s"):
+                await look(address, 0.3)
+            os.kill(editor.pids()[0], signal.SIGCONT)
+            assert (await look(address, 5))["pid"] == editor.pids()[0]
 
     asyncio.run(run())
 
