@@ -166,6 +166,11 @@ class Session:
         return self._prompt.num_bytes
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt, as of the last layout."""
+        return self._prompt.num_tokens
+
+    @property
     def num_stale(self) -> int:
         """Rows that `heal` would recompute."""
         return self._prompt.num_stale
@@ -219,6 +224,7 @@ class Session:
         params: CompletionParams,
         check: Check,
         on_text: Callable[[str], None] | None = None,
+        heal: bool = False,
     ) -> Completion:
         """Complete at a place.
 
@@ -227,6 +233,7 @@ class Session:
             params: budgets and sampling.
             check: called between layers and tokens.
             on_text: receives the text as it comes.
+            heal: recompute what is stale first, whatever the policy.
 
         Raises:
             BadPosition, ContextTooLong, OutOfMemory, Cancelled, Interrupted.
@@ -236,7 +243,7 @@ class Session:
         forwarded_before = prompt.num_rows_forwarded
         self.set_cursor(offset)
         self.sync(check)
-        if self._heals_first:
+        if self._heals_first or heal:
             prompt.heal_now(check)
         prompt.drop_generated()
         logits = prompt.logits(check)

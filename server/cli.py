@@ -95,7 +95,11 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
     complete = commands.add_parser(
         "complete",
         help="print one completion for a place in a file",
-        description="Print one completion. It starts at the cursor, after trimming.",
+        description="Print one completion. It starts at the cursor, after trimming. Without a flag "
+        "it comes from the running engine host if that has the same model, device and dtype loaded, "
+        "else from this process; the text is the same.",
+        epilog="Exit codes: 0 a completion was printed, 3 there is nothing to suggest (standard "
+        "error says why), 2 an error, 130 interrupted.",
     )
     complete.add_argument(
         "place", metavar="FILE:LINE:COL", help="1-based line, 0-based column in characters"
@@ -115,8 +119,12 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
     complete.add_argument(
         "--depth", default="full", help="layers to run: 'full', or the model's number of layers"
     )
-    complete.add_argument(
-        "--connect", action="store_true", help="run in the engine host that is running already"
+    where = complete.add_mutually_exclusive_group()
+    where.add_argument(
+        "--connect", action="store_true", help="run in the running engine host, or fail"
+    )
+    where.add_argument(
+        "--no-connect", action="store_true", help="run in this process, whatever host there is"
     )
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.files.catalog import resolve
-from ..engine.wire.address import default_address
 from ..engine.wire.config import POLICIES, Completion, CompletionParams, EngineConfig
-from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused, HostUnavailable
+from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from .documents import UTF32, Document, Limits, Position
 from .settings import COMMAND_LINE, Settings, with_values
 
+# `complete` worked, and there is nothing to suggest.
+EXIT_NOTHING = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Flags that are called as the settings they set.
 _GIVEN_AS_CALLED = (
@@ -52,8 +53,7 @@ def complete(arguments: argparse.Namespace) -> int:
     place = open_place(arguments.place, settings)
     document, offset = place.document, place.offset
     params = asked(document.text, offset, settings.completion_params())
-    run = _complete_in_host if arguments.connect else _complete_here
-    completion, languages = run(place, params, settings, arguments.depth)
+    completion, languages = _complete(place, params, settings, arguments)
     kept = offered(completion, document.text, offset, language_of("", place.name))
     if (reason := untrained("", place.name, languages, settings.languages)) is not None:
         kept = Trimmed("", reason)
@@ -61,8 +61,10 @@ def complete(arguments: argparse.Namespace) -> int:
         _print(json.dumps(_figures(completion, kept.text, settings.model)) + "\n")
     elif kept.text:
         _print(kept.text + "\n")
-    if kept.reason:
-        sys.stderr.write(f"keyturn: no completion: {kept.reason}\n")
+    if not kept.text:
+        reason = kept.reason or "the model suggests nothing here"
+        sys.stderr.write(f"keyturn: no completion: {reason}\n")
+        return EXIT_NOTHING
     return 0
 
 
@@ -230,52 +232,31 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
         raise BadRequest(f"--depth {depth}: only full{known} is available yet")
 
 
-def _complete_here(
-    place: Place, params: CompletionParams, settings: Settings, depth: str
+def _complete(
+    place: Place, params: CompletionParams, settings: Settings, arguments: argparse.Namespace
 ) -> tuple[Completion, tuple[str, ...]]:
-    """Complete with an engine in this process; return the model's languages, too."""
-    from ..engine.engine import Engine
+    """Complete in a running host that would say the same, or in this process, as the flags ask; return the
+    model's languages, too.
+    """
+    from .file_completion import complete_here, complete_in_host
 
-    engine = Engine(settings.engine_config())
-    loaded = engine.load(settings.model)
-    _check_depth(depth, loaded.decoder.config.num_layers)
-    session = engine.open(
-        place.name,
-        place.document.text,
-        path=place.name,
-        model=settings.model,
-        policy=settings.policy,
-        layout=settings.layout,
-    )
-    return session.complete(place.offset, params, lambda: None), loaded.languages
-
-
-def _complete_in_host(
-    place: Place, params: CompletionParams, settings: Settings, depth: str
-) -> tuple[Completion, tuple[str, ...]]:
-    """Complete in the engine host that is running already; return the model's languages, too."""
-    from .engine_client import EngineClient
-    from .engine_link import look
-
-    if asyncio.run(look(default_address(), settings.host_start_timeout_s)) is None:
-        raise HostUnavailable(
-            "no engine host is running; start an editor or `keyturn engine`, or leave out --connect"
-        )
-
-    async def run() -> tuple[Completion, tuple[str, ...]]:
-        client = EngineClient()
-        document = place.document
-        client.start(settings, on_change=lambda *_: None, text_of=lambda _: document.text)
-        try:
-            client.open(document.uri, 0, document.text, place.name)
-            completion = await client.complete(document.uri, 0, place.offset, params, invoked=True)
-            return completion, client.languages
-        finally:
-            await client.stop()
-
-    completion, languages = asyncio.run(run())
-    _check_depth(depth, completion.num_layers_run)
+    request = (place.name, place.document.text, place.offset, params, settings, _progress)
+    found = None
+    try:
+        if not arguments.no_connect:
+            found = asyncio.run(complete_in_host(*request, insists=arguments.connect))
+        completion, languages = found or complete_here(*request)
+    finally:
+        _progress("")
+    _check_depth(arguments.depth, completion.num_layers_run)
     return completion, languages
+
+
+def _progress(what: str) -> None:
+    """Show what is being done, in place of what was before, to somebody who watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{what and f'keyturn: {what}'}")
+        sys.stderr.flush()
 
 
 def _figures(completion: Completion, text: str, model: str) -> dict[str, object]:

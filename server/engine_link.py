@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -195,9 +196,8 @@ async def look(address: Address, timeout_s: float) -> dict[str, Any] | None:
     """
     try:
         async with asyncio.timeout(timeout_s):
-            link, token = await _open(address)
+            link = await join(address, None)
             try:
-                link.host = await _hello(link, token, "look", None)
                 return {**await link.request("status", {}), "engine": link.host["engine"]}
             finally:
                 link.close()
@@ -209,6 +209,22 @@ async def look(address: Address, timeout_s: float) -> dict[str, Any] | None:
         return None
     except EngineError as error:
         raise HostUnavailable(f"{error}; the host's log is {address.log}") from None
+
+
+async def join(address: Address, engine: EngineConfig | None) -> Link:
+    """Return a link to a host that runs already; None for the engine takes it as it is.
+
+    Raises:
+        OSError, ValueError: none runs.
+        EngineError: it refuses.
+    """
+    link, token = await _open(address)
+    try:
+        link.host = await _hello(link, token, secrets.token_hex(8), engine)
+    except BaseException:
+        link.close()
+        raise
+    return link
 
 
 async def _hello(

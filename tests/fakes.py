@@ -80,12 +80,21 @@ class FakeSession:
             check()
             time.sleep(0.01 if word in self.text.split() else 0)
 
+    @property
+    def anchor(self) -> int | None:
+        return self.cursor
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.text)
+
     def complete(
         self,
         offset: int,
         params: CompletionParams,
         check: Check,
         on_text: OnText | None = None,
+        heal: bool = False,
     ) -> Completion:
         self.engine.note("complete", self)
         self.set_cursor(offset)

@@ -42,6 +42,7 @@ ROOMS = {
     for name in ("server", "engine", "kernels")
 }
 THE_PASS = "kernels/cpu/step.py"
+BY_THEMSELVES = {"server/heartbeat.py"}
 # Where the work changes hands: the loop that a stack is counted from, and the call it ends with.
 HANDS = {
     "server": ("server/transport.py:serve", "server/engine_link.py:request"),
@@ -89,13 +90,24 @@ class Watch:
         trail, module = self.trail, _module(frame) if event == "call" else None
         if trail is None or module is None:
             return
-        if module not in trail.files and not module.endswith("__init__.py"):
+        if module not in trail.files and not _is_by_itself(frame):
             trail.files.append(module)
         for hand, (_, last) in HANDS.items():
             if hand not in trail.stacks and _name(frame).startswith(last):
                 trail.stacks[hand] = _stack(frame, hand)
                 if last == THE_PASS:
                     self.trail = None
+
+
+def _is_by_itself(frame: FrameType) -> bool:
+    """Whether the call belongs to no message: imports, and what the heartbeat calls."""
+    at: FrameType | None = frame
+    while at is not None:
+        module = _module(at)
+        if module is not None and (module in BY_THEMSELVES or at.f_code.co_name == "<module>"):
+            return True
+        at = at.f_back
+    return (_module(frame) or "").endswith("__init__.py")
 
 
 def _stack(frame: FrameType, hand: str) -> list[str]:

@@ -20,6 +20,21 @@ class EngineSession(Protocol):
     """One open document. Methods that take `check` may be left by what it raises, and repeated."""
 
     @property
+    def text(self) -> str:
+        """The document's text."""
+        ...
+
+    @property
+    def anchor(self) -> int | None:
+        """Where prefix and suffix of the layout meet."""
+        ...
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        ...
+
+    @property
     def num_stale(self) -> int:
         """Rows that `heal` would recompute."""
         ...
@@ -56,8 +71,9 @@ class EngineSession(Protocol):
         params: CompletionParams,
         check: Check,
         on_text: OnText | None = None,
+        heal: bool = False,
     ) -> Completion:
-        """Complete at a place.
+        """Complete at a place; with `heal`, from a cache that equals a full prefill.
 
         Raises:
             EngineError: in words for the user, or whatever `check` raises.

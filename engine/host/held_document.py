@@ -5,12 +5,15 @@ Used in the worker thread only.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ..wire.config import CompletionParams
 from ..wire.errors import (
@@ -64,14 +67,16 @@ class Job:
     @property
     def is_completion(self) -> bool:
         """All other jobs of documents are text changes: cheap, and done at once."""
-        return self.request.method == "complete"
+        return self.request.method in ("complete", "complete_file")
 
     @property
     def urgency(self) -> Urgency:
         """What the job may interrupt."""
         if not self.is_completion:
             return Urgency.PATCH
-        return Urgency.INVOKED if self.request.params["invoked"] else Urgency.AUTOMATIC
+        # Who completes a file waits for it.
+        is_invoked = self.request.params.get("invoked", True)
+        return Urgency.INVOKED if is_invoked else Urgency.AUTOMATIC
 
 
 @dataclass(eq=False)
@@ -88,6 +93,9 @@ class HeldDocument:
         version: the client's version of the text; None when the text is not the client's any more.
         visible: somebody looks at it.
         behind: the cache must follow the text, this urgently.
+        file: path, model and layout of the session, for requests that bring a file's text.
+        kept_until: when it is closed if nobody asks again, in seconds of time.monotonic; None for
+            a client's document.
     """
 
     key: DocumentKey
@@ -99,7 +107,10 @@ class HeldDocument:
     version: int | None = None
     visible: bool = True
     behind: Urgency | None = None
+    file: tuple[str, str, str | None] | None = None
+    kept_until: float | None = None
     _has_cursor: bool = False
+    _was_completed: bool = False  # since it was looked at last
 
     @property
     def wants_healing(self) -> bool:
@@ -137,7 +148,8 @@ class HeldDocument:
             else:
                 self._edit(params)
             self.version = params["version"]
-            self._fall_behind(Urgency.PATCH)
+            if self.visible or self._was_completed:
+                self._fall_behind(Urgency.PATCH)  # another is warmed when it is looked at
         return None
 
     def complete(self, job: Job, check: Check) -> dict[str, Any]:
@@ -166,6 +178,7 @@ class HeldDocument:
             # Who asked looks at this place and may well ask again.
             self._fall_behind(Urgency.WARM)
             raise
+        self._was_completed = True
         self.note_warm()
         return asdict(completion)
 
@@ -180,6 +193,61 @@ class HeldDocument:
         for job in waiting:
             job.on_result(result if job.cancelled is None else Cancelled(job.cancelled))
 
+    def complete_file(
+        self,
+        job: Job,
+        check: Check,
+        engine: HostedEngine,
+        others: Iterable[HeldDocument],
+    ) -> dict[str, Any]:
+        """Complete in the text that the job brings; it can be asked again after Interrupted.
+
+        Raises:
+            EngineError: whatever engine and session raise.
+        """
+        params = job.request.params
+        session = self._session_for_file(params, engine, others)
+        offset = params["offset"]
+        if session.anchor != offset:  # nothing typed since a freeze lies before the cursor
+            session.set_cursor(0 if offset else len(session.text))
+        is_told = False
+
+        def check_and_tell() -> None:
+            nonlocal is_told
+            if not is_told:
+                is_told = True
+                what = f"prefilling {session.num_prompt_tokens} tokens"
+                job.on_event("progress", what=what, percent=0)
+            check()
+
+        completion_params = from_plain(CompletionParams, params["params"])
+        return asdict(session.complete(offset, completion_params, check_and_tell, heal=True))
+
+    def _session_for_file(
+        self,
+        params: dict[str, Any],
+        engine: HostedEngine,
+        others: Iterable[HeldDocument],
+    ) -> EngineSession:
+        self.visible = False
+        text = params["text"]
+        file = (os.path.realpath(params["path"]), params["model"], params["layout"])
+        for held in others:
+            if held.session is not None and held.file == file and held.session.text == text:
+                return held.session
+        if self.session is None or self.file != file:
+            self.session = engine.open(
+                self.key,
+                text,
+                path=params["path"],
+                model=params["model"],
+                policy=params["policy"],
+                layout=params["layout"],
+            )
+            self.file = file
+        self.session.set_text(text)
+        return self.session
+
     def close(self, engine: HostedEngine | None) -> None:
         """Let the engine forget it."""
         self.answer_waiting(Cancelled("the document was closed"))
@@ -190,6 +258,7 @@ class HeldDocument:
     def _open(self, params: dict[str, Any], engine: HostedEngine) -> None:
         self.close(engine)
         self.visible, self._has_cursor = params["visible"], params["cursor"] is not None
+        self._was_completed = False
         try:
             self.session = engine.open(
                 self.key,
@@ -199,6 +268,7 @@ class HeldDocument:
                 policy=params["policy"],
                 layout=params["layout"],
             )
+            self.file = (_file_of(self.key[1]), params["model"], params["layout"])
             # The top is where most editors show a file first; the first edit or focus corrects it.
             self.session.set_cursor(params["cursor"] or 0)
         except EngineError as error:
@@ -211,7 +281,7 @@ class HeldDocument:
 
     def _focus(self, params: dict[str, Any]) -> None:
         session = self._need_session()
-        self.visible = params["visible"]
+        self.visible, self._was_completed = params["visible"], False
         if params["cursor"] is not None:
             self._move_cursor(session, params["cursor"])
         if self.visible:
@@ -257,6 +327,15 @@ class HeldDocument:
 
     def _fall_behind(self, urgency: Urgency) -> None:
         self.behind = urgency if self.behind is None else min(self.behind, urgency)
+
+
+def _file_of(doc: str) -> str:
+    """Return the real path of a document that is named by its URI, or by its path."""
+    try:
+        path = url2pathname(urlsplit(doc).path) if doc.lower().startswith("file:") else doc
+        return os.path.realpath(path)
+    except ValueError:  # a NUL or a lone surrogate: no file is called so
+        return doc
 
 
 def _until(deadline: float, check: Check) -> Check:

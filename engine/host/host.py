@@ -122,7 +122,7 @@ class Host:
         self.ended = asyncio.Event()
         self.working = WorkingFile(address.working)
         self.scheduler = Scheduler(
-            make_engine, self.working.note, lambda: _post(self.loop, self.ended.set)
+            make_engine, self.working.note, lambda: _post(self.loop, self.ended.set), idle_s
         )
         self._idle_s = idle_s
         self._idle_timer: asyncio.TimerHandle | None = None

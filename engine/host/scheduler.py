@@ -7,6 +7,7 @@ completions, automatic ones, patches, warm-up, healing. Text changes are cheap a
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 # Rows healed at a time. The pauses between are as long as the work was, so small chunks keep the
 # machine responsive; an interruption between two layers loses one chunk at most.
 _HEAL_ROWS = 64
+# Files that were completed and are kept with their text; their caches share the byte budget.
+_MOST_KEPT = 8
 
 
 class Scheduler:
@@ -33,6 +36,7 @@ class Scheduler:
         on_working: called in the worker thread with the document it is going to work on, and with
             None when it has nothing to do.
         on_end: called in the worker thread when it ends, whatever the reason.
+        keep_s: a file that was completed is kept so long for the next request, in seconds.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class Scheduler:
         make_engine: MakeEngine,
         on_working: Callable[[DocumentKey | None], None],
         on_end: Callable[[], None],
+        keep_s: float,
     ) -> None:
         """Start the thread; there is no engine before `configure`."""
         self._make_engine = make_engine
         self._on_working = on_working
         self._on_end = on_end
+        self._keep_s = keep_s
         self._inbox: deque[Job | Callable[[], None]] = deque()
         self._arrived = threading.Condition()
         self._stopping = False
@@ -128,11 +134,23 @@ class Scheduler:
         self._on_working(None)
         self._note_status()
         to_heal = any(document.wants_healing for document in self._documents.values())
-        wait_s = max(0.0, self._heal_after - time.monotonic()) if to_heal else None
+        wait_s = max(0.0, self._heal_after - time.monotonic()) if to_heal else self._drop_kept()
         with self._arrived:
             if not self._inbox:
                 self._is_idle = not to_heal
                 self._arrived.wait(wait_s)
+
+    def _drop_kept(self) -> float | None:
+        """Close kept files that nobody asked for again; return the seconds until the next goes."""
+        now = time.monotonic()
+        kept = sorted(
+            ((held.kept_until, key) for key, held in self._documents.items() if held.kept_until),
+            reverse=True,
+        )
+        for number, (until, key) in enumerate(kept):
+            if until <= now or number >= _MOST_KEPT:
+                self._documents.pop(key).close(self._engine)
+        return min((until - now for until, _ in kept[:_MOST_KEPT] if until > now), default=None)
 
     def _take_in(self) -> Urgency | None:
         """Sort what has arrived into the documents' queues; return the most urgent of it."""
@@ -144,7 +162,7 @@ class Scheduler:
             elif item.request.method == "load":
                 self._calls.append(lambda job=item: self._load(job))
             else:
-                key = (item.client, item.request.params["doc"])
+                key = _key_of(item)
                 document = self._documents.setdefault(key, HeldDocument(key))
                 self._supersede(document, item)
                 document.jobs.append(item)
@@ -154,7 +172,7 @@ class Scheduler:
         return most
 
     def _supersede(self, document: HeldDocument, newest: Job) -> None:
-        if newest.is_completion:
+        if newest.request.method == "complete":
             reason = "a newer completion of the document took its place"
         elif newest.request.method in ("open", "close"):
             reason = "the document was closed"
@@ -207,8 +225,12 @@ class Scheduler:
             check = self._check(urgency, document, job)
 
             def complete() -> dict[str, Any]:
-                self._need_engine()
-                return document.complete(job, check)
+                engine = self._need_engine()
+                if job.request.method == "complete":
+                    return document.complete(job, check)
+                document.kept_until = time.monotonic() + self._keep_s
+                others = [held for held in self._documents.values() if held is not document]
+                return document.complete_file(job, check, engine, others)
 
             if not self._answer(job, complete):
                 document.jobs.appendleft(job)
@@ -323,3 +345,10 @@ class Scheduler:
             **self._engine.status(),
             "num_stale_rows": sum(session.num_stale for session in sessions),
         }
+
+
+def _key_of(job: Job) -> DocumentKey:
+    params = job.request.params
+    if job.request.method == "complete_file":
+        return None, os.path.realpath(params["path"])  # no client's: it stays when that one goes
+    return job.client, params["doc"]

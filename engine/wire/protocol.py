@@ -46,6 +46,10 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #   complete  `params` is CompletionParams. If `stream`, "text" events with each piece of the text
 #             as it comes and its `probability`, then a reply with a Completion. If the cache is not
 #             there `wait_ms` after it came, it is answered with "warming-up", and warmed on.
+#   complete_file
+#             complete in a text that comes along. A session is kept for the path a while, for the
+#             next request; one of any client that has the same file and text is used. All rows are
+#             fresh first. "progress" events, then a reply with a Completion.
 #   cancel    end the request with id `request`; that request is answered with code "cancelled".
 METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "hello": {
@@ -81,6 +85,15 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
         "invoked": (bool,),
         "stream": (bool,),
         "wait_ms": _OPTIONAL_NUMBER,
+    },
+    "complete_file": {
+        "path": (str,),
+        "text": (str,),
+        "offset": (int,),
+        "params": (dict,),
+        "model": (str,),
+        "policy": (str,),
+        "layout": (str, type(None)),
     },
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},

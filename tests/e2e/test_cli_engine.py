@@ -88,24 +88,103 @@ def test_connect_needs_a_running_host(code_file, tmp_path) -> None:
     assert "no engine host is running" in done.stderr
 
 
-def test_connect_gives_what_the_command_gives(code_file, tiny_model, start, options, runtime_dir):
+def test_a_running_host_gives_what_the_command_gives(
+    code_file, tiny_model, start, options, runtime_dir
+):
     client = start()
     client.initialize(options)
     client.wait_for_state("ready")
-    flags = (
-        "complete",
-        f"{code_file}:2:7",
-        "--model",
-        str(tiny_model),
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    )
-    here = run(*flags)
-    there = run(*flags, "--connect", XDG_RUNTIME_DIR=runtime_dir)
-    assert (there.returncode, there.stderr) == (0, "")
-    assert there.stdout == here.stdout != ""
+    env = {"XDG_RUNTIME_DIR": runtime_dir}
+    flags = ("--model", str(tiny_model), "--device", "cpu", "--dtype", "float32", "--threads", "1")
+    flags = ("complete", f"{code_file}:2:7", *flags, "--json")
+
+    def figures(*more):
+        done = run(*flags, *more, **env)
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert list(found) == FIGURES
+        return found
+
+    here = figures("--no-connect")
+    assert here["num_reused_tokens"] == 0
+    texts = []
+    # The whole prompt but the row of the cursor's token at most, and on the second run as well.
+    for more in ((), ("--connect",), ()):
+        there = figures(*more)
+        texts.append(there["text"])
+        assert there["num_prompt_tokens"] == here["num_prompt_tokens"]
+        assert there["num_reused_tokens"] >= (there["num_prompt_tokens"] - 1 if texts[1:] else 0)
+    assert texts == [here["text"]] * 3 and texts[0]
+    # What an editor holds with the same text is used: its stale rows are made fresh first.
+    uri, text = code_file.as_uri(), code_file.read_text(newline="")
+    client.open(uri, text.replace("import os", "import sys, os"))
+    client.complete(uri, 1, 7)
+    start_of_line = {"line": 0, "character": 7}
+    change = {"range": {"start": start_of_line, "end": {"line": 0, "character": 12}}, "text": ""}
+    client.change(uri, 2, change)
+    assert figures()["text"] == here["text"]
+    client.change(uri, 3, {"range": {"start": start_of_line, "end": start_of_line}, "text": "x"})
+    assert figures("--connect")["text"] == here["text"]
+    status = client.result("keyturn/status", {"host": True})["host"]
+    assert (status["num_clients"], status["device"]) == (1, "cpu")
+    code_file.write_bytes(code_file.read_bytes().replace(b"os", b"abc"))
+    edited = figures()
+    assert edited["text"] == figures("--no-connect")["text"]
+    assert edited["num_reused_tokens"] > 0
+    refused = run(*flags[:4], "--dtype", "bfloat16", "--connect", **env)
+    assert refused.returncode == 2
+    assert "dtype = float32" in refused.stderr
+
+
+def test_a_host_with_other_settings_is_not_used_unless_asked_for(
+    code_file, tiny_model, start, options, runtime_dir
+):
+    client = start()
+    client.initialize(options | {"model": "embedded"})
+    client.wait_for_state("ready")
+    env = {"XDG_RUNTIME_DIR": runtime_dir}
+    flags = ("complete", f"{code_file}:2:7", "--model", str(tiny_model), "--json")
+    before = client.result("keyturn/status", {"host": True})["host"]
+    assert run(*flags, **env).returncode == 0
+    assert run("doctor", "--model", str(tiny_model), **env).returncode == 0
+    after = client.result("keyturn/status", {"host": True})["host"]
+    changing = ("num_queued", "is_idle")
+    for status in (before, after):
+        for name in changing:
+            status.pop(name)
+    assert after == before
+    assert run(*flags, "--connect", **env).returncode == 0
+    status = client.result("keyturn/status", {"host": True})["host"]
+    assert str(tiny_model) in status["models"]
+
+
+def test_nothing_to_suggest_is_exit_code_3(tmp_path, tiny_model) -> None:
+    path = tmp_path / "code.py"
+    path.write_text("x")
+    flags = ("--model", str(tiny_model), "--device", "cpu", "--max-tokens", "1")
+    codes = set()
+    for seed in range(6):
+        more = ("--temperature", "9", "--seed", str(seed))
+        done = run("complete", f"{path}:1:1", *flags, *more, XDG_RUNTIME_DIR=str(tmp_path))
+        codes.add(done.returncode)
+        assert done.returncode == (0 if done.stdout else 3)
+        assert ("no completion: " in done.stderr) == (not done.stdout)
+    assert codes <= {0, 3}
+
+
+def test_progress_is_shown_on_a_terminal_only(code_file, tiny_model, tmp_path) -> None:
+    pty = pytest.importorskip("pty")
+    terminal, end = pty.openpty()
+    flags = ("complete", f"{code_file}:2:7", "--model", str(tiny_model), "--device", "cpu")
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run([*KEYTURN, *flags], stdout=subprocess.PIPE, stderr=end, env=env)
+    os.close(end)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert done.returncode == 0
+    assert "prefilling" in shown and "tokens" in shown
+    assert shown.endswith("\r\x1b[K")
+    assert "keyturn:" not in done.stdout.decode()
 
 
 def test_replay_prints_completions_then_the_summary(tmp_path, tiny_model) -> None:

@@ -33,7 +33,7 @@ def wait_until(condition, timeout_s=10.0):
 class Driver:
     """One client of one scheduler; results by request id."""
 
-    def __init__(self, make_engine=FakeEngine):
+    def __init__(self, make_engine=FakeEngine, keep_s=60.0):
         self.engine = None
         self.results, self.events, self.jobs, self.working = {}, [], {}, []
         self.order = []
@@ -43,7 +43,7 @@ class Driver:
             self.engine = make_engine(config)
             return self.engine
 
-        self.scheduler = Scheduler(make, self.working.append, self.ended.set)
+        self.scheduler = Scheduler(make, self.working.append, self.ended.set, keep_s)
         self.scheduler.configure(CONFIG)
         self.next_id = 0
 
@@ -77,6 +77,11 @@ class Driver:
             "complete", doc=doc, version=version, offset=offset, params=params, invoked=invoked,
             stream=True, wait_ms=wait_ms,
         )  # fmt: skip
+
+    def complete_file(self, path, text, offset, client="c", **changes):
+        asked = {"path": path, "text": text, "offset": offset, "params": PARAMS}
+        more = {"model": "m", "policy": "turn", "layout": None}
+        return self.put("complete_file", client, **{**asked, **more, **changes})
 
     def result(self, number):
         wait_until(lambda: number in self.results)
@@ -175,7 +180,7 @@ def test_interrupted_completion_is_done_before_the_edits_after_it(driver):
 
 
 def test_edit_does_not_wait_for_the_patch_of_the_text_before_it(driver):
-    driver.result(driver.open("a", "slow-sync"))
+    driver.result(driver.open("a", "slow-sync", visible=True))
     driver.edit("a", 1, [0, 0, "x "])
     wait_until(lambda: driver.engine.num_checks > 0)
     driver.result(driver.edit("a", 2, [0, 0, "y"]))
@@ -204,7 +209,7 @@ def test_cancelling_stops_the_loop(driver):
 
 
 def test_many_edits_cost_one_sync(driver):
-    driver.result(driver.open("a", "slow-sync "))
+    driver.result(driver.open("a", "slow-sync ", visible=True))
     driver.edit("a", 1, [0, 0, "x "])
     wait_until(lambda: driver.engine.num_checks > 0)  # the patch is under way
     for version in range(2, 100):
@@ -227,17 +232,103 @@ def test_completion_comes_before_the_patch_and_warm_up_of_others(driver):
 def test_only_visible_documents_are_warmed_and_healed(driver):
     driver.open("seen", "seen", visible=True)
     driver.open("unseen", "unseen", visible=False)
-    driver.edit("unseen", 1, [0, 0, "x"])
+    driver.result(driver.edit("unseen", 1, [0, 0, "x"]))
     sessions = lambda: driver.engine.sessions  # noqa: E731
-    wait_until(lambda: ("c", "unseen") in sessions())
-    wait_until(lambda: sessions()["c", "unseen"].synced == "xunseen")
     wait_until(lambda: ("heal", "seen") in driver.engine.log)
     wait_until(lambda: sessions()["c", "seen"].num_stale == 0)
     time.sleep(0.05)
-    assert ("heal", "unseen") not in driver.engine.log
+    assert {doc for _, doc in driver.engine.log} == {"seen"}
     driver.put("focus", doc="unseen", visible=True, cursor=2)
     wait_until(lambda: ("heal", "unseen") in driver.engine.log)
     assert sessions()["c", "unseen"].cursor == 2
+
+
+def test_a_rename_in_many_files_computes_nothing_until_one_is_looked_at(driver):
+    docs = [f"d{number}" for number in range(50)]
+    driver.open("seen", "name", visible=True)
+    for doc in docs:
+        driver.open(doc, "name name", visible=False)
+    for doc in ["seen", *docs]:
+        last = driver.edit(doc, 1, [0, 4, "other"])
+    last = driver.put("replace", doc="d7", version=3, text="whole new text")
+    driver.result(last)
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert {doc for _, doc in driver.engine.log} == {"seen"}
+    driver.put("focus", doc="d3", visible=True, cursor=None)
+    assert driver.result(driver.complete("d4", 2, 5))["text"] == "<other| name>"
+    assert driver.result(driver.complete("d7", 3, 0))["text"] == "<|whole new text>"
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert {doc for _, doc in driver.engine.log} == {"seen", "d3", "d4", "d7"}
+    assert driver.engine.sessions["c", "d3"].synced == "other name"
+    # What was completed is followed until something else is looked at.
+    driver.edit("d4", 2, [0, 0, "an"])
+    wait_until(lambda: driver.engine.sessions["c", "d4"].synced == "another name")
+    driver.put("focus", doc="d4", visible=False, cursor=None)
+    driver.result(driver.edit("d4", 3, [0, 0, "y"]))
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert driver.engine.sessions["c", "d4"].synced == "another name"
+
+
+def test_a_file_is_completed_in_a_session_that_outlives_its_client(driver):
+    first = driver.complete_file("/f.py", "text", 2)
+    assert driver.result(first)["text"] == "<te|xt>"
+    told = [
+        fields for number, name, fields in driver.events if (number, name) == (first, "progress")
+    ]
+    assert told == [{"what": "prefilling 4 tokens", "percent": 0}]
+    driver.scheduler.forget("c")
+    session = driver.engine.sessions[None, "/f.py"]
+    assert driver.result(driver.complete_file("/f.py", "text!", 5, "other"))["text"] == "<text!|>"
+    assert driver.engine.sessions == {(None, "/f.py"): session}
+    assert driver.result(driver.complete_file("/g.py", "g", 0))["text"] == "<|g>"
+    other = driver.result(driver.complete_file("/f.py", "text", 0, model="n"))
+    assert other["text"] == "<|text>"
+    assert driver.engine.sessions[None, "/f.py"].model == "n"
+    assert "leaves" in driver.error(driver.complete_file("/f.py", "t", 2), errors.BadPosition)
+
+
+def test_a_file_that_a_client_holds_with_that_text_is_completed_there(driver):
+    uri = "file:///x/../f.py"
+    driver.put(
+        "open", doc=uri, path="f.py", text="text", version=1, model="m", policy="turn",
+        layout=None, cursor=0, visible=False,
+    )  # fmt: skip
+    assert driver.result(driver.complete_file("/f.py", "text", 2))["text"] == "<te|xt>"
+    assert list(driver.engine.sessions) == [("c", uri)]
+    assert driver.result(driver.complete_file("/f.py", "other", 2))["text"] == "<ot|her>"
+    assert driver.engine.sessions["c", uri].text == "text"
+    assert driver.result(driver.complete(uri, 1, 1))["text"] == "<t|ext>"
+    assert driver.result(driver.edit(uri, 1, [0, 0, "x"])) is None
+
+
+@pytest.mark.parametrize(
+    "doc", ["\ud800", "file:///a\ud800", "file:///%00", "file://[", "untitled:1"]
+)
+def test_a_document_with_any_name_is_completed(driver, doc):
+    driver.open(doc, "text")
+    assert driver.result(driver.complete(doc, 1, 2))["text"] == "<te|xt>"
+
+
+def test_two_that_complete_a_file_at_once_are_both_answered(driver):
+    numbers = [driver.complete_file("/f.py", "slow", offset, f"c{offset}") for offset in range(4)]
+    texts = [driver.result(number)["text"] for number in numbers]
+    assert texts == ["<|slow>", "<s|low>", "<sl|ow>", "<slo|w>"]
+    gone = driver.complete_file("/f.py", "endless", 0)
+    wait_until(lambda: driver.engine.sessions[None, "/f.py"].text == "endless")
+    driver.scheduler.cancel(driver.jobs[gone], "the client is gone")
+    driver.error(gone, errors.Cancelled)
+
+
+def test_kept_files_are_few_and_go_after_a_while():
+    driver = Driver(keep_s=0.4)
+    try:
+        for number in range(12):
+            driver.result(driver.complete_file(f"/{number}.py", "text", 0))
+        wait_until(lambda: len(driver.engine.sessions) <= 8)
+        assert (None, "/11.py") in driver.engine.sessions
+        wait_until(lambda: not driver.engine.sessions)
+    finally:
+        driver.scheduler.stop(5.0)
 
 
 def test_healing_takes_at_most_half_of_the_time():
