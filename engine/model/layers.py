@@ -14,7 +14,7 @@ from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Linear, Matrix
 from .config import ModelConfig
 from .kv_cache import KVCache
-from .tensors import Projection
+from .tensors import NORMS, PROJECTIONS, Projection
 
 Check = Callable[[], None]
 Attend = Callable[[int, Tensor], Tensor]
@@ -39,7 +39,8 @@ class Layer:
         linear: Callable[[Matrix, Tensor | None], Linear],
     ) -> Layer:
         """Make a layer of what `tensors.py` names."""
-        return cls(**norms, **{name: linear(*each) for name, each in projections.items()})
+        made = (linear(*projections[name]) for name in PROJECTIONS)
+        return cls(*(norms[name] for name in NORMS), *made)
 
 
 @dataclass(frozen=True, slots=True)
