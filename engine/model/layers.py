@@ -14,7 +14,7 @@ from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Linear, Matrix
 from .config import ModelConfig
 from .kv_cache import KVCache
-from .tensors import NORMS, PROJECTIONS, Projection
+from .tensors import Projection
 
 Check = Callable[[], None]
 Attend = Callable[[int, Tensor], Tensor]
@@ -39,8 +39,15 @@ class Layer:
         linear: Callable[[Matrix, Tensor | None], Linear],
     ) -> Layer:
         """Make a layer of what `tensors.py` names."""
-        made = (linear(*projections[name]) for name in PROJECTIONS)
-        return cls(*(norms[name] for name in NORMS), *made)
+        made = {name: linear(*each) for name, each in projections.items()}
+        return cls(
+            norms["attention_norm"],
+            norms["mlp_norm"],
+            made["qkv"],
+            made["output"],
+            made["gate_up"],
+            made["down"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
