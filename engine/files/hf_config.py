@@ -120,9 +120,8 @@ def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
 
 
 def _norm_eps(given: dict[str, Any]) -> Any:  # noqa: ANN401 - checked with the other values
-    if "rms_norm_eps" in given:
-        return given["rms_norm_eps"]
-    return next((given[name] for name in _LAYER_NORM_EPS if name in given), 1e-6)
+    names = ("rms_norm_eps", *_LAYER_NORM_EPS)
+    return next((given[name] for name in names if given.get(name) is not None), 1e-6)
 
 
 def _block(given: dict[str, Any]) -> dict[str, Any]:
@@ -131,9 +130,10 @@ def _block(given: dict[str, Any]) -> dict[str, Any]:
     These families are RMSNorm, silu and a gate, one after another; what their configs, or ones
     made from theirs, say against it is believed.
     """
-    is_layer_norm = "rms_norm_eps" not in given and any(name in given for name in _LAYER_NORM_EPS)
+    names = ("rms_norm_eps", *_LAYER_NORM_EPS)
+    epsilon = next((name for name in names if given.get(name) is not None), names[0])
     return {
-        "norm": "layer" if is_layer_norm else "rms",
+        "norm": "rms" if epsilon == names[0] else "layer",
         "norm_bias": bool(given.get("norm_bias")),
         "activation": str(given.get("hidden_act", "silu")),
         "is_gated": True,

@@ -154,6 +154,14 @@ def _checked_shapes(
                 f"{path}: tensor '{stored}' has the shape {list(found[stored])} instead of "
                 f"{list(shape)}; fetch the model again"
             )
+    stored = set(map(stored_name, wanted))
+    for name in found:
+        of_layer = name.startswith(("model.layers.", "blk."))
+        if of_layer and name.endswith((".weight", ".bias")) and name not in stored:
+            raise ModelLoadError(
+                f"{path}: the tensor '{name}' is of no layer that is supported; use a model whose "
+                "layers are those of Llama, Mistral or Qwen2"
+            )
     return wanted
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels import dispatch
 from ...kernels.cpu.step import CpuStep, StepLayer
-from ...kernels.weights.linear import Matrix
+from ...kernels.weights.linear import Linear, Matrix
 from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS
@@ -61,11 +61,15 @@ class Decoder:
         assert isinstance(norm, Tensor), "a vector is never in blocks"
         self.dtype, self.device = norm.dtype, norm.device
         kernels = dispatch.choose(self.device)
-        linear = functools.partial(kernels.linear, dtype=self.dtype)
+        make = kernels.linear
         if plane_bits is not None:
             assert kernels.bit_linear is not None, "asked for where there are none"
             _refuse_odd_columns(config, plane_bits)
-            linear = functools.partial(kernels.bit_linear, dtype=self.dtype, bits=plane_bits)
+            make = functools.partial(kernels.bit_linear, bits=plane_bits)
+
+        def linear(matrix: Matrix, bias: Tensor | None) -> Linear:
+            return make(matrix, bias, self.dtype)
+
         embedding = tensors.pop(names.EMBEDDING)
         head = tensors.pop(names.HEAD, embedding)
         has_step = kernels.whole_step is not None and plane_bits is None

@@ -33,7 +33,7 @@ class KVCache:
             every earlier one was when it was computed and none has changed since, so the fresh
             rows are always the first ones and one number tells them all.
         table: the rotary table that every key of this cache is rotated by.
-        graphs: number of rows to the pass that a decoder captured over this cache; they go with it.
+        graphs: passes that a decoder captured over this cache, by their shape; they go with it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class KVCache:
             self._moved = self._moved.view(torch.int64)
         self.capacity = capacity
         self.table = RotaryTable(config, capacity, device)
-        self.graphs: dict[int, object] = {}
+        self.graphs: dict[object, object] = {}
         self._kernels = dispatch.choose(device)
         if device.type == "cuda":
             # Compiled now, on a row that nobody uses yet, and not at the first keystroke.

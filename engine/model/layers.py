@@ -39,7 +39,15 @@ class Layer:
         linear: Callable[[Matrix, Tensor | None], Linear],
     ) -> Layer:
         """Make a layer of what `tensors.py` names."""
-        return cls(**norms, **{name: linear(*each) for name, each in projections.items()})
+        made = {name: linear(*each) for name, each in projections.items()}
+        return cls(
+            norms["attention_norm"],
+            norms["mlp_norm"],
+            made["qkv"],
+            made["output"],
+            made["gate_up"],
+            made["down"],
+        )
 
 
 @dataclass(frozen=True, slots=True)

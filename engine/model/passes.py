@@ -103,7 +103,7 @@ def refuse_unsupported(config: ModelConfig, where: str | Path) -> None:
         where: the file or folder that the message names.
     """
     blocks = config.blocks()
-    missing = sorted({words for block in blocks for words in EagerPass.lacks(block)})
+    missing = list(dict.fromkeys(words for block in blocks for words in EagerPass.lacks(block)))
     if any(block.rope_theta != config.rope_theta for block in blocks):
         missing.append("a rotary base of their own")  # a cache has one table
     if missing:

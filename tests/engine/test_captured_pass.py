@@ -191,6 +191,23 @@ def test_patches_equal_the_forward_pass_while_the_cache_changes(rows, dtype):
             assert_close(keys[layer], cache.layer(layer)[0], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_of_some_layers_equal_the_forward_pass(dtype):
+    decoder = decoder_of(dtype)
+    cache = filled(decoder, 12)
+    if cache.layer(0)[0].is_cuda and dtype == torch.float32:
+        pytest.skip("the tolerance of float32 is for torch's own products")
+    kernels = dispatch.choose(decoder.device)
+    first = PatchGraph(decoder.stack, cache, kernels, 4, range(1))
+    second = PatchGraph(decoder.stack, cache, kernels, 4, range(1, 2), is_given=True)
+    for slots in ([3, 7, 11], [5], [0, 1, 2, 11]):
+        slots = np.array(slots)
+        half = first.forward(slots).float()
+        assert_close(half, decoder.forward(cache, slots, check, UNCAPTURED, layers=range(1)), dtype)
+        found = second.forward(slots, half)
+        assert_close(found, decoder.forward(cache, slots, check, UNCAPTURED), dtype)
+
+
 def test_only_one_row_at_the_last_position_sees_every_slot():
     cache = filled(decoder_of(torch.float32), 4)
     assert sees_every_slot(cache, np.array([3]))

@@ -1,5 +1,6 @@
 """The decoder against transformers' own logits, over every rotary variant, and over any rows."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.wire.errors import ModelLoadError
+from keyturn.kernels import dispatch
+from keyturn.kernels.cpu.step import CpuStep, StepLayer
 from keyturn.kernels.weights.blocks import BlockMatrix
 
 from ..tolerance import assert_close
@@ -214,18 +218,87 @@ def test_rows_in_arbitrary_order_give_the_logits_of_their_positions(token_ids):
     assert_close(shuffled, logits[positions], torch.float32)
 
 
-def test_attention_weights_are_handed_out_per_slot(token_ids):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("slots", [[5, 20, 40], [40, 7, 5], range(48), [*range(20, 48)]], ids=len)
+def test_attention_weights_are_handed_out_per_slot(monkeypatch, backend, slots, token_ids):
+    monkeypatch.setenv(dispatch.VARIABLE, backend)
     model = reference()
     decoder = ours(model)
     cache, _ = prefilled(decoder, token_ids)
-    slots = np.array([5, 20, 40])
+    slots = np.array(slots)
     record = AttentionRecord(frozenset({0, 2}), [0, 2])
     decoder.forward(cache, slots, check, record)
     with torch.no_grad():
         expected = model(torch.from_numpy(token_ids)[None], output_attentions=True).attentions
     assert set(record.weights) == {0, 2}
     for layer, weights in record.weights.items():
-        assert_close(weights, expected[layer][0].mean(0)[[5, 40]], torch.float32)
+        assert_close(weights, expected[layer][0].mean(0)[slots[[0, 2]]], torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 17, 48])
+def test_layers_in_two_parts_give_what_all_at_once_give(
+    monkeypatch, backend, dtype, rows, token_ids
+):
+    monkeypatch.setenv(dispatch.VARIABLE, backend)
+    decoder = ours(reference(dtype=dtype))
+    found = []
+    for parts in ([None], [range(1), range(1, 3)], [range(2), range(2, 2), range(2, 3)]):
+        cache, _ = prefilled(decoder, token_ids)
+        slots, hidden = np.arange(LENGTH - rows, LENGTH), None
+        cache.token_ids[slots] = (token_ids[slots] + 1) % 97  # other keys than the prefill's
+        record = AttentionRecord(frozenset({0, 2}), [0])
+        for part in parts:
+            hidden = decoder.forward(cache, slots, check, record, layers=part, hidden=hidden)
+        assert hidden.dtype == torch.float32
+        state = [part for layer in range(3) for part in cache.layer(layer)]
+        found.append([hidden, record.weights[0], record.weights[2], *state])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_early_layers_leave_the_cache_of_the_others_alone(token_ids):
+    decoder = ours(reference())
+    cache, _ = prefilled(decoder, token_ids)
+    before = cache.layer(2)[0].clone()
+    cache.token_ids[:4] = 1
+    decoder.forward(cache, np.arange(4), check, layers=range(2))
+    assert torch.equal(cache.layer(2)[0], before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"norm": "layer"}, "LayerNorm"),
+        ({"norm": "none"}, "the norm 'none'"),
+        ({"norm_bias": True}, "biases of norms"),
+        ({"activation": "gelu"}, "'gelu'"),
+        ({"is_gated": False}, "without a gate"),
+        ({"is_parallel": True}, "side by side"),
+        ({"qk_norm": True}, "normed queries"),
+        ({"sliding_windows": (None, 8)}, "sliding-window attention over 8"),
+        ({"rope_thetas": (1e4, 1e6, 1e4)}, "rotary base"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_layer_that_no_pass_computes_is_refused(monkeypatch, backend, changes, reason):
+    monkeypatch.setenv(dispatch.VARIABLE, backend)
+    decoder = ours(reference())
+    config = dataclasses.replace(decoder.config, **changes)
+    with pytest.raises(ModelLoadError, match=reason):
+        Decoder(config, {})
+
+
+def test_weights_that_the_c_library_does_not_read_are_served_by_torch(token_ids):
+    model = reference()
+    _, expected = prefilled(ours(model), token_ids)
+    one = (torch.ones(6, 2).double(), None)
+    layers = [StepLayer(torch.ones(2), [one], one, torch.ones(2), [one], one)]
+    shape = {"num_heads": 1, "num_kv_heads": 1}
+    assert "float64" in CpuStep.obstacle(layers, torch.ones(3, 2), **shape)
+    _, found = prefilled(ours(model.double()), token_ids)
+    assert_close(found, expected, torch.float32)
 
 
 def test_interrupted_forward_stops_between_layers(token_ids):

@@ -78,7 +78,8 @@ def write_gguf(
     for key, value in sizes.items():
         if key not in drop:
             writer.add_uint32(f"{arch}.{key}", value)
-    writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
+    if "attention.layer_norm_rms_epsilon" not in drop:
+        writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32(f"{arch}.rope.freq_base", 5000.0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -290,6 +291,16 @@ def test_foreign_tokenizer_json_beside_is_left_alone(tmp_path, tiny_model):
         ({"merges": ["in"]}, "vocabulary"),
         ({"merges": ["i never-heard"]}, "vocabulary"),
         ({"metadata": {"llama.expert_count": 8}}, "experts"),
+        (
+            {
+                "drop": ("attention.layer_norm_rms_epsilon",),
+                "metadata": {"llama.attention.layer_norm_epsilon": 1e-5},
+            },
+            "LayerNorm",
+        ),
+        ({"drop": ("attention.layer_norm_rms_epsilon",)}, "layer_norm_rms_epsilon"),
+        ({"metadata": {"llama.use_parallel_residual": True}}, "side by side"),
+        ({"metadata": {"llama.attention.sliding_window": 100}}, "sliding-window.*100"),
         ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "longrope"),
         ({"pre": "unheard-of"}, "unheard-of.*tokenizer.json"),
         ({"drop": ("blk.1.ffn_up.weight",)}, "blk.1.ffn_up.weight"),
@@ -302,6 +313,16 @@ def test_unsupported_gguf_is_one_line_with_the_file(tmp_path, change, reason):
     with pytest.raises(ModelLoadError, match=reason) as error:
         load_model(path, torch.float32)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [("attn_norm.bias", "biases of norms"), ("attn_q_norm.weight", "normed queries")],
+)
+def test_tensors_that_no_layer_of_ours_has_are_not_left_out(tmp_path, extra, reason):
+    tensors = matrices() | {f"blk.0.{extra}": np.ones(HIDDEN, dtype=np.float32)}
+    with pytest.raises(ModelLoadError, match=reason):
+        load_model(write_gguf(tmp_path / "m.gguf", tensors=tensors), torch.float32)
 
 
 def test_wrong_shape_names_the_tensor(tmp_path):
@@ -456,6 +477,20 @@ def test_partial_rotary_factor_counts_dimensions(tiny_model, tmp_path):
         ({"rope_scaling": "linear"}, "no object"),
         ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
         ({"rms_norm_eps": -1.0}, "norm_eps"),
+        ({"rms_norm_eps": None, "layer_norm_eps": 1e-5}, "layers with LayerNorm.*Llama"),
+        ({"rms_norm_eps": None, "layer_norm_epsilon": 1e-5, "norm_bias": True}, "biases of norms"),
+        ({"use_parallel_residual": True}, "side by side"),
+        ({"qk_layernorm": True}, "normed queries"),
+        ({"use_qk_norm": True, "hidden_act": "relu2"}, "'relu2', normed queries"),
+        (
+            {
+                "model_type": "mistral",
+                "sliding_window": 64,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "sliding-window attention over 64",
+        ),
+        ({"model_type": "mistral", "sliding_window": "x"}, "malformed"),
     ],
 )
 def test_unusable_config_is_one_line(tiny_model, tmp_path, changes, reason):
@@ -475,6 +510,19 @@ def test_missing_or_cut_file_of_a_folder_is_named(tiny_model, tmp_path, name):
         assert "\n" not in str(error.value)
     (folder / name).unlink()
     with pytest.raises(ModelLoadError, match=name):
+        load_model(folder, torch.float32)
+
+
+@pytest.mark.parametrize("extra", ["self_attn.q_norm.weight", "self_attn.k_proj.bias"])
+def test_a_layers_tensor_that_the_config_does_not_speak_of_is_refused(tiny_model, tmp_path, extra):
+    folder = edited(tiny_model, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # of no consequence
+    save_file(tensors, folder / "model.safetensors")
+    load_model(folder, torch.float32)
+    tensors[f"model.layers.1.{extra}"] = torch.ones(16)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=extra):
         load_model(folder, torch.float32)
 
 
