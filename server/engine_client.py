@@ -209,16 +209,6 @@ class EngineClient:
             raise HostUnavailable(self._reason)
         return await self._link.request("status", {})
 
-    async def shutdown_host(self) -> None:
-        """Tell the host to end, for all its clients, and stop."""
-        try:
-            await self.host_status()
-            if self._link is not None:
-                with contextlib.suppress(HostUnavailable):  # it was quick to end
-                    await self._link.request("shutdown", {})
-        finally:
-            await self.stop()
-
     def status(self) -> dict[str, Any]:
         """Return how things stand here, as plain data; waits for nothing."""
         host = self._link.host if self._link is not None else {}

@@ -186,7 +186,7 @@ class HeldDocument:
     ) -> Any:  # noqa: ANN401 - or a fake
         self.visible = False
         text = params["text"]
-        file = (os.path.realpath(params["path"]), params["model"], params["layout"])
+        file = (real_path(params["path"]), params["model"], params["layout"])
         for held in others:
             if held.session is not None and held.file == file and held.session.text == text:
                 return held.session
@@ -222,7 +222,7 @@ class HeldDocument:
                 policy=params["policy"],
                 layout=params["layout"],
             )
-            self.file = (os.path.realpath(params["path"]), params["model"], params["layout"])
+            self.file = (real_path(params["path"]), params["model"], params["layout"])
             # The top is where most editors show a file first; the first edit or focus corrects it.
             self.session.set_cursor(params["cursor"] or 0)
         except EngineError as error:
@@ -269,3 +269,11 @@ class HeldDocument:
 
     def _fall_behind(self, urgency: Urgency) -> None:
         self.behind = urgency if self.behind is None else min(self.behind, urgency)
+
+
+def real_path(path: str) -> str:
+    """Return the file's one name, or the path itself where it can name no file here."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # a lone surrogate, for instance
+        return path

@@ -7,7 +7,6 @@ completions, automatic ones, patches, warm-up, healing. Text changes are cheap a
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..wire.config import EngineConfig
 from ..wire.errors import BadRequest, Cancelled, EngineError, Interrupted, memory_error
-from .held_document import DocumentKey, HeldDocument, Job, Urgency
+from .held_document import DocumentKey, HeldDocument, Job, Urgency, real_path
 
 log = logging.getLogger(__name__)
 
@@ -344,5 +343,5 @@ class Scheduler:
 def _key_of(job: Job) -> DocumentKey:
     params = job.request.params
     if job.request.method == "complete_file":
-        return None, os.path.realpath(params["path"])  # no client's: it stays when that one goes
+        return None, real_path(params["path"])  # no client's: it stays when that one goes
     return job.client, params["doc"]

@@ -91,7 +91,6 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},
     "status": {},
-    "shutdown": {},
 }
 
 
