@@ -179,7 +179,9 @@ async def connect(
             f"the engine host did not answer within {timeout_s:g} s; its log is {address.log}"
         ) from None
     except OSError as error:
-        raise HostUnavailable(f"the engine host cannot be started: {error}; run keyturn doctor") from None
+        raise HostUnavailable(
+            f"the engine host cannot be started: {error}; run keyturn doctor"
+        ) from None
     except EngineError as error:
         raise HostUnavailable(f"{error}; the host's log is {address.log}") from None
 

@@ -117,7 +117,9 @@ async def _asked(
         raise HostUnavailable(f"the engine host has just ended: {error}; try again") from None
 
     def on_event(_: str, fields: dict[str, Any]) -> None:
-        progress(f"{fields['what']}, {fields['percent']} %" if fields["percent"] else fields["what"])
+        progress(
+            f"{fields['what']}, {fields['percent']} %" if fields["percent"] else fields["what"]
+        )
 
     async def ask() -> Completion:
         await link.request("load", {"model": request["model"]}, on_event)

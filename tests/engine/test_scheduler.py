@@ -271,7 +271,9 @@ def test_a_rename_in_many_files_computes_nothing_until_one_is_looked_at(driver):
 def test_a_file_is_completed_in_a_session_that_outlives_its_client(driver):
     first = driver.complete_file("/f.py", "text", 2)
     assert driver.result(first)["text"] == "<te|xt>"
-    told = [fields for number, name, fields in driver.events if (number, name) == (first, "progress")]
+    told = [
+        fields for number, name, fields in driver.events if (number, name) == (first, "progress")
+    ]
     assert told == [{"what": "prefilling 4 tokens", "percent": 0}]
     driver.scheduler.forget("c")
     session = driver.engine.sessions[None, "/f.py"]

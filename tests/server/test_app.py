@@ -556,7 +556,9 @@ async def test_a_failure_is_told_once_with_reason_and_remedy(client) -> None:
     await client.initialize()
     tell = client.server.engine.on_change
     for pause in ("0.4", "0.8", "1.6"):
-        tell("failed", f"cannot create folder /x; set XDG_RUNTIME_DIR; trying again in {pause} s", 0)
+        tell(
+            "failed", f"cannot create folder /x; set XDG_RUNTIME_DIR; trying again in {pause} s", 0
+        )
     tell("starting", "the engine host was lost", 0)
     for _ in range(2):
         tell("failed", "no model", 0)

@@ -337,9 +337,7 @@ def test_host_that_is_stopped_is_replaced_and_no_document_is_lost_or_blamed(addr
                     with pytest.raises(HostUnavailable, match=f"process {pid}. did not answer"):
                         await waiting
                 gone = (None, pid)
-                await editor.until(
-                    lambda gone=gone: editor.client.status()["host_pid"] not in gone
-                )
+                await editor.until(lambda gone=gone: editor.client.status()["host_pid"] not in gone)
                 assert is_gone(pid)
             assert await editor.text("b", 3) == "<xxx|b>"
             if is_busy:
