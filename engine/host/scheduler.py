@@ -282,7 +282,7 @@ class Scheduler:
         return True
 
     def _plain(self, error: Exception) -> EngineError:
-        """Return the error to answer with; where memory ran out, caches make some."""
+        """Return the error to answer with; where memory ran out, drop all caches."""
         out_of_memory = memory_error(error)
         if out_of_memory is not None:
             for document in self._documents.values():
