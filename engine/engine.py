@@ -207,7 +207,6 @@ class Engine:
             "kernels": {"backend": self._kernels.backend, "why": self._kernels.why},
             "models": sorted(self._models),
             "num_documents": len(self.sessions),
-            "num_stale_rows": sum(session.num_stale for session in self.sessions.values()),
             "cache_bytes": sum(session.num_bytes for session in self.sessions.values()),
             "cache_budget_bytes": self.config.cache_bytes,
         }

@@ -96,7 +96,7 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         "complete",
         help="print one completion for a place in a file",
         description="Print one completion. It starts at the cursor, after trimming. Without a flag "
-        "it comes from the running engine host if that has the same model, device and dtype loaded, "
+        "it comes from the running engine host if that has the same model, device and dtype, "
         "else from this process; the text is the same.",
         epilog="Exit codes: 0 a completion was printed, 3 there is nothing to suggest (standard "
         "error says why), 2 an error, 130 interrupted.",

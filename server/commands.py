@@ -235,8 +235,9 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
 def _complete(
     place: Place, params: CompletionParams, settings: Settings, arguments: argparse.Namespace
 ) -> tuple[Completion, tuple[str, ...]]:
-    """Complete in a running host that would say the same, or in this process, as the flags ask; return the
-    model's languages, too.
+    """Complete in a running host that would say the same, or in this process, as the flags ask.
+
+    The model's languages are returned, too.
     """
     from .file_completion import complete_here, complete_in_host
 

@@ -8,7 +8,6 @@ server has them. Used from one event loop; no torch here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -257,16 +256,6 @@ class EngineClient:
             HostUnavailable: there is none.
         """
         return await self._connection.host_status()
-
-    async def shutdown_host(self) -> None:
-        """Tell the host to end, for all its clients, and stop."""
-        try:
-            await self.host_status()
-            if self._connection.link is not None:
-                with contextlib.suppress(HostUnavailable):  # it was quick to end
-                    await self._connection.link.request("shutdown", {})
-        finally:
-            await self.stop()
 
     def status(self) -> dict[str, Any]:
         """Return how things stand here, as plain data; waits for nothing."""

@@ -1,6 +1,4 @@
-"""Whether the engine host still answers; one that is stopped or hangs is ended, so that another
-can take its place.
-"""
+"""Whether the engine host still answers; one that is stopped or hangs is ended, for another."""
 
 from __future__ import annotations
 

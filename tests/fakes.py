@@ -7,8 +7,8 @@ import signal
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
 from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
@@ -126,7 +126,9 @@ class FakeEngine:
     def note(self, what: str, session: FakeSession) -> None:
         self.log.append((what, session.path))
 
-    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> None:
+    def load(
+        self, model: str, progress: Callable[[str, int], None] | None = None
+    ) -> SimpleNamespace:
         if model == "missing":
             raise ModelNotFound("model 'missing' is not here; try embedded")
         if model not in self.loaded:

@@ -81,15 +81,25 @@ class EngineSession(Protocol):
         ...
 
 
+class LoadedModel(Protocol):
+    """A model in memory."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """What it was trained on, as LSP identifiers; empty if it does not say."""
+        ...
+
+
 class HostedEngine(Protocol):
     """Models and open documents; used from one thread."""
 
-    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> object:
+    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> LoadedModel:
         """Load a model, telling what is done and the percentage.
 
         Raises:
             EngineError: it cannot be loaded.
         """
+        ...
 
     def open(
         self,

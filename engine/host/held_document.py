@@ -231,7 +231,7 @@ class HeldDocument:
     ) -> EngineSession:
         self.visible = False
         text = params["text"]
-        file = (os.path.realpath(params["path"]), params["model"], params["layout"])
+        file = (real_path(params["path"]), params["model"], params["layout"])
         for held in others:
             if held.session is not None and held.file == file and held.session.text == text:
                 return held.session
@@ -329,13 +329,17 @@ class HeldDocument:
         self.behind = urgency if self.behind is None else min(self.behind, urgency)
 
 
+def real_path(path: str) -> str:
+    """Return the file's one name, or the path itself where it can name no file here."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # a NUL or a lone surrogate, for instance
+        return path
+
+
 def _file_of(doc: str) -> str:
     """Return the real path of a document that is named by its URI, or by its path."""
-    try:
-        path = url2pathname(urlsplit(doc).path) if doc.lower().startswith("file:") else doc
-        return os.path.realpath(path)
-    except ValueError:  # a NUL or a lone surrogate: no file is called so
-        return doc
+    return real_path(url2pathname(urlsplit(doc).path) if doc.lower().startswith("file:") else doc)
 
 
 def _until(deadline: float, check: Check) -> Check:

@@ -284,9 +284,6 @@ class Client:
             self.send(protocol.reply(request.id, host.status()))
         elif method == "ping":
             self.send(protocol.reply(request.id, None))
-        elif method == "shutdown":
-            self.send(protocol.reply(request.id, None))
-            host.ended.set()
         elif method == "hello":
             self.send(protocol.reply(request.id, BadRequest("hello came twice")))
         else:

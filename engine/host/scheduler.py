@@ -7,7 +7,6 @@ completions, automatic ones, patches, warm-up, healing. Text changes are cheap a
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from typing import Any
 from ..wire.config import EngineConfig
 from ..wire.errors import BadRequest, Cancelled, EngineError, Interrupted, memory_error
 from .engine_protocol import HostedEngine, MakeEngine
-from .held_document import LATER, DocumentKey, HeldDocument, Job, Urgency
+from .held_document import LATER, DocumentKey, HeldDocument, Job, Urgency, real_path
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +288,7 @@ class Scheduler:
         return True
 
     def _plain(self, error: Exception) -> EngineError:
-        """Return the error to answer with; where memory ran out, caches are dropped to make some."""
+        """Return the error to answer with; where memory ran out, drop all caches."""
         out_of_memory = memory_error(error)
         if out_of_memory is not None:
             for document in self._documents.values():
@@ -350,5 +349,5 @@ class Scheduler:
 def _key_of(job: Job) -> DocumentKey:
     params = job.request.params
     if job.request.method == "complete_file":
-        return None, os.path.realpath(params["path"])  # no client's: it stays when that one goes
+        return None, real_path(params["path"])  # no client's: it stays when that one goes
     return job.client, params["doc"]

@@ -33,7 +33,7 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #   hello     identify; always first. `client` names one server for as long as it lives, `engine`
 #             is an EngineConfig, or None to take the host as it is: such a guest configures nothing
 #             and keeps no idle host alive. Result: pid, the EngineConfig in force (None: there is
-#             none yet), and what the host before this one died on ({"pid", "client", "doc"} or None).
+#             none yet), and what the host before this one died on (pid, client, doc; or None).
 #   ping      answered at once by the thread that reads the socket, whatever the engine does.
 #   load      load a model; "progress" events, then a reply when it is there.
 #   open      hold a document, or hold it anew. `cursor` is where a completion is expected.
@@ -98,7 +98,6 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},
     "status": {},
-    "shutdown": {},
 }
 
 

@@ -116,7 +116,7 @@ def test_a_running_host_gives_what_the_command_gives(
         assert there["num_reused_tokens"] >= (there["num_prompt_tokens"] - 1 if texts[1:] else 0)
     assert texts == [here["text"]] * 3 and texts[0]
     # What an editor holds with the same text is used: its stale rows are made fresh first.
-    uri, text = code_file.as_uri(), code_file.read_text(newline="")
+    uri, text = code_file.as_uri(), code_file.read_bytes().decode()
     client.open(uri, text.replace("import os", "import sys, os"))
     client.complete(uri, 1, 7)
     start_of_line = {"line": 0, "character": 7}
@@ -163,7 +163,7 @@ def test_nothing_to_suggest_is_exit_code_3(tmp_path, tiny_model) -> None:
     path.write_text("x")
     flags = ("--model", str(tiny_model), "--device", "cpu", "--max-tokens", "1")
     codes = set()
-    for seed in range(6):
+    for seed in range(2):
         more = ("--temperature", "9", "--seed", str(seed))
         done = run("complete", f"{path}:1:1", *flags, *more, XDG_RUNTIME_DIR=str(tmp_path))
         codes.add(done.returncode)

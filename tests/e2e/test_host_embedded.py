@@ -93,7 +93,8 @@ def test_killed_host_is_replaced_and_completes_as_an_undisturbed_one(tmp_path):
             assert editor.client.status()["host_pid"] != pid
             assert again.token_ids == healed.token_ids and again.text == healed.text
         finally:
-            await editor.client.shutdown_host()
+            os.kill((await editor.client.host_status())["pid"], signal.SIGTERM)
+            await editor.client.stop()
 
     asyncio.run(run())
     assert "Traceback" not in address.log.read_text()
@@ -121,6 +122,7 @@ def test_newest_request_of_many_wins_and_cancelled_ones_stop(tmp_path):
                 with pytest.raises((asyncio.CancelledError, Cancelled)):
                     await request
         finally:
-            await editor.client.shutdown_host()
+            os.kill((await editor.client.host_status())["pid"], signal.SIGTERM)
+            await editor.client.stop()
 
     asyncio.run(run())

@@ -1,5 +1,6 @@
-"""The engine host is killed while a completion runs: nothing is lost but that completion."""
+"""The engine host is killed or stopped while it is needed: only that completion is lost."""
 
+import contextlib
 import os
 import signal
 import time
@@ -51,3 +52,28 @@ def test_the_next_completion_is_an_undisturbed_servers_after_sigkill(start, opti
     wait_until_healed(client)
     assert client.complete(URI, 4, 11) == undisturbed
     assert client.shut_down() == 0
+
+
+@pytest.mark.slow
+def test_completions_come_again_after_the_host_was_stopped(start, options) -> None:
+    client = start()
+    client.initialize(options | {"host_retry_max_s": 0.5})
+    client.open(URI, TEXT)
+    client.open(URI + "2", TEXT.replace("os", "sys"))
+    first_pid = client.wait_for_state("ready")["host_pid"]
+    before = client.complete(URI, 4, 11), client.complete(URI + "2", 4, 11)
+    os.kill(first_pid, signal.SIGSTOP)
+    try:
+        assert client.reply(client.ask(URI, 4, 11))["result"] == []
+        reason = client.result("keyturn/status")["completions"]["recent_reasons"][-1]
+        assert "did not answer" in reason, reason
+        deadline = time.monotonic() + 60
+        while (status := client.result("keyturn/status"))["host_pid"] in (None, first_pid):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+        client.wait_for_state("ready")
+        assert (client.complete(URI, 4, 11), client.complete(URI + "2", 4, 11)) == before
+        assert client.result("keyturn/status")["quarantined"] == {}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(first_pid, signal.SIGKILL)

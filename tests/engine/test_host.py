@@ -363,7 +363,7 @@ def test_stale_socket_of_a_dead_host_is_replaced_and_its_last_document_named(tmp
     with killed(start_host(address)) as fourth:
         client = Connection(address)
         assert client.hello("me")["result"]["died_on"] is None  # it was told to end
-        client.ask("shutdown")
+        fourth.terminate()
         assert fourth.wait(10) == 0
 
 
@@ -405,7 +405,7 @@ def test_a_guest_does_not_keep_a_client_from_its_settings(address, tmp_path):
         assert guest.hello("guest", engine=None)["result"]["engine"] == ENGINE
         result = again.hello("me", engine={**ENGINE, "device": "cuda:9"})["result"]
         assert result["engine"]["device"] == "cuda:9"
-        again.ask("shutdown")
+        process.terminate()
         assert process.wait(10) == 0
 
 
@@ -421,18 +421,20 @@ def test_ping_is_answered_while_the_engine_works(address, good):
     busy.close()
 
 
-def test_a_client_that_waits_for_room_hears_that_the_host_lives(address):
+def test_a_client_that_waits_for_room_hears_that_the_host_lives(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    process = start_host(address)
     flood = Connection(address)
     flood.hello("flood")
     flood.open("flood", "endless")
     flood.complete("flood", 0)
     wait_for_work(address, b"flood")
-    size = 30_000_000
     for version in range(2, 5):
-        flood.send("replace", doc="flood", version=version, text="x" * size)
+        flood.send("replace", doc="flood", version=version, text="x" * 30_000_000)
     flood.send("ping")
     assert flood.receive() == {"event": "alive", "params": {"id": 0}}
-    flood.close()
+    process.terminate()
+    assert process.wait(10) == 0
 
 
 def test_sigterm_ends_a_busy_host_cleanly(tmp_path):
@@ -468,7 +470,7 @@ def test_engine_settings_change_when_the_only_client_comes_again(tmp_path):
         again.open("a", "new engine")
         assert again.reply(again.complete("a", 3))["result"]["text"] == "<new| engine>"
         assert again.ask("status")["result"]["device"] == "cuda:9"
-        again.ask("shutdown")
+        process.terminate()
         assert process.wait(10) == 0
 
 

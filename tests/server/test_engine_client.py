@@ -631,7 +631,8 @@ def test_stopped_client_leaves_the_host_running_and_can_end_it(address):
             second = Editor(address)
             second.start()
             assert (await second.client.host_status())["pid"] == pid
-            await second.client.shutdown_host()
+            os.kill((await second.client.host_status())["pid"], signal.SIGTERM)
+            await second.client.stop()
             await second.until(lambda: not address.socket.exists())
             assert second.pids() == [pid]
 
