@@ -35,7 +35,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def code_file(tmp_path: Path) -> Path:
-    path = tmp_path / "code.py"
+    path = tmp_path / "code.txt"
     path.write_bytes(b"import os\r\nname = \r\nprint(name)\r\n")
     return path
 

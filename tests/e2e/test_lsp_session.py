@@ -105,7 +105,7 @@ def test_two_hundred_changes_with_half_of_the_requests_cancelled(start, options)
 
     fresh = "file:///fresh.py"
     client.open(fresh, editor.text)
-    at = editor.position(cursor)
+    at = editor.position(len(editor.text))  # nothing stands behind it that must be run into
     texts = []
     for uri in (URI, fresh):
         client.complete(uri, 0, 0)  # leave the place, so that both layouts anchor at it anew
