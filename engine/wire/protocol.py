@@ -231,6 +231,6 @@ def _rebuilt(kind: type, name: str, hint: Any, value: object) -> object:  # noqa
             return tuple(value)
     elif hint is float and type(value) in (int, float):
         return float(value)  # type: ignore[arg-type]
-    elif type(value) is hint:
+    elif type(value) in (typing.get_args(hint) or (hint,)):  # one of a union, or the type itself
         return value
     raise BadRequest(f"{kind.__name__}.{name} = {value!r:.80} is not of type {hint}")

@@ -8,8 +8,9 @@ import msgpack
 import pytest
 
 from keyturn.engine.wire import protocol
-from keyturn.engine.wire.config import Completion, CompletionParams
+from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadRequest, HostUnavailable, ModelNotFound
+from keyturn.server.settings import Settings
 
 
 def read(data: bytes, max_bytes=protocol.MAX_MESSAGE_BYTES):
@@ -109,3 +110,9 @@ def test_dataclasses_survive_the_wire_and_are_checked():
 def test_code_of_an_unknown_error_is_still_an_error():
     error = protocol.error_of({"id": 1, "error": {"code": "from-the-future", "message": "m"}})
     assert str(error) == "m" and not isinstance(error, HostUnavailable)
+
+
+@pytest.mark.parametrize("quant", [None, "b4"])
+def test_engine_config_survives_the_way_to_the_host(quant):
+    config = Settings(quant=quant).engine_config()
+    assert protocol.from_plain(EngineConfig, asdict(config)) == config
