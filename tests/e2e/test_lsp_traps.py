@@ -35,7 +35,10 @@ def test_initialize_is_answered_before_any_model_is_there(start, options) -> Non
     assert "no/such-model" in status["reason"]
     assert client.complete(URI, 1, 7) == ""
     assert "no/such-model" in client.result("keyturn/status")["completions"]["recent_reasons"][-1]
-    assert popups(client) == []
+    # The user is told once that nothing will come, and what to do.
+    (shown,) = popups(client)
+    assert shown["method"] == "window/showMessage" and shown["params"]["type"] == 1
+    assert "no/such-model" in shown["params"]["message"]
     assert client.shut_down() == 0
 
 
