@@ -51,13 +51,13 @@ def main() -> None:
 
     def ready_ms(policy: str) -> float:
         session = sessions[policy]
-        session.take_counts()
+        session.prompt.take_counts()
         session.edit([(edit_at, edit_at, LINE)])
         start = time.perf_counter()
         session.sync(go_on)
         patched_ms = (time.perf_counter() - start) * 1e3
         completion = session.complete(cursor + len(LINE), ONE_TOKEN, go_on)
-        counts[policy] = session.take_counts()
+        counts[policy] = session.prompt.take_counts()
         session.edit([(edit_at, edit_at + len(LINE), "")])
         session.sync(go_on)
         return patched_ms + completion.ttft_ms

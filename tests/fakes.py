@@ -89,11 +89,11 @@ class FakeSession:
                     time.sleep(0.005)
         for char in "abc" if "stream" in self.text else "":
             check()
-            on_text(char)
+            on_text(char, 0.5)
         for _ in range(2000 if "flood" in self.text else 0):
             check()
-            on_text("x" * 500)
-        return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end")
+            on_text("x" * 500, 0.5)
+        return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end", (0.5, 0.25))
 
 
 class FakeEngine:

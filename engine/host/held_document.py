@@ -127,11 +127,9 @@ class HeldDocument:
                 f"a completion for version {params['version']} came while the host holds version "
                 f"{self.version}; send the whole text"
             )
-        so_far: list[str] = []
 
-        def on_text(piece: str) -> None:
-            so_far.append(piece)
-            job.on_event("text", text="".join(so_far))
+        def on_text(piece: str, probability: float) -> None:
+            job.on_event("text", text=piece, probability=probability)
 
         completion_params = from_plain(CompletionParams, params["params"])
         completion = session.complete(params["offset"], completion_params, check, on_text)

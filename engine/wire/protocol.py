@@ -38,8 +38,8 @@ _OPTIONAL_INT = (int, type(None))
 #             version `base` into `version`, else the reply is version-mismatch.
 #   replace   the whole text.
 #   focus     what the user looks at is healed while idle.
-#   complete  `params` is CompletionParams. "text" events with all the text so far, then a reply
-#             with a Completion.
+#   complete  `params` is CompletionParams. "text" events with each piece of the text as it comes
+#             and its `probability`, then a reply with a Completion.
 #   cancel    end the request with id `request`; that request is answered with code "cancelled".
 METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "hello": {

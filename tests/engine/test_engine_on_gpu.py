@@ -33,7 +33,7 @@ def test_logits_agree_with_the_cpu_after_every_edit(tiny_model, policy):
         for edit in ((40, 40, "x = 1\n" * 9), (100, 160, ""), (5, 8, "sum"), (700, 700, "q")):
             session.edit([edit])
             session.complete(720, PARAMS, check)
-            session._prompt.drop_generated()
-            rows.append(session._prompt.logits(check).float().cpu())
+            session.prompt.drop_generated()
+            rows.append(session.prompt.logits(check).float().cpu())
         found[device] = torch.stack(rows)
     assert_close(found["cuda"], found["cpu"], torch.bfloat16)
