@@ -27,6 +27,7 @@ from gpu.kernel_timer import copy_bandwidth
 from numpy.typing import NDArray
 
 from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 
 Ints = NDArray[np.int64]
@@ -101,7 +102,8 @@ class Run:
         self._token_ids: Ints = random.integers(0, self.config.vocab_size, num_tokens)
         decoder = edit_gpu_models.random_decoder(self.config, torch.bfloat16, self._device)
         self._full, self._edited = (
-            PromptCache(decoder, num_tokens + 64, policy, args.chunk) for policy in ("full", "turn")
+            PromptCache(decoder, num_tokens + 64, find_policy(policy), args.chunk)
+            for policy in ("full", "turn")
         )
         self.figures: dict[str, Any] = {"num_tokens": num_tokens, "edits": {}}
         self.rows: list[list[object]] = []
@@ -121,7 +123,7 @@ class Run:
         """Bring a cache to these tokens; return the whole time and the host's part, in ms."""
         self._wait()
         start = time.perf_counter()
-        prompt.want([token_ids])
+        prompt.set_prompt({("prefix",): token_ids})
         prompt.patch(_go_on)
         host = time.perf_counter()
         self._wait()
@@ -174,7 +176,7 @@ class Run:
         ):
             self._serve(self._edited, token_ids)
             self._serve(self._full, token_ids)
-            edited, full = self._edited._rows(), self._full._rows()
+            edited, full = self._edited.rows, self._full.rows
             if (
                 not np.array_equal(np.sort(edited.positions), np.arange(len(token_ids)))
                 or (edited.token_ids[edited.by_position()] != token_ids).any()

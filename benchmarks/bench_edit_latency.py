@@ -15,8 +15,9 @@ from statistics import median
 import harness
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.prompt.prompt_cache import Counts
 from keyturn.engine.replay.scoring import percentile
-from keyturn.engine.session import Counts, Session
+from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
 
 SOURCE = harness.ROOT / "examples" / "traces" / "starlette-datastructures.jsonl"
@@ -52,13 +53,13 @@ def main() -> None:
 
     def ready_ms(policy: str) -> float:
         session = sessions[policy]
-        session.take_counts()
+        session.prompt.take_counts()
         session.edit([(edit_at, edit_at, LINE)])
         start = time.perf_counter()
         session.sync(go_on)
         patched_ms = (time.perf_counter() - start) * 1e3
         completion = session.complete(cursor + len(LINE), ONE_TOKEN, go_on)
-        counts[policy] = session.take_counts()
+        counts[policy] = session.prompt.take_counts()
         session.edit([(edit_at, edit_at + len(LINE), "")])
         session.sync(go_on)
         return patched_ms + completion.ttft_ms

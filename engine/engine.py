@@ -18,7 +18,7 @@ from .session import Model, Session
 from .wire.config import QUANTS, EngineConfig
 from .wire.errors import BadRequest, OutOfMemory, memory_error
 
-# Rows beyond the window: what may be generated or scored there, and a layout's special tokens.
+# Rows beyond the window: what may be generated or scored there.
 _SPARE_TOKENS = 576
 # What a model that does not say is shown; most code models were trained on far more.
 _UNKNOWN_WINDOW_TOKENS = 2048
@@ -84,7 +84,6 @@ class Engine:
             spare = min(_SPARE_TOKENS, most // 2)
             own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
             window = min(self.config.window_tokens or own, most - spare)
-            max_prompt = min(2 * window, most - spare)
             self._models[model] = Model(
                 name=model,
                 decoder=decoder,
@@ -92,13 +91,12 @@ class Engine:
                 template=files.fim,
                 window_tokens=window,
                 chars_per_token=files.fim.chars_per_token if files.fim else UNKNOWN_CHARS_PER_TOKEN,
-                capacity=max_prompt + spare,
-                max_prompt_tokens=max_prompt,
+                capacity=window + spare,
             )
             if self.device.type == "cuda":
                 if progress is not None:
                     progress("compiling kernels", 100)
-                decoder.warm_up(max_prompt + spare)
+                decoder.warm_up(window + spare)
         return self._models[model]
 
     def _planes(self, quant: str | None) -> int | None:
@@ -147,13 +145,13 @@ class Engine:
         Args:
             key: names the document from now on.
             text: its text.
-            path: its file name.
+            path: of its file, relative to the workspace where it is in one.
             model: as for `load`.
             policy: one of `config.POLICIES`.
             layout: "spm" or "psm"; None takes the model's own.
 
         Raises:
-            BadRequest: the model has no such layout.
+            BadRequest: the model has no such layout, or there is no such policy.
             ModelNotFound, ModelLoadError, OutOfMemory: from `load`.
         """
         loaded = self.load(model)
@@ -190,13 +188,15 @@ class Engine:
         if self.device.type == "cuda":
             num_rows = session.model.capacity  # reserved at once, see `KVCache.num_bytes`
         coming = num_rows * self._row_bytes(session.model.decoder.config)
-        held = max(coming, session.num_bytes)
-        used = sum(other.num_bytes for other in self.sessions.values() if other is not session)
+        held = max(coming, session.prompt.num_bytes)
+        used = sum(
+            other.prompt.num_bytes for other in self.sessions.values() if other is not session
+        )
         for other in self.sessions.values():
             if used + held <= self.config.cache_bytes:
                 break
-            if other is not session and other.num_bytes:
-                used -= other.num_bytes
+            if other is not session and other.prompt.num_bytes:
+                used -= other.prompt.num_bytes
                 other.drop_cache()
 
     def status(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Engine:
             "kernels": {"backend": self._kernels.backend, "why": self._kernels.why},
             "models": sorted(self._models),
             "num_documents": len(self.sessions),
-            "cache_bytes": sum(session.num_bytes for session in self.sessions.values()),
+            "cache_bytes": sum(session.prompt.num_bytes for session in self.sessions.values()),
             "cache_budget_bytes": self.config.cache_bytes,
         }
 

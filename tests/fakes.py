@@ -7,8 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
 from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
@@ -112,7 +111,13 @@ class FakeSession:
             check()
             if on_text is not None:
                 on_text(piece, 0.5)
-        return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end")
+        return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end", (0.5, 0.25))
+
+
+class FakeModel(NamedTuple):
+    """What the engine gives for a loaded model."""
+
+    languages: tuple[str, ...]
 
 
 class FakeEngine:
@@ -126,9 +131,7 @@ class FakeEngine:
     def note(self, what: str, session: FakeSession) -> None:
         self.log.append((what, session.path))
 
-    def load(
-        self, model: str, progress: Callable[[str, int], None] | None = None
-    ) -> SimpleNamespace:
+    def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> FakeModel:
         if model == "missing":
             raise ModelNotFound("model 'missing' is not here; try embedded")
         if model not in self.loaded:
@@ -136,7 +139,7 @@ class FakeEngine:
                 if progress:
                     progress(f"loading {model}", percent)
             self.loaded.append(model)
-        return SimpleNamespace(languages=("python",) if model == "python only" else ())
+        return FakeModel(("python",) if model == "python only" else ())
 
     def open(
         self,

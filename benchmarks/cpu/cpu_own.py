@@ -9,6 +9,7 @@ import cpu_peer
 import numpy as np
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.kernels import dispatch
 from keyturn.server.settings import Settings
@@ -28,11 +29,11 @@ def main() -> None:
     model = engine.load(args.model)
     # Policy "full" empties the cache for every new prompt.
     capacity = max(args.capacity, model.capacity)
-    prompt = PromptCache(model.decoder, capacity, "full", settings.chunk_tokens)
+    prompt = PromptCache(model.decoder, capacity, find_policy("full"), settings.chunk_tokens)
 
     def run(token_ids: list[int], num_decoded: int) -> dict[str, float]:
         start = time.perf_counter()
-        prompt.want([np.array(token_ids)])
+        prompt.set_prompt({("prefix",): np.array(token_ids)})
         prompt.patch(_go_on)
         token_id = int(prompt.logits(_go_on).argmax())
         first = time.perf_counter()

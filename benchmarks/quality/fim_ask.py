@@ -143,7 +143,7 @@ def _score(session: Session, middle: str, answer: Answer) -> None:
     after = [*encoded.starts[1:].tolist(), len(forced + middle)]
     first = sum(end <= len(forced) for end in after)
     # Which token is fed last does not matter: nothing is predicted from it.
-    logits = session.score([*token_ids, 0], _go_on)
+    logits = session.prompt.score([*token_ids, 0], _go_on)
     log_probs = logits[first:-1].double().log_softmax(-1)
     wanted = log_probs.new_tensor(token_ids[first:]).long()
     answer.nll = -log_probs.gather(1, wanted[:, None]).sum().item()

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..wire.errors import ModelLoadError
+
+
+class Pick(NamedTuple):
+    """A token, and the probability that the model gives it.
+
+    Of all tokens that the logits allow, at temperature 1 and whatever top_p is: where text is
+    forced, of those that agree with it, and so 1 if there is one.
+    """
+
+    token_id: int
+    probability: float
 
 
 class Sampler:
@@ -24,28 +36,35 @@ class Sampler:
         self._top_p = top_p
         self._generator = torch.Generator().manual_seed(seed)
 
-    def pick(self, logits: Tensor) -> int:
-        """Return a token of (vocab_size,) float32 logits.
+    def pick(self, logits: Tensor) -> Pick:
+        """Pick a token of (vocab_size,) float32 logits.
 
         Raises:
             ModelLoadError: they are not numbers.
         """
-        best = int(logits.argmax())
-        largest = logits[best].item()
+        # One copy for all three: a GPU is waited for once.
+        found = torch.stack(
+            [logits.argmax().double(), logits.max().double(), logits.logsumexp(-1).double()]
+        )
+        best, largest, log_sum = found.tolist()
         if math.isnan(largest):
             raise ModelLoadError(
                 "the model computes no numbers: its weights are damaged; fetch the model again"
             )
         if self._temperature == 0:
-            return best
+            return Pick(int(best), _probability(largest - log_sum))
         # In double and from the largest down: no temperature above 0 is too small to divide by.
         below = logits.cpu().double() - largest
         shares = (below / self._temperature).softmax(-1)
         ranked, token_ids = shares.sort(descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked
         ranked[before >= self._top_p] = 0
-        drawn = torch.multinomial(ranked, 1, generator=self._generator)
-        return int(token_ids[drawn])
+        drawn = int(token_ids[torch.multinomial(ranked, 1, generator=self._generator)])
+        return Pick(drawn, _probability(below[drawn].item() + largest - log_sum))
+
+
+def _probability(log_probability: float) -> float:
+    return min(1.0, math.exp(log_probability))  # a sum rounded down would give more than 1
 
 
 class ForcedPrefix:

@@ -32,6 +32,9 @@ class KVCache:
         num_fresh: rows at positions below this are fresh, all others stale. A row is fresh only if
             every earlier one was when it was computed and none has changed since, so the fresh
             rows are always the first ones and one number tells them all.
+        generation: raised by every change of rows that a later row may have seen: those that were
+            turned, recomputed, removed or put in before another. What is appended or removed at
+            the end leaves it.
         table: the rotary table that every key of this cache is rotated by.
         graphs: passes that a decoder captured over this cache, by their shape; they go with it.
     """
@@ -71,8 +74,10 @@ class KVCache:
             self._move(row, row)
         self.num_rows = 0
         self.num_fresh = 0
+        self.generation = 0
         self._num_touched = 0
         self._fills: dict[str, float] = {}
+        self._slot_records: set[str] = set()
         self._records: dict[str, NDArray] = {}
         self._order: Slots | None = None
         self.add_record("token_ids", np.int64, -1)
@@ -80,13 +85,40 @@ class KVCache:
 
     # Per-slot records
 
-    def add_record(self, name: str, dtype: DTypeLike, fill: float) -> None:
-        """Keep one more value per slot; a new row starts with `fill`."""
-        self._records[name] = np.full(self.capacity, fill, dtype=dtype)
+    def add_record(
+        self,
+        name: str,
+        dtype: DTypeLike,
+        fill: float,
+        *,
+        width: int | None = None,
+        holds_slots: bool = False,
+    ) -> None:
+        """Keep one more value per slot, or a row of them; a new slot starts with `fill`.
+
+        Args:
+            name: of the record.
+            dtype: of its values.
+            fill: what a new slot has.
+            width: values per slot, which makes the record (capacity, width); None is one, and
+                (capacity,).
+            holds_slots: its values are numbers of slots. They follow those rows when they are
+                renumbered, and become `fill`, which must be negative, when they are removed; so
+                does any other negative value.
+        """
+        shape = self.capacity if width is None else (self.capacity, width)
+        self._records[name] = np.full(shape, fill, dtype=dtype)
         self._fills[name] = fill
+        if holds_slots:
+            if not fill < 0:
+                raise ValueError(f"record '{name}' holds slots: its fill {fill} must be negative")
+            self._slot_records.add(name)
 
     def record(self, name: str) -> NDArray:
-        """Return the (num_rows,) values of a record; a view, to be read and written."""
+        """Return a record's values, (num_rows,) or (num_rows, width); a view, also to be written.
+
+        It is good until rows come or go.
+        """
         return self._records[name][: self.num_rows]
 
     @property
@@ -118,6 +150,8 @@ class KVCache:
         """
         start, end = self.num_rows, self.num_rows + len(token_ids)
         self._check_fits(end)
+        if start and len(positions) and positions.min() < self.positions.max():
+            self.mark_changed()
         self.num_rows, self._order = end, None
         self._num_touched = max(self._num_touched, end)
         for name, values in self._records.items():
@@ -137,17 +171,28 @@ class KVCache:
         """Drop rows; the last rows move into the holes. Rows at later positions become stale."""
         if not len(slots):
             return
-        self.num_fresh = min(self.num_fresh, int(self.positions[slots].min()))
+        lowest = int(self.positions[slots].min())
+        self.num_fresh = min(self.num_fresh, lowest)
         kept = self.num_rows - len(slots)
+        if np.count_nonzero(self.positions > lowest) >= len(slots):
+            self.mark_changed()  # a later row stays
         stays = np.ones(len(slots), dtype=bool)  # of the last rows, as many as are dropped
         stays[slots[slots >= kept] - kept] = False
-        self._renumber(np.flatnonzero(stays) + kept, np.sort(slots[slots < kept]))
+        source, target = np.flatnonzero(stays) + kept, np.sort(slots[slots < kept])
+        if self._slot_records:
+            self._renumber_held(slots, source, target)
+        self._renumber(source, target)
         self.num_rows, self._order = kept, None
 
     def clear(self) -> None:
         """Drop every row."""
         self.num_rows = self.num_fresh = 0
         self._order = None
+        self.mark_changed()
+
+    def mark_changed(self) -> None:
+        """Note that rows are about to change under those that have seen them."""
+        self.generation += 1
 
     def _renumber(self, source: Slots, target: Slots) -> None:
         """Move rows to other slots: the one place where a slot's number changes."""
@@ -156,6 +201,16 @@ class KVCache:
         self._move(source, target)
         for values in self._records.values():
             values[target] = values[source]
+
+    def _renumber_held(self, removed: Slots, source: Slots, target: Slots) -> None:
+        """Give the slot numbers that records hold their new values; `num_rows` is the old one."""
+        # One place more than there are slots: negative numbers index it from the end.
+        number = np.arange(self.num_rows + 1)
+        number[source] = target
+        for name in self._slot_records:
+            held = self.record(name)
+            number[removed] = number[-1] = self._fills[name]
+            held[...] = number[np.maximum(held, -1)]
 
     def _move(self, source: Slots, target: Slots) -> None:
         from_, to = self._on_device(source, target)
@@ -172,6 +227,7 @@ class KVCache:
         if not len(slots):
             return
         self._check_fits(int(positions.max()) + 1)
+        self.mark_changed()
         self._turn(slots, positions)  # first: a GPU works while the rest is noted here
         lowest = min(int(self.positions.take(slots).min()), int(positions.min()))
         self.num_fresh = min(self.num_fresh, lowest)

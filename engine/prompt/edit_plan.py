@@ -7,14 +7,16 @@ recompute: no resident row.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint32]
+Key = TypeVar("Key", bound=Hashable)
 
 # Between the first and the last difference rows are matched where both sequences share a run of
 # this many tokens that is unique in each, and a run must have this many to be moved at all. After
@@ -43,36 +45,36 @@ class Run(NamedTuple):
     length: int
 
 
-def match_rows(resident: Sequence[Ints], wanted: Sequence[Ints]) -> list[Run]:
+def match_rows(resident: Mapping[Key, Ints], wanted: Mapping[Key, Ints]) -> list[Run]:
     """Find the resident rows that serve wanted tokens.
 
-    Rows only match within one side (a part of the layout, say the suffix): text that crosses the
-    cursor changes its meaning and is never turned.
+    Rows only match within one segment of the layout (say the suffix): text that crosses the cursor
+    changes its meaning and is never turned.
 
     Args:
-        resident: tokens of the cache's rows in order of position, one array for each side.
-        wanted: tokens of the layout, likewise.
+        resident: tokens of the cache's rows in order of position, by segment.
+        wanted: tokens of the layout, likewise; a segment may have come, gone or changed its place.
 
     Returns:
-        Runs counted over all sides, which increase in both sequences; what no run serves is to be
-        recomputed. Short runs, and all runs of a side of which most is new, stay only where they
-        are.
+        Runs counted over all segments, in order of the wanted tokens and increasing in both within
+        a segment; what no run serves is to be recomputed. Short runs, and all runs of a segment of
+        which most is new, stay only where they are.
 
     Cost: linear in the tokens compared, which is the window and never the file. The stretch between
-    the first and the last difference of a side is hashed; what a sample of it leaves unmatched, as
-    a rule little, is sorted.
+    the first and the last difference of a segment is hashed; what a sample of it leaves unmatched,
+    as a rule little, is sorted.
     """
+    starts = dict(zip(resident, accumulate(map(len, resident.values()), initial=0), strict=False))
     found: list[Run] = []
-    old_start = new_start = 0
-    for old, new in zip(resident, wanted, strict=False):
-        runs = _common_runs(old, new)
-        # Where most of a side is new, its few old rows were computed for another place.
+    new_start = 0
+    for key, new in wanted.items():
+        runs = _common_runs(resident[key], new) if key in resident else []
+        # Where most of a segment is new, its few old rows were computed for another place.
         moves = 2 * sum(run.length for run in runs) >= len(new)
         for run in runs:
-            source, at = old_start + run.source, new_start + run.at
+            source, at = starts[key] + run.source, new_start + run.at
             if source == at or (moves and run.length >= _SHORTEST_RUN):
                 found.append(Run(source, at, run.length))
-        old_start += len(old)
         new_start += len(new)
     return found
 

@@ -29,11 +29,13 @@ class FimTemplate:
             (PRE prefix SUF suffix MID).
         layout: the order to use.
         end_ids: tokens that end a middle.
-        heal_white_space: whether white space before the cursor is taken off and generated again,
-            for models not trained on cuts at any character.
+        regenerate_white_space: whether white space before the cursor is taken off and generated
+            again, for models not trained on cuts at any character.
         bos_first: whether the sequence starts with the tokenizer's beginning-of-text token.
         window_tokens: longest prompt the model was trained on; 0 if not known.
         chars_per_token: characters of code a token stands for.
+        header_ids: tokens before the path of a file, for models that were trained to see it there;
+            empty if this one was not.
         languages: what the model was trained on, as LSP identifiers; empty if it does not say.
     """
 
@@ -44,10 +46,11 @@ class FimTemplate:
     layouts: tuple[str, ...]
     layout: str
     end_ids: frozenset[int]
-    heal_white_space: bool
+    regenerate_white_space: bool
     bos_first: bool
     window_tokens: int
     chars_per_token: float
+    header_ids: tuple[int, ...] = ()
     languages: tuple[str, ...] = ()
 
 
@@ -219,10 +222,11 @@ def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> 
         layouts=family.layouts,
         layout=family.layouts[0],
         end_ids=end_ids | frozenset(marks),  # a mark in the middle of a middle ends it, too
-        heal_white_space=False,
+        regenerate_white_space=False,
         bos_first=family.bos_first,
         window_tokens=0,
         chars_per_token=UNKNOWN_CHARS_PER_TOKEN,
+        header_ids=(),
     )
 
 
@@ -242,15 +246,17 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
             layouts=tuple(fields["layouts"]),
             layout=fields["layout"],
             end_ids=frozenset(int(at) for at in fields["end_ids"]),
-            heal_white_space=bool(fields["heal_white_space"]),
+            regenerate_white_space=bool(fields["regenerate_white_space"]),
             bos_first=bool(fields["bos_first"]),
             window_tokens=int(fields["window_tokens"]),
             chars_per_token=float(fields["chars_per_token"]),
+            header_ids=tuple(int(at) for at in fields.get("header_ids", ())),
             languages=tuple(map(str, fields.get("languages", ()))),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None
-    token_ids = {template.prefix_id, template.suffix_id, template.middle_id, *template.end_ids}
+    marks = (template.prefix_id, template.suffix_id, template.middle_id, *template.header_ids)
+    token_ids = {*marks, *template.end_ids}
     if not all(0 <= at < vocab_size for at in token_ids):
         raise ModelLoadError(f"{path}: a token id is not in the vocabulary of {vocab_size}")
     if template.window_tokens < 0 or not template.chars_per_token > 0:

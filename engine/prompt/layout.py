@@ -7,27 +7,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .fim import FimTemplate
 
+Ints = NDArray[np.int64]
+
 # The window's edges move in steps of this share of the budget, never per keystroke.
-_STEPS = 8
+STEPS = 8
+
+
+SegmentKey = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One part of a prompt.
+    """One part of a prompt, encoded on its own.
 
     Attributes:
-        kind: "special", "prefix", "suffix" or "tail".
-        start: first code point of its text.
-        end: code point after its text.
-        token_ids: the tokens of a special segment, which has no text.
+        key: names it among a document's prompts: rows are only reused within one segment. Its first
+            word is "marks", "header", "prefix", "suffix" or "tail".
+        token_ids: special tokens that it begins with.
+        text: what follows them.
     """
 
-    kind: str
-    start: int = 0
-    end: int = 0
+    key: SegmentKey
     token_ids: tuple[int, ...] = ()
+    text: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The first word of its key."""
+        return self.key[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +47,15 @@ class Layout:
     """A prompt.
 
     Attributes:
-        segments: in the model's order; each is encoded on its own.
-        healed_from: the prompt's text before the cursor ends here; what lies between it and the
+        segments: in the model's order.
+        window: where the shown text begins and ends.
+        prompt_end: the prompt's text before the cursor ends here; what lies between it and the
             cursor is to be generated again. Equal to the cursor if nothing is.
     """
 
     segments: tuple[Segment, ...]
-    healed_from: int
+    window: tuple[int, int]
+    prompt_end: int
 
 
 def lay_out(
@@ -50,54 +64,58 @@ def lay_out(
     cursor: int,
     template: FimTemplate | None,
     layout: str,
-    window_tokens: int,
-    chars_per_token: float,
+    window: tuple[int, int],
     start_id: int | None,
+    header: str = "",
 ) -> Layout:
-    """Arrange the text around the cursor for the model.
+    r"""Arrange the text around the cursor for the model.
 
     Args:
-        text: the document.
+        text: the document, with "\n" for every line end.
         anchor: where prefix and suffix met when the layout was frozen; what was typed since is
             `text[anchor:cursor]` and goes last. Equal to `cursor` in all layouts but "psm".
         cursor: where the completion is to go.
         template: the model's fill-in-the-middle format; None continues the text before the cursor.
         layout: "spm" (PRE SUF suffix MID prefix) or "psm" (PRE prefix SUF suffix MID tail); not
             looked at without a template.
-        window_tokens: tokens of text to show.
-        chars_per_token: characters a token stands for.
+        window: where the shown text begins and ends, as from `choose_window`.
         start_id: token that begins a sequence, or None.
+        header: the file's path, to be said first to a model that knows headers; "" says nothing.
     """
-    budget = int(window_tokens * chars_per_token)
-    start, end = choose_window(text, anchor, cursor, budget, has_suffix=template is not None)
-    healed_from = cursor
-    if anchor == cursor and (template is None or template.heal_white_space):
-        healed_from = start + len(text[start:cursor].rstrip())
+    start, end = window
+    prompt_end = cursor
+    if anchor == cursor and (template is None or template.regenerate_white_space):
+        prompt_end = start + len(text[start:cursor].rstrip())
     begins = (start_id,) if start_id is not None else ()
     if template is None:
-        prefix = Segment("prefix", start, healed_from)
-        return Layout((Segment("special", token_ids=begins), prefix), healed_from)
+        prefix = Segment(("prefix",), text=text[start:prompt_end])
+        return Layout((Segment(("marks", "first"), begins), prefix), window, prompt_end)
+    segments: list[Segment] = []
     begins = begins if template.bos_first else ()
-    suffix = Segment("suffix", cursor, end)
-    middle = Segment("special", token_ids=(template.middle_id,))
+    if header and template.header_ids:
+        # As in training: <file_sep><filename>path, in one piece with its line end.
+        segments.append(Segment(("header",), (*begins, *template.header_ids), header + "\n"))
+        begins = ()
+    suffix = Segment(("suffix",), text=text[cursor:end])
+    middle = Segment(("marks", "middle"), (template.middle_id,))
     if layout == "psm":
-        segments = (
-            Segment("special", token_ids=(*begins, template.prefix_id)),
-            Segment("prefix", start, min(anchor, healed_from)),
-            Segment("special", token_ids=(template.suffix_id,)),
+        segments += (
+            Segment(("marks", "first"), (*begins, template.prefix_id)),
+            Segment(("prefix",), text=text[start : min(anchor, prompt_end)]),
+            Segment(("marks", "suffix"), (template.suffix_id,)),
             suffix,
             middle,
-            Segment("tail", anchor, cursor),
+            Segment(("tail",), text=text[anchor:cursor]),
         )
     else:
         marks = (template.prefix_id, template.suffix_id)  # one token in some families
-        segments = (
-            Segment("special", token_ids=(*begins, *dict.fromkeys(marks))),
+        segments += (
+            Segment(("marks", "first"), (*begins, *dict.fromkeys(marks))),
             suffix,
             middle,
-            Segment("prefix", start, healed_from),
+            Segment(("prefix",), text=text[start:prompt_end]),
         )
-    return Layout(segments, healed_from)
+    return Layout(tuple(segments), window, prompt_end)
 
 
 def choose_window(
@@ -117,7 +135,7 @@ def choose_window(
         budget: characters to show.
         has_suffix: whether text after the cursor is shown at all.
     """
-    step = max(1, budget // _STEPS)
+    step = max(1, budget // STEPS)
     before, after = anchor, len(text) - cursor if has_suffix else 0
     if before + after <= budget:
         return 0, cursor + after
@@ -134,6 +152,66 @@ def choose_window(
     return start, end
 
 
+def narrow_window(
+    text: str,
+    anchor: int,
+    cursor: int,
+    window: tuple[int, int],
+    prefix_starts: Ints,
+    suffix_starts: Ints,
+    num_tokens: int,
+    step: int,
+) -> tuple[int, int]:
+    """Return the edges of a window that must show less than `choose_window` gave it.
+
+    The shares are as there, in tokens. Of the places that leave an edge at least four fifths of its
+    share the roundest is taken: on the same grid, or on one of a half, a quarter and so on of its
+    step where the text is so dense that no line of that lies among them. So the edges are a
+    function of the text alone, move by steps too, and do not jump when those of the wider window
+    do.
+
+    Args:
+        text: the document.
+        anchor: end of the prefix.
+        cursor: start of the suffix.
+        window: the wider one.
+        prefix_starts: where each token of its prefix begins in `text`, (n,).
+        suffix_starts: likewise of the suffix, (m,).
+        num_tokens: tokens to show.
+        step: of the grid, in code points.
+    """
+    num_before, num_after = len(prefix_starts), len(suffix_starts)
+    quarter, part = num_tokens // 4, max(1, num_tokens // STEPS)
+    suffix_share = max(quarter, num_tokens - _whole_steps(num_before, part))
+    prefix_share = num_tokens - min(quarter, _whole_steps(num_after, part))
+    start, end = window
+    places = np.append(prefix_starts, anchor)
+    if num_before > prefix_share:
+        first = num_before - prefix_share
+        last = first + prefix_share // 5
+        start, reach = _roundest(int(places[first]), int(places[last]), step)
+        start = min(_next_line(text, start, start + reach), anchor)
+    if num_after > suffix_share:
+        first = suffix_share - suffix_share // 5
+        farthest, nearest = (len(text) - int(suffix_starts[at]) for at in (suffix_share, first))
+        behind, reach = _roundest(farthest, nearest, step)
+        end = max(_last_line_end(text, len(text) - behind - reach, len(text) - behind), cursor)
+    return start, end
+
+
+def _roundest(low: int, high: int, step: int) -> tuple[int, int]:
+    """Return the first multiple of a step in [low, high], and the step, halved until there is one.
+
+    Halves are rounded down, but every multiple of a step is one of all its parts.
+    """
+    halvings = 0
+    while True:
+        at = -(-(low << halvings) // step) * step >> halvings
+        if at <= high:
+            return at, max(1, step >> halvings)
+        halvings += 1
+
+
 def _whole_steps(length: int, step: int) -> int:
     return -(-length // step) * step
 
@@ -141,24 +219,11 @@ def _whole_steps(length: int, step: int) -> int:
 def _next_line(text: str, start: int, limit: int) -> int:
     """Return the first line start from `start` on, of a line that ends before `limit`.
 
-    Without one it is `start`, which is then not inside of a CRLF.
+    Without one it is `start`.
     """
-    for line_end in ("\n", "\r"):
-        found = text.find(line_end, start - 1, limit)
-        if found >= 0:
-            return found + (2 if text.startswith("\r\n", found) else 1)
-    return start
+    return text.find("\n", start - 1, limit) + 1 or start
 
 
 def _last_line_end(text: str, limit: int, end: int) -> int:
-    """Return the last line end after `limit` that is not after `end`.
-
-    Without one it is `end`, or the place before it if that is inside of a CRLF.
-    """
-    if text.startswith("\r\n", end - 1):
-        end -= 1
-    for line_end in ("\n", "\r"):
-        found = text.rfind(line_end, max(limit, 0), end)
-        if found >= 0:
-            return found + 1
-    return end
+    """Return the last line end after `limit` that is not after `end`; without one it is `end`."""
+    return text.rfind("\n", max(limit, 0), end) + 1 or end

@@ -1,10 +1,11 @@
-"""The cache of one document's prompt: patched to the wanted tokens, decoded on, healed."""
+"""The cache of one document's prompt: patched to the prompt's tokens, decoded on, healed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
-from .edit_plan import Run, common_prefix, match_rows, moved_rows, rows_between
+from .edit_plan import moved_rows, rows_between
+from .layout import SegmentKey
+from .policy import Policy
 
 Ints = NDArray[np.int64]
 
 # Where a row's keys and values come from since the last completion (record "provenance").
 KEPT, TURNED, REPAIRED, RECOMPUTED = range(4)
 
-# Added to the positions of rows that a pass must not see: causality hides them.
-_OUT_OF_SIGHT = 1 << 40
+# Added to the positions of rows that a pass must not see: they come after all that it computes.
+_MASKED = 1 << 40
 
 _NO_ROWS: Slots = np.empty(0, dtype=np.int64)
 
@@ -37,6 +40,13 @@ class Counts:
     num_recomputed: int
 
 
+class _LastLogits(NamedTuple):
+    """Logits after the prompt, and the state of prompt and rows that they were computed in."""
+
+    logits: Tensor
+    state: tuple[int, int]
+
+
 class PromptCache:
     """Rows for a prompt's tokens, in order of position, and after them what was generated.
 
@@ -48,13 +58,13 @@ class PromptCache:
         num_rows_healed: rows recomputed by `heal`.
     """
 
-    def __init__(self, decoder: Decoder, capacity: int, policy: str, chunk_tokens: int) -> None:
+    def __init__(self, decoder: Decoder, capacity: int, policy: Policy, chunk_tokens: int) -> None:
         """Start empty; no memory is taken before the first patch.
 
         Args:
             decoder: the model.
             capacity: rows at most.
-            policy: how a change of the prompt is served, one of `config.POLICIES`.
+            policy: how a change of the prompt is served.
             chunk_tokens: rows in one forward pass at most.
         """
         self.num_rows_forwarded = 0
@@ -64,10 +74,18 @@ class PromptCache:
         self._policy = policy
         self._chunk_tokens = chunk_tokens
         self._cache: KVCache | None = None
-        self._token_ids: Ints = np.empty(0, dtype=np.int64)
-        self._parts: Sequence[Ints] = [self._token_ids]
-        self._logits: Tensor | None = None
-        self._is_patched = False
+        self._token_ids: Ints = _NO_ROWS
+        self._segments: dict[int, Ints] = {}  # tokens of each, by number
+        self._segment_of: Ints = _NO_ROWS  # number of each token's segment, and of what follows
+        self._numbers: dict[SegmentKey, int] = {}  # of every segment there ever was
+        self._version = 0  # of the prompt
+        self._patched_version = -1  # of the prompt that the rows are those of
+        self._last_logits: _LastLogits | None = None
+
+    @property
+    def token_ids(self) -> Ints:
+        """Tokens of the prompt, only to be read."""
+        return self._token_ids
 
     @property
     def num_tokens(self) -> int:
@@ -88,28 +106,32 @@ class PromptCache:
 
     def drop(self) -> None:
         """Give the memory back; the next `patch` prefills."""
-        self._cache = self._logits = None
-        self._is_patched = False
+        self._cache = self._last_logits = None
+        self._patched_version = -1
 
     # Following the prompt
 
-    def want(self, parts: Sequence[Ints]) -> None:
+    def set_prompt(self, segments: Mapping[SegmentKey, Ints]) -> None:
         """Say what the prompt is now; `patch` makes the rows.
 
         Args:
-            parts: tokens of each part of the layout, in order; rows are only reused within a part.
-                What is generated continues the last one.
+            segments: tokens of each segment of the layout, in order; rows are only reused within
+                one. What is generated continues the last.
         """
-        token_ids = np.concatenate(parts)
-        if not np.array_equal(token_ids, self._token_ids):
-            self._logits = None
-        self._token_ids = token_ids
-        bounds = pairwise(accumulate(map(len, parts), initial=0))
-        self._parts = [token_ids[start:end] for start, end in bounds]
-        self._is_patched = False
-        if self._policy == "full" and self._cache is not None:
+        token_ids = np.concatenate(list(segments.values()))
+        numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in segments]
+        # What is generated after the last token continues the last segment, even an empty one.
+        segment_of = np.append(np.repeat(numbers, list(map(len, segments.values()))), numbers[-1])
+        is_same = np.array_equal(token_ids, self._token_ids) and np.array_equal(
+            segment_of, self._segment_of
+        )
+        if is_same and not self._policy.starts_anew:
+            return
+        self._version += 1
+        self._token_ids, self._segment_of = token_ids, segment_of
+        self._segments = dict(zip(numbers, segments.values(), strict=True))
+        if self._policy.starts_anew and self._cache is not None:
             self._cache.clear()
-            self._logits = None
 
     def patch(self, check: Check) -> None:
         """Keep, turn and drop rows under the policy and compute the missing ones in order.
@@ -118,7 +140,7 @@ class PromptCache:
             OutOfMemory: no memory for the cache.
             ContextTooLong: more tokens than the capacity.
         """
-        if self._is_patched:
+        if self._patched_version == self._version:
             return
         missing = self._place()
         for start in range(0, len(missing), self._chunk_tokens):
@@ -127,50 +149,37 @@ class PromptCache:
             is_final = start + self._chunk_tokens >= len(missing)
             again = self._last_row() if is_final and at[-1] != self.num_tokens - 1 else _NO_ROWS
             logits = self._extend(self._token_ids[at], at, check, again)
-            self._logits = logits if is_final else None
-        self._rows().by_position()  # for the next patch; a GPU is still at work
-        self._is_patched = True
+            if is_final:
+                self._keep_logits(logits)
+        self.rows.by_position()  # for the next patch; a GPU is still at work
+        self._patched_version = self._version
 
     def _place(self) -> Ints:
         """Keep, turn and drop rows; return the positions whose rows are missing.
 
         What a GPU takes longest for is launched first; it works while the rest is found out here.
         """
-        cache = self._rows()
+        cache = self.rows
         order = cache.by_position()
-        runs = self._runs(order)
+        runs = self._policy.reuse(self._resident(order), self._segments)
         slots, positions = moved_rows(runs, order, cache.positions)
         if len(slots):
-            self._logits = None
             cache.turn(slots, positions)
             cache.record("provenance")[slots] = TURNED
-        dropped = order[rows_between([(run.source, run.length) for run in runs], len(order))]
-        if (cache.positions[dropped] < self.num_tokens).any():
-            self._logits = None
-        cache.remove(dropped)
-        missing = rows_between([(run.at, run.length) for run in runs], self.num_tokens)
-        if len(missing):
-            self._logits = None
-        return missing
+        for source, at, length in runs:
+            segments = self._segment_of[at : at + length]
+            cache.record("segment")[order[source : source + length]] = segments
+        used = sorted((run.source, run.length) for run in runs)
+        cache.remove(order[rows_between(used, len(order))])
+        return rows_between([(run.at, run.length) for run in runs], self.num_tokens)
 
-    def _runs(self, order: Slots) -> list[Run]:
-        """Return which rows, counted in order of position, serve the prompt under the policy."""
-        cache = self._rows()
-        resident_ids = cache.token_ids.take(order)
-        sides = cache.record("sides")
-        if self._policy in ("full", "prefix"):
-            length = common_prefix(resident_ids, self._token_ids)
-            sides[order[:length]] = self._side_of(np.arange(length))
-            return [Run(0, 0, length)] if length else []
-        # Sides ascend with the positions. What lies beyond the last one is matched with nothing.
-        starts = np.searchsorted(sides, np.arange(len(self._parts) + 1), sorter=order).tolist()
-        resident = [resident_ids[start:end] for start, end in pairwise(starts)]
-        return match_rows(resident, self._parts)
-
-    def _side_of(self, positions: Ints) -> Ints:
-        """Return the part that each position lies in; of what is generated, the last."""
-        ends = np.cumsum([len(part) for part in self._parts[:-1]], dtype=np.int64)
-        return np.searchsorted(ends, positions, side="right")
+    def _resident(self, order: Slots) -> dict[int, Ints]:
+        """Return the tokens of the rows in order of position, by segment."""
+        cache = self.rows
+        token_ids, segments = cache.token_ids.take(order), cache.record("segment").take(order)
+        inner = np.flatnonzero(segments[1:] != segments[:-1]) + 1
+        bounds = [0, *inner.tolist(), len(order)] if len(order) else []
+        return {int(segments[start]): token_ids[start:end] for start, end in pairwise(bounds)}
 
     def heal(self, max_rows: int, check: Check) -> int:
         """Recompute stale rows in order, from the lowest stale position.
@@ -196,23 +205,25 @@ class PromptCache:
 
     def logits(self, check: Check) -> Tensor:
         """Return the (vocab_size,) float32 logits after the prompt."""
-        if self._logits is None:
-            last = self._last_row()
-            self._logits = self._compute(last, check)
-            self._count_forwarded(last)
-        return self._logits
+        kept = self._last_logits
+        if kept is not None and kept.state == self._state():
+            return kept.logits
+        last = self._last_row()
+        logits = self._recompute(last, check)
+        self._count_forwarded(last)
+        return self._keep_logits(logits)
 
     def decode(self, token_id: int, check: Check) -> Tensor:
         """Append a generated token and return the logits after it.
 
         The row stays until a prompt does not want it: an accepted completion is not computed again.
         """
-        position = self._rows().positions.max() + 1
+        position = self.rows.positions.max() + 1
         return self._extend(np.array([token_id]), np.array([position]), check)
 
     def drop_generated(self) -> None:
         """Drop what was generated after the prompt, to generate anew."""
-        cache = self._rows()
+        cache = self.rows
         cache.remove(np.flatnonzero(cache.positions >= self.num_tokens))
 
     def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
@@ -232,23 +243,23 @@ class PromptCache:
         first = self.logits(check)[None]
         if len(token_ids) == 1:
             return first
-        cache = self._rows()
-        num_fresh = cache.num_fresh
+        cache = self.rows
+        num_fresh, generation = cache.num_fresh, cache.generation
         generated = np.flatnonzero(cache.positions >= self.num_tokens)
         fed = np.array(token_ids[:-1], dtype=np.int64)
         slots = cache.append(fed, self.num_tokens + np.arange(len(fed)))
-        cache.positions[generated] += _OUT_OF_SIGHT
+        cache.positions[generated] += _MASKED
         try:
             hidden = self._decoder.forward(cache, slots, check)
         finally:
             cache.remove(slots)
-            cache.positions[generated] -= _OUT_OF_SIGHT
-            cache.num_fresh = num_fresh
+            cache.positions[generated] -= _MASKED
+            cache.num_fresh, cache.generation = num_fresh, generation  # all is as it was
         return torch.cat([first, self._decoder.logits(hidden)])
 
     def take_counts(self) -> Counts:
         """Count the prompt's rows by provenance since the previous call, and start anew."""
-        cache = self._rows()
+        cache = self.rows
         provenance = cache.record("provenance")
         of_prompt = provenance[cache.positions < self.num_tokens]
         provenance[:] = KEPT
@@ -256,16 +267,18 @@ class PromptCache:
 
     # Rows
 
-    def _rows(self) -> KVCache:
+    @property
+    def rows(self) -> KVCache:
+        """The cache itself; its memory is reserved on first use."""
         if self._cache is None:
             decoder = self._decoder
             self._cache = KVCache(decoder.config, self._capacity, decoder.dtype, decoder.device)
-            self._cache.add_record("sides", np.int64, 0)
+            self._cache.add_record("segment", np.int64, -1)
             self._cache.add_record("provenance", np.int8, RECOMPUTED)
         return self._cache
 
     def _last_row(self) -> Slots:
-        return np.flatnonzero(self._rows().positions == self.num_tokens - 1)
+        return np.flatnonzero(self.rows.positions == self.num_tokens - 1)
 
     def _extend(
         self, token_ids: Ints, positions: Ints, check: Check, again: Slots = _NO_ROWS
@@ -277,12 +290,12 @@ class PromptCache:
         Returns:
             (vocab_size,) logits after the last of all these rows.
         """
-        cache = self._rows()
+        cache = self.rows
         slots = cache.append(token_ids, positions)
-        cache.record("sides")[slots] = self._side_of(positions)
+        cache.record("segment")[slots] = self._segment_of[np.minimum(positions, self.num_tokens)]
         computed = np.concatenate([slots, again])
         try:
-            logits = self._compute(computed, check)
+            logits = self._recompute(computed, check) if len(again) else self._compute(slots, check)
         except BaseException:
             cache.remove(slots)
             raise
@@ -290,23 +303,36 @@ class PromptCache:
         return logits
 
     def _compute(self, slots: Slots, check: Check) -> Tensor:
-        cache = self._rows()
+        cache = self.rows
         logits = self._decoder.last_logits(cache, slots, check)
         cache.mark_computed(slots)
         return logits
 
+    def _recompute(self, slots: Slots, check: Check) -> Tensor:
+        """Compute rows some of which are there already: what others saw of those is past."""
+        self.rows.mark_changed()
+        return self._compute(slots, check)
+
     def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
         """Recompute a chunk of stale rows in order of position; return their slots."""
-        cache = self._rows()
+        cache = self.rows
         start = cache.num_fresh
         end = start + min(self._chunk_tokens, max_rows, self.num_stale)
         slots = cache.by_position()[start:end]
-        self._logits = None  # of the last row, if it is healed on its way or sees what is
-        logits = self._compute(slots, check)
+        logits = self._recompute(slots, check)
         cache.record("provenance")[slots] = KEPT
-        self._logits = logits if end == self.num_tokens else None
+        if end == self.num_tokens:
+            self._keep_logits(logits)
         return slots
 
+    def _keep_logits(self, logits: Tensor) -> Tensor:
+        self._last_logits = _LastLogits(logits, self._state())
+        return logits
+
+    def _state(self) -> tuple[int, int]:
+        """Return what the logits after the prompt depend on: its tokens, and its rows."""
+        return self._version, self.rows.generation
+
     def _count_forwarded(self, slots: Slots) -> None:
-        self._rows().record("provenance")[slots] = RECOMPUTED
+        self.rows.record("provenance")[slots] = RECOMPUTED
         self.num_rows_forwarded += len(slots)

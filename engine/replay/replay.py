@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from ..engine import Engine
+from ..prompt.policy import find_policy
 from ..session import Session
 from ..wire.config import Completion, CompletionParams
 from .scoring import Closeness, closeness, edit_similarity, percentile
@@ -25,7 +26,6 @@ from .trace import Complete, Cursor, Edit, Idle, Trace, next_place, read_trace
 # The contract: greedy, 64 tokens, no stop string and no time limit; 32 tokens are scored.
 PARAMS = CompletionParams(64, 0.0, 1.0, 0, (), 0.0)
 NUM_SCORED = 32
-HEALING = ("repair", "heal")
 COUNTS = ("wanted", "kept", "turned", "repaired", "recomputed")
 
 
@@ -128,7 +128,7 @@ class _Replay:
                 case Idle():
                     if self.open_ms is None:
                         self._prefill(next_place(self.trace.records[index:]))
-                    elif self.policy in HEALING:
+                    elif find_policy(self.policy).heals_when_idle:
                         self._heal(record.ms)
                 case Complete():
                     if self.open_ms is None:
@@ -162,13 +162,13 @@ class _Replay:
             self.session.set_cursor(anchor)
         self.open_ms = _timed_ms(lambda: self.session.sync(_go_on))
         self.rows_at_open = self._num_rows()
-        self.session.take_counts()
+        self.session.prompt.take_counts()
         if self.heal_tokens_per_ms is None:
             self.heal_tokens_per_ms = self.rows_at_open / max(self.open_ms, 1e-3)
 
     def _num_rows(self) -> int:
         """Return all rows computed so far; the policy "heal" also heals outside idle time."""
-        return self.session.num_rows_forwarded + self.session.num_rows_healed
+        return self.session.prompt.num_rows_forwarded + self.session.prompt.num_rows_healed
 
     def _patch(self) -> None:
         if self.open_ms is not None:
@@ -182,7 +182,7 @@ class _Replay:
 
     def _complete(self, record: Complete) -> dict[str, Any]:
         completion = self.session.complete(record.offset, PARAMS, _go_on)
-        counts = self.session.take_counts()
+        counts = self.session.prompt.take_counts()
         row: dict[str, Any] = {
             "completion": len(self.done),
             "line": record.line,
@@ -211,15 +211,15 @@ class _Replay:
         oracle.sync(_go_on)
         full = oracle.complete(record.offset, PARAMS, _go_on)
         token_ids = self._scored_tokens(record, full, oracle)
-        reference = oracle.score(token_ids, _go_on)
-        given = self.session.score(token_ids, _go_on)
+        reference = oracle.prompt.score(token_ids, _go_on)
+        given = self.session.prompt.score(token_ids, _go_on)
         near = same = closeness(reference, given)
         if (anchor := self.session.anchor) is not None and anchor != record.offset:
             oracle = self._open_oracle(text[:anchor] + text[record.offset :])
             oracle.set_cursor(anchor)
             oracle.edit([(anchor, anchor, text[anchor : record.offset])])
             oracle.sync(_go_on)
-            same = closeness(oracle.score(token_ids, _go_on), given)
+            same = closeness(oracle.prompt.score(token_ids, _go_on), given)
         self.rows_of_scoring += self._num_rows() - rows_before
         for total, part in ((self.scored, near), (self.scored_same, same)):
             total.same_top1.extend(part.same_top1)

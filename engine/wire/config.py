@@ -48,7 +48,9 @@ class CompletionParams:
         top_p: nucleus sampling's mass, in (0, 1].
         seed: seed of the sampling; the same seed and text give the same completion.
         stop: the completion ends before the first of these strings.
-        time_budget_ms: the completion ends with what it has after this long; 0 is no limit.
+        time_budget_ms: decoding ends with what there is this long after the first token, and the
+            stop reason is "time"; what comes before that token, above all the prefill of a place
+            that is new, is not counted. 0 is no limit.
     """
 
     max_tokens: int
@@ -72,6 +74,8 @@ class Completion:
         total_ms: from the call to the end.
         num_layers_run: decoder layers a token ran through.
         stop_reason: "end", "stop", "length" or "time".
+        probabilities: of each token in `token_ids`, that the model gives it at temperature 1; where
+            white space before the cursor is generated again, among the tokens that agree with it.
     """
 
     text: str
@@ -82,3 +86,4 @@ class Completion:
     total_ms: float
     num_layers_run: int
     stop_reason: str
+    probabilities: tuple[float, ...]

@@ -17,21 +17,21 @@ from keyturn.engine.prompt.edit_plan import (
 )
 
 
-def plan(old, new, old_sides=None, new_sides=None):
+def plan(old, new, old_segments=None, new_segments=None):
     """Return the resident row of each wanted token, -1 to recompute."""
     source = np.full(len(new), -1)
-    for run in match_rows(parts(old, old_sides), parts(new, new_sides)):
+    for run in match_rows(parts(old, old_segments), parts(new, new_segments)):
         assert (source[run.at : run.at + run.length] == -1).all()
         source[run.at : run.at + run.length] = np.arange(run.source, run.source + run.length)
     return source.tolist()
 
 
-def parts(tokens, sides):
-    sides = [0] * len(tokens) if sides is None else sides
-    return [
-        np.array([token for token, of in zip(tokens, sides, strict=True) if of == side], dtype=int)
-        for side in range(3)
-    ]
+def parts(tokens, segments):
+    segments = [0] * len(tokens) if segments is None else segments
+    found = {}
+    for token, side in zip(tokens, segments, strict=True):
+        found.setdefault(side, []).append(token)
+    return {side: np.array(found[side]) for side in found}
 
 
 def test_everything_is_kept_when_nothing_changed():
@@ -96,8 +96,8 @@ def test_moved_blocks_are_not_lost_to_the_sample(seed, vocabulary):
 
 
 def test_text_that_crosses_to_the_other_side_is_recomputed():
-    old_sides, new_sides = [0] * 20 + [1] * 20, [0] * 22 + [1] * 18
-    source = plan(LONG, LONG, old_sides, new_sides)
+    old_segments, new_segments = [0] * 20 + [1] * 20, [0] * 22 + [1] * 18
+    source = plan(LONG, LONG, old_segments, new_segments)
     assert source == [*range(20), -1, -1, *range(22, 40)]
 
 
@@ -155,13 +155,17 @@ tokens = st.lists(st.integers(0, 5), max_size=60)
 
 @given(tokens, tokens, st.data())
 def test_matches_are_equal_tokens_of_the_same_side_in_order(old, new, data):
-    old_sides = sorted(data.draw(st.lists(st.integers(0, 2), min_size=len(old), max_size=len(old))))
-    new_sides = sorted(data.draw(st.lists(st.integers(0, 2), min_size=len(new), max_size=len(new))))
-    source = plan(old, new, old_sides, new_sides)
+    old_segments = sorted(
+        data.draw(st.lists(st.integers(0, 2), min_size=len(old), max_size=len(old)))
+    )
+    new_segments = sorted(
+        data.draw(st.lists(st.integers(0, 2), min_size=len(new), max_size=len(new)))
+    )
+    source = plan(old, new, old_segments, new_segments)
     matched = [(row, at) for at, row in enumerate(source) if row >= 0]
     rows = [row for row, _ in matched]
     assert rows == sorted(set(rows))
-    assert all(old[row] == new[at] and old_sides[row] == new_sides[at] for row, at in matched)
+    assert all(old[row] == new[at] and old_segments[row] == new_segments[at] for row, at in matched)
 
 
 @given(tokens, st.integers(0, 60), st.integers(0, 60), tokens)

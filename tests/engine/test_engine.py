@@ -48,7 +48,7 @@ def test_one_document_stays_within_the_byte_budget(tiny_model) -> None:
     text = "🙂" * 5000  # many more tokens than its length suggests
     session = engine.open("a", text, path="a.py", model=str(tiny_model), policy="turn")
     session.complete(2500, PARAMS, lambda: None)
-    assert 0 < session.num_bytes <= budget
+    assert 0 < session.prompt.num_bytes <= budget
     assert session.model.capacity <= 1302  # what may be written later fits as well
 
 
@@ -76,7 +76,7 @@ def test_cache_that_is_reserved_whole_counts_whole(
     first.complete(6, PARAMS, lambda: None)
     monkeypatch.setattr(engine, "device", torch.device(device))
     second.complete(6, PARAMS, lambda: None)
-    assert sum(session.num_bytes > 0 for session in (first, second)) == num_left
+    assert sum(session.prompt.num_bytes > 0 for session in (first, second)) == num_left
 
 
 def test_a_start_does_not_import_torchs_compiler():

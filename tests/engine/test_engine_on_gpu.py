@@ -40,7 +40,7 @@ def most_kl(engine, session, model, cursor):
     full = engine.open("full", session.text, path="a.py", model=model, policy="full")
     session.complete(cursor, PARAMS, check)  # heals, under that policy
     full.complete(cursor, PARAMS, check)
-    return max(closeness(full.score(SCORED, check), session.score(SCORED, check)).kl)
+    return max(closeness(full.prompt.score(SCORED, check), session.prompt.score(SCORED, check)).kl)
 
 
 @pytest.mark.parametrize("policy", ["prefix", "heal"])
@@ -74,10 +74,10 @@ def test_a_prefix_is_exact_whatever_the_number_of_rows_behind_it(device, dtype, 
         session = engine.open("d", TEXT, path="a.py", model=model, policy="prefix")
         session.set_cursor(cursor)
         session.sync(check)
-        session.take_counts()
+        session.prompt.take_counts()
         session.edit([(cursor - back, cursor - back + 1, "=")])
         session.sync(check)
-        counts.add(session.take_counts().num_recomputed)
+        counts.add(session.prompt.take_counts().num_recomputed)
         assert most_kl(engine, session, model, cursor) <= MOST_KL[dtype]
     assert device == "cpu" or {65, 129} <= counts
 
@@ -95,6 +95,6 @@ def test_logits_agree_with_the_cpu_after_every_edit(tiny_model, policy):
         for edit in ((40, 40, "x = 1\n" * 9), (100, 160, ""), (5, 8, "sum"), (700, 700, "q")):
             session.edit([edit])
             session.complete(720, PARAMS, check)
-            rows.append(session.score([5], check)[0].float().cpu())
+            rows.append(session.prompt.score([5], check)[0].float().cpu())
         found[device] = torch.stack(rows)
     assert_close(found["cuda"], found["cpu"], torch.bfloat16)

@@ -42,7 +42,6 @@ def run(script, *, forced="", check=lambda: None, on_text=None, step=None, **cha
         end_ids=frozenset({END}),
         token_bytes=PIECES,
         forced=forced,
-        deadline=changes.get("deadline"),
         check=check,
         on_text=on_text,
     )
@@ -74,20 +73,37 @@ def test_full_cache_ends_with_reason_length():
     assert run(scripted(1), step=step).stop_reason == "length"
 
 
-def test_deadline_ends_with_what_there_is():
-    params = CompletionParams(50, 0.0, 1.0, 0, (), 1.0)
-    result = generate(
-        logits_for(1),
-        lambda token_id: logits_for(1),
-        params,
-        end_ids=frozenset({END}),
-        token_bytes=PIECES,
-        forced="",
-        deadline=time.perf_counter() - 1,
-        check=lambda: None,
-        on_text=None,
-    )
-    assert (result.text, result.stop_reason) == ("a", "time")
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self, monkeypatch):
+        self.ms = 1e6
+        monkeypatch.setattr(time, "perf_counter", lambda: self.ms / 1e3)
+
+    def pass_(self, ms):
+        self.ms += ms
+
+
+def test_time_budget_ends_with_what_there_is(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    def step(token_id):
+        clock.pass_(10)
+        return logits_for(1)
+
+    result = run(scripted(1), step=step, time_budget_ms=25.0)
+    assert (result.text, result.stop_reason) == ("aaaa", "time")
+    assert run(scripted(1), step=step, time_budget_ms=0.0).stop_reason == "length"
+
+
+def test_time_before_the_first_token_is_not_counted(monkeypatch):
+    clock = Clock(monkeypatch)
+    result = run(scripted(1, 2, 1, END), check=lambda: clock.pass_(10), time_budget_ms=35.0)
+    assert (result.text, result.stop_reason) == ("aba", "end")
+    late = iter([10_000])
+    check = lambda: clock.pass_(next(late, 10))  # noqa: E731
+    result = run(scripted(1, 2, 1, END), check=check, time_budget_ms=35.0)
+    assert (result.text, result.stop_reason) == ("aba", "end")
 
 
 def test_cancellation_is_seen_before_every_token():
@@ -105,13 +121,15 @@ def test_cancellation_is_seen_before_every_token():
 
 def test_streamed_pieces_add_up_and_never_show_a_stop_string():
     pieces = []
-    result = run(scripted(1, 2, 3, 1, END), stop=("\na",), on_text=pieces.append)
+    result = run(
+        scripted(1, 2, 3, 1, END), stop=("\na",), on_text=lambda text, _: pieces.append(text)
+    )
     assert result.text == "ab" == "".join(pieces)
 
 
 def test_character_split_over_tokens_is_streamed_whole():
     pieces = []
-    result = run(scripted(8, 9, 8, END), on_text=pieces.append)
+    result = run(scripted(8, 9, 8, END), on_text=lambda text, _: pieces.append(text))
     assert result.text == "é" == "".join(pieces)
 
 
@@ -156,7 +174,7 @@ def test_same_seed_gives_the_same_tokens_and_another_seed_others():
 
     def draw(seed):
         sampler = Sampler(1.0, 0.95, seed)
-        return [sampler.pick(logits) for _ in range(20)]
+        return [sampler.pick(logits).token_id for _ in range(20)]
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -165,19 +183,19 @@ def test_same_seed_gives_the_same_tokens_and_another_seed_others():
 def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     sampler = Sampler(1.0, 0.75, 0)
-    assert {sampler.pick(logits) for _ in range(200)} == {0, 1}
+    assert {sampler.pick(logits).token_id for _ in range(200)} == {0, 1}
 
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.7, 0.3]).log()
     sampler = Sampler(1.0, 1.0, 0)
-    share = sum(sampler.pick(logits) == 0 for _ in range(4000)) / 4000
+    share = sum(sampler.pick(logits).token_id == 0 for _ in range(4000)) / 4000
     assert abs(share - 0.7) < 0.03
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
 def test_temperature_close_to_zero_is_greedy(temperature):
-    assert Sampler(temperature, 1.0, 0).pick(logits_for(3, 1)) == 3
+    assert Sampler(temperature, 1.0, 0).pick(logits_for(3, 1)).token_id == 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

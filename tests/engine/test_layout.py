@@ -13,19 +13,17 @@ from keyturn.engine.prompt.layout import choose_window, lay_out
 
 SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
 TEMPLATE = FimTemplate(
-    "test", 101, 102, 103, ("spm", "psm"), "spm", frozenset({0}), False, False, 0, 3.0
+    "test", 101, 102, 103, ("spm", "psm"), "spm", frozenset({0}), False, False, 0, 3.0, ()
 )
 BOS = 7
 
 
-def shown(text, anchor, cursor, template=TEMPLATE, layout="spm", window=200):
-    result = lay_out(text, anchor, cursor, template, layout, window, 3.0, BOS)
+def shown(text, anchor, cursor, template=TEMPLATE, layout="spm", header=""):
+    result = lay_out(text, anchor, cursor, template, layout, (0, len(text)), BOS, header)
     parts = []
     for segment in result.segments:
-        parts += (
-            segment.token_ids if segment.kind == "special" else [text[segment.start : segment.end]]
-        )
-    return parts, result.healed_from
+        parts += segment.token_ids if segment.kind == "marks" else [segment.text]
+    return parts, result.prompt_end
 
 
 def test_spm_puts_the_suffix_first():
@@ -41,7 +39,7 @@ def test_suffix_begins_with_the_line_end_of_the_cursors_own_line():
     assert parts[2] == "\ny"
 
 
-def test_model_without_marks_continues_the_text_with_white_space_healed():
+def test_model_without_marks_continues_the_text_with_white_space_cut_off():
     assert shown("def f():\n    ", 13, 13, template=None) == ([BOS, "def f():"], 8)
     assert shown("def f(", 6, 6, template=None) == ([BOS, "def f("], 6)
     assert shown("  \n ", 4, 4, template=None) == ([BOS, ""], 0)
@@ -86,12 +84,11 @@ def test_what_one_side_does_not_need_goes_to_the_other():
     assert end - start > budget * 0.6
 
 
-@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_edges_lie_on_line_ends_whatever_they_are(line_end):
-    text = line_end.join(["some line of text"] * 500)
+def test_edges_lie_on_line_ends():
+    text = "\n".join(["some line of text"] * 500)
     start, end = choose_window(text, 4000, 4000, 1600, has_suffix=True)
-    assert text[:start].endswith(line_end)
-    assert text[:end].endswith(line_end)
+    assert text[:start].endswith("\n")
+    assert text[:end].endswith("\n")
 
 
 def test_line_longer_than_a_step_is_cut_inside():
@@ -100,25 +97,14 @@ def test_line_longer_than_a_step_is_cut_inside():
     assert 25_000 - 1200 <= start < 25_000 < end <= 25_000 + 400
 
 
-def test_text_denser_than_expected_can_be_shown_less_of():
-    wide = lay_out(SOURCE, 9000, 9000, TEMPLATE, "spm", 1000, 3.0, None)
-    narrow = lay_out(SOURCE, 9000, 9000, TEMPLATE, "spm", 1000, 0.75, None)
-    assert narrow.segments[-1].start > wide.segments[-1].start
-
-
-LINES = st.lists(
-    st.sampled_from(["\r\n", "\n", "\r", "x", "some words", "y" * 40, "\r\r\n", "\n\r"]),
-    max_size=60,
-).map("".join)
+LINES = st.lists(st.sampled_from(["\n", "x", "some words", "y" * 40]), max_size=60).map("".join)
 
 
 @settings(max_examples=500)
-@given(LINES, st.integers(0), st.integers(8, 400))
-def test_no_edge_splits_a_crlf(text, cursor, budget):
+@given(LINES, st.integers(0), st.integers(0, 400))
+def test_edges_touch_the_cursor_in_any_budget(text, cursor, budget):
     cursor %= len(text) + 1
     start, end = choose_window(text, cursor, cursor, budget, has_suffix=True)
-    assert start == cursor or not text.startswith("\r\n", start - 1) or start == 0
-    assert end == cursor or not text.startswith("\r\n", end - 1)
     assert start <= cursor <= end and end - start <= budget
 
 
@@ -128,17 +114,29 @@ def test_segments_are_the_text_around_the_cursor(text, cursor, tail, layout):
     cursor %= len(text) + 1
     anchor = cursor - min(tail, cursor) if layout == "psm" else cursor
     template = None if layout is None else TEMPLATE
-    result = lay_out(text, anchor, cursor, template, layout or "prefix", 40, 3.0, BOS)
-    spans = {part.kind: (part.start, part.end) for part in result.segments}
-    before = spans["prefix"]
-    assert before[0] <= before[1] <= cursor
+    start, end = choose_window(text, anchor, cursor, 120, has_suffix=layout is not None)
+    result = lay_out(text, anchor, cursor, template, layout or "prefix", (start, end), BOS)
+    shown = {part.kind: part.text for part in result.segments if part.kind != "marks"}
+    assert start <= result.prompt_end <= cursor
     if layout == "psm":
-        assert spans["tail"] == (anchor, cursor) and before[1] == anchor
+        assert shown["tail"] == text[anchor:cursor]
+        assert shown["prefix"] == text[start:anchor]
     else:
-        assert before[1] == result.healed_from
-        assert text[before[1] : cursor].strip() == ""
+        assert shown["prefix"] == text[start : result.prompt_end]
+        assert text[result.prompt_end : cursor].strip() == ""
     if template is not None:
-        assert spans["suffix"][0] == cursor and result.healed_from == cursor
+        assert shown["suffix"] == text[cursor:end] and result.prompt_end == cursor
+
+
+@pytest.mark.parametrize("layout", ["spm", "psm"])
+def test_header_comes_first_for_a_model_that_knows_it(layout):
+    template = replace(TEMPLATE, header_ids=(105, 106))
+    without = shown("ab\ncd", 3, 3, template, layout)[0]
+    assert shown("ab\ncd", 3, 3, template, layout, header="a/b.py")[0] == [*("a/b.py\n", *without)]
+    result = lay_out("", 0, 0, replace(template, bos_first=True), layout, (0, 0), BOS, "b.py")
+    assert result.segments[0].token_ids == (BOS, 105, 106)
+    assert sum(BOS in part.token_ids for part in result.segments) == 1
+    assert shown("ab", 1, 1, TEMPLATE, layout, header="b.py") == shown("ab", 1, 1, TEMPLATE, layout)
 
 
 def test_family_with_one_mark_before_the_suffix_gets_it_once():
@@ -146,7 +144,7 @@ def test_family_with_one_mark_before_the_suffix_gets_it_once():
     assert shown("ab\ncd", 3, 3, template) == ([BOS, 102, "cd", 103, "ab\n"], 3)
 
 
-def test_white_space_is_healed_for_a_model_that_needs_it():
-    template = replace(TEMPLATE, heal_white_space=True)
+def test_white_space_is_generated_again_by_a_model_that_needs_it():
+    template = replace(TEMPLATE, regenerate_white_space=True)
     assert shown("a:\n    \nb", 7, 7, template) == ([101, 102, "\nb", 103, "a:"], 2)
     assert shown("a: b", 2, 3, template, "psm") == ([101, "a:", 102, "b", 103, " "], 3)

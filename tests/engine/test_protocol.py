@@ -94,7 +94,7 @@ def test_dataclasses_survive_the_wire_and_are_checked():
     plain = msgpack.unpackb(msgpack.packb(asdict(params)))
     assert protocol.from_plain(CompletionParams, plain) == params
     assert protocol.from_plain(CompletionParams, {**plain, "temperature": 1}).temperature == 1.0
-    completion = Completion("x", (1, 2), 3, 4, 5.0, 6.0, 7, "end")
+    completion = Completion("x", (1, 2), 3, 4, 5.0, 6.0, 7, "end", (0.5, 1.0))
     assert protocol.from_plain(Completion, asdict(completion)) == completion
     for bad in (
         {**plain, "max_tokens": "8"},

@@ -36,6 +36,7 @@ class FakeSession:
         self.text, self.policy, self.calls = text, policy, []
         self.anchor = None
         self.layout_name = "spm"
+        self.prompt = self  # whose rows it counts
         self.num_rows_forwarded = self.num_rows_healed = 0
         self.num_stale = 30
         self.forced_text = ""
@@ -69,7 +70,7 @@ class FakeSession:
         self.calls.append(("complete", offset))
         assert (params.max_tokens, params.temperature, params.stop) == (64, 0.0, ())
         self.num_rows_forwarded += 7
-        return Completion("abc", (1, 2, 3), 50, 40, 5.0, 9.0, 2, "end")
+        return Completion("abc", (1, 2, 3), 50, 40, 5.0, 9.0, 2, "end", (0.5, 0.5, 0.5))
 
     def take_counts(self):
         self.calls.append(("take_counts",))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadPosition, BadRequest, ContextTooLong, Interrupted
@@ -25,7 +26,7 @@ def check():
     pass
 
 
-def new_engine(dtype="float32", cache_bytes=1 << 30, chunk_tokens=64, window_tokens=600):
+def new_engine(dtype="float32", cache_bytes=1 << 30, chunk_tokens=64, window_tokens=1200):
     return Engine(EngineConfig("cpu", dtype, 1, cache_bytes, window_tokens, chunk_tokens))
 
 
@@ -67,12 +68,12 @@ def applied(text, edits):
 
 
 def cache_of(session):
-    return session._prompt._rows()
+    return session.prompt.rows
 
 
 def prompt_ids(session):
     cache = cache_of(session)
-    order = cache.by_position()[: session._prompt.num_tokens]
+    order = cache.by_position()[: session.prompt.num_tokens]
     return cache.token_ids[order].tolist()
 
 
@@ -88,7 +89,7 @@ def assert_first_layer_is_exact(session, fresh):
 
     Of float32 sums over 32 inputs, which come in another order for another number of rows.
     """
-    count = session._prompt.num_tokens
+    count = session.prompt.num_tokens
     for part in (0, 1):
         ours, theirs = (
             one.layer(0)[part][:, torch.from_numpy(one.by_position()[:count])]
@@ -121,30 +122,30 @@ def test_random_edits_leave_prefix_exact_and_turn_exact_in_layer_0_and_healing_e
         cursor = int(random.integers(0, len(text) + 1))
         fresh = opened(text, "full", layout=layout)
         expected = fresh.complete(cursor, GREEDY, check)
-        scored = fresh.score([5, 6, 7], check)
+        scored = fresh.prompt.score([5, 6, 7], check)
         exact, turned = sessions
         assert exact.complete(cursor, GREEDY, check).num_prompt_tokens == expected.num_prompt_tokens
         assert exact.text == text
         assert_same_prompt(exact, fresh)
         assert exact.num_stale == 0
-        assert_close(exact.score([5, 6, 7], check), scored, torch.float32)
+        assert_close(exact.prompt.score([5, 6, 7], check), scored, torch.float32)
         turned.complete(cursor, GREEDY, check)
         assert_same_prompt(turned, fresh)
         assert_first_layer_is_exact(turned, fresh)
         turned.heal(10_000, check)
         assert turned.num_stale == 0
-        assert_close(turned.score([5, 6, 7], check), scored, torch.float32)
+        assert_close(turned.prompt.score([5, 6, 7], check), scored, torch.float32)
         assert turned.complete(cursor, GREEDY, check).token_ids == expected.token_ids
 
 
 def test_typing_at_the_cursor_computes_only_what_was_typed(opened):
     session = opened(SOURCE[:1500], "turn")
     session.complete(700, GREEDY, check)
-    before = session.num_rows_forwarded
+    before = session.prompt.num_rows_forwarded
     for at, character in enumerate("name = value"):
         session.edit([(700 + at, 700 + at, character)])
         session.sync(check)
-    assert session.num_rows_forwarded - before <= 2 * len("name = value")
+    assert session.prompt.num_rows_forwarded - before <= 2 * len("name = value")
     assert session.num_stale == 0
 
 
@@ -157,11 +158,11 @@ def test_accepted_completion_is_not_computed_again(opened, layout):
     session.sync(check)
     encode = session.model.tokenizer.encode
     for token_id in encode(before + inserted).token_ids[len(encode(before).token_ids) :]:
-        session._prompt.decode(int(token_id), check)
-    forwarded = session.num_rows_forwarded
+        session.prompt.decode(int(token_id), check)
+    forwarded = session.prompt.num_rows_forwarded
     session.edit([(len(before), len(before), inserted)])
     session.sync(check)
-    assert session.num_rows_forwarded == forwarded
+    assert session.prompt.num_rows_forwarded == forwarded
     assert session.num_stale == 0
     if layout == "spm":  # where typed text is laid out as in a fresh document
         fresh = opened(session.text, "full", layout=layout)
@@ -179,15 +180,15 @@ def test_completion_accepted_after_healing_is_not_computed_again(opened):
     before = session.text
     session.sync(check)
     encode = session.model.tokenizer.encode
-    session._prompt.drop_generated()
+    session.prompt.drop_generated()
     for token_id in encode(before + inserted).token_ids[len(encode(before).token_ids) :]:
-        session._prompt.decode(int(token_id), check)
+        session.prompt.decode(int(token_id), check)
     assert session.num_stale > 0
     session.heal(10_000, check)
-    forwarded = session.num_rows_forwarded
+    forwarded = session.prompt.num_rows_forwarded
     session.edit([(len(before), len(before), inserted)])
     session.sync(check)
-    assert session.num_rows_forwarded == forwarded
+    assert session.prompt.num_rows_forwarded == forwarded
     assert session.num_stale > 0  # they were decoded over what was stale then
 
 
@@ -201,7 +202,9 @@ def continuing_model(tiny_model, tmp_path):
     return folder
 
 
-def test_model_without_marks_continues_the_text_and_heals_white_space(engine, continuing_model):
+def test_model_without_marks_continues_the_text_and_regenerates_white_space(
+    engine, continuing_model
+):
     def open_(policy):
         return engine.open(
             policy, SOURCE[:1500], path="a.py", model=str(continuing_model), policy=policy
@@ -229,10 +232,10 @@ def test_model_without_marks_continues_the_text_and_heals_white_space(engine, co
 def test_frozen_layout_keeps_typed_text_after_the_middle_mark(opened):
     session = opened(SOURCE[:1500], "turn", layout="psm")
     session.complete(700, GREEDY, check)
-    before = session.num_rows_forwarded
+    before = session.prompt.num_rows_forwarded
     session.edit([(700, 700, "x = 1\n")])
     session.complete(706, GREEDY, check)
-    assert session.num_rows_forwarded - before <= 6 + GREEDY.max_tokens
+    assert session.prompt.num_rows_forwarded - before <= 6 + GREEDY.max_tokens
     session.complete(300, GREEDY, check)  # elsewhere: frozen anew
     fresh = opened(session.text, "full", layout="psm")
     fresh.complete(300, GREEDY, check)
@@ -242,11 +245,11 @@ def test_frozen_layout_keeps_typed_text_after_the_middle_mark(opened):
 def test_counts_add_up_and_start_anew(opened):
     session = opened(SOURCE[:1500], "turn")
     session.complete(1200, GREEDY, check)
-    counts = session.take_counts()
+    counts = session.prompt.take_counts()
     assert counts.num_recomputed == counts.num_wanted
     session.edit([(1000, 1000, "y = 2\n")])
     session.complete(1206, GREEDY, check)
-    counts = session.take_counts()
+    counts = session.prompt.take_counts()
     assert counts.num_kept > 0
     assert counts.num_turned > 0
     assert 0 < counts.num_recomputed < 20
@@ -258,10 +261,10 @@ def test_counts_add_up_and_start_anew(opened):
 def test_whole_new_text_reuses_what_is_the_same(opened):
     session = opened(SOURCE[:1500], "turn")
     session.complete(1200, GREEDY, check)
-    before = session.num_rows_forwarded
+    before = session.prompt.num_rows_forwarded
     session.set_text(SOURCE[:500] + "# one\n" + SOURCE[500:1000] + "# two\n" + SOURCE[1000:1500])
     session.sync(check)
-    assert session.num_rows_forwarded - before < 100
+    assert session.prompt.num_rows_forwarded - before < 100
 
 
 @pytest.mark.parametrize("policy", ["full", "prefix", "turn", "heal"])
@@ -290,9 +293,9 @@ def test_interrupted_work_is_resumed_and_ends_the_same(opened, policy):
 
 
 def test_interrupted_edit_heals_to_the_exact_cache(opened):
-    session = opened(SOURCE[:1500], "turn")
-    session.complete(1400, GREEDY, check)
-    session.edit([(100, 100, SOURCE[2000:2600]), (900, 1000, "")])
+    session = opened(SOURCE[:700], "turn")
+    session.complete(650, GREEDY, check)
+    session.edit([(100, 100, SOURCE[2000:2300]), (400, 500, "")])
 
     calls = []
 
@@ -303,21 +306,23 @@ def test_interrupted_edit_heals_to_the_exact_cache(opened):
 
     with pytest.raises(Interrupted):
         session.sync(interrupt_in_the_second_chunk)
-    session.complete(1900, GREEDY, check)
+    session.complete(850, GREEDY, check)
     session.heal(10_000, check)
     fresh = opened(session.text, "full", key="fresh")
-    fresh.complete(1900, GREEDY, check)
-    assert_close(session.score([1, 2], check), fresh.score([1, 2], check), torch.float32)
+    fresh.complete(850, GREEDY, check)
+    assert_close(
+        session.prompt.score([1, 2], check), fresh.prompt.score([1, 2], check), torch.float32
+    )
 
 
 def test_scoring_leaves_the_session_as_it_was(opened):
     session = opened(SOURCE[:800], "turn")
     completion = session.complete(400, GREEDY, check)
     rows, fresh_rows = cache_of(session).num_rows, cache_of(session).num_fresh
-    first = session.score(completion.token_ids, check)
+    first = session.prompt.score(completion.token_ids, check)
     assert first.argmax(-1).tolist() == list(completion.token_ids)
     assert (cache_of(session).num_rows, cache_of(session).num_fresh) == (rows, fresh_rows)
-    assert torch.equal(session.score(completion.token_ids, check), first)
+    assert torch.equal(session.prompt.score(completion.token_ids, check), first)
 
 
 def test_budget_drops_the_least_recently_used_cache_and_nothing_is_lost(tiny_model):
@@ -328,7 +333,7 @@ def test_budget_drops_the_least_recently_used_cache_and_nothing_is_lost(tiny_mod
     ]
     texts = [session.complete(3000, GREEDY, check).text for session in sessions]
     assert engine.status()["cache_bytes"] <= engine.config.cache_bytes
-    assert sessions[0].num_bytes == 0 < sessions[3].num_bytes
+    assert sessions[0].prompt.num_bytes == 0 < sessions[3].prompt.num_bytes
     assert [session.complete(3000, GREEDY, check).text for session in sessions] == texts
 
 
@@ -344,8 +349,8 @@ def test_window_moves_in_steps_while_typing_far_beyond_it(opened):
         session.sync(check)
         num_moves += session.num_stale > before
         session.heal(10_000, check)
-        assert cache_of(session).num_rows <= session.model.max_prompt_tokens
-    step_chars = 600 * 3 / 8
+        assert session.prompt.num_tokens <= session.model.window_tokens
+    step_chars = session.model.window_tokens / 8
     assert 0 < num_moves < 2 * len(text) / step_chars
 
 
@@ -355,7 +360,7 @@ def test_odd_texts_complete_at_start_middle_and_end(opened, text, layout):
     session = opened(text, "turn", layout=layout)
     for offset in sorted({0, len(text) // 2, len(text)}):
         completion = session.complete(offset, GREEDY, check)
-        assert completion.num_prompt_tokens <= session.model.max_prompt_tokens
+        assert completion.num_prompt_tokens <= session.model.window_tokens
 
 
 @pytest.mark.parametrize(
@@ -379,13 +384,13 @@ def test_unknown_layout_names_what_there_is(opened):
 
 
 def test_score_without_room_is_an_error_and_changes_nothing(engine, tiny_model):
-    cache = PromptCache(engine.load(str(tiny_model)).decoder, 20, "turn", 64)
-    cache.want([np.arange(10)])
+    cache = PromptCache(engine.load(str(tiny_model)).decoder, 20, find_policy("turn"), 64)
+    cache.set_prompt({("prefix",): np.arange(10)})
     cache.patch(check)
     logits = cache.logits(check)
     for token_id in (1, 2, 3):
         cache.decode(token_id, check)
     with pytest.raises(ContextTooLong):
         cache.score(range(9), check)
-    assert sorted(cache._rows().positions) == [*range(13)]
+    assert sorted(cache.rows.positions) == [*range(13)]
     assert cache.decode(4, check).shape == logits.shape

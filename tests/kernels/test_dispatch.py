@@ -137,7 +137,7 @@ def test_an_engine_patches_and_completes_alike_with_either(monkeypatch, tiny_mod
         session.edit([(0, 0, "import os\n")])
         params = CompletionParams(8, 0.0, 1.0, 0, (), 0.0)
         completion = session.complete(len(text) + 10, params, lambda: None)
-        assert session.take_counts().num_turned > 0
+        assert session.prompt.take_counts().num_turned > 0
         found[backend] = np.array(completion.token_ids)
     assert len(found["triton"])
     assert found["triton"].tolist() == found["reference"].tolist()

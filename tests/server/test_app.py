@@ -65,7 +65,7 @@ class FakeEngine:
             raise
         if self.error:
             raise self.error
-        return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end")
+        return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end", ())
 
     languages: tuple[str, ...] = ()
 

@@ -30,7 +30,7 @@ class FakeEngine:
             raise
         if self.error:
             raise self.error
-        return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end")
+        return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end", ())
 
 
 def at(marked: str, language_id: str = "") -> tuple[Document, int]:

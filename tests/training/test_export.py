@@ -50,7 +50,7 @@ def test_engine_gives_the_training_models_logits(exported, raw, layout):
     assert token_ids
     asked = prompt(raw, BEFORE, AFTER, layout)
     mine = last_logits(model, asked + token_ids)[len(asked) - 1 : -1]
-    engines = session.score(token_ids, check)
+    engines = session.prompt.score(token_ids, check)
     torch.testing.assert_close(mine, engines, rtol=1e-4, atol=1e-4)
     found = greedy(model, [asked, asked[:1]], 6, model.shape.num_layers)[0]
     assert found[: len(token_ids)] == token_ids[: len(found)]

@@ -1,20 +1,18 @@
 """A training sample's prompt is what the engine builds for the same text and cursor."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.prompt.prompt_encoder import PromptEncoder
 from keyturn.engine.wire.config import EngineConfig
 from training.data import layouts
 from training.evaluation.human_eval import prompt
 
 TEXT = st.text(st.sampled_from("ab_é😀 \n\t():=.1"), max_size=40)
-
-
-def check():
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +26,21 @@ def raw(tokenizer_path) -> Tokenizer:
 
 
 def engine_prompt(engine, exported, before, typed, after, layout):
-    """Return the tokens that a session wants after `typed` was typed at the cursor."""
+    """Return the engine's tokens after `typed` was typed at the cursor."""
     name = "spm" if layout == layouts.SPM else "psm"
-    session = engine.open(
-        "a", before + after, path="a.py", model=str(exported), policy="turn", layout=name
+    model = engine.load(str(exported))
+    encoder = PromptEncoder(
+        model.template,
+        model.tokenizer,
+        name,
+        model.window_tokens,
+        model.chars_per_token,
+        path="",  # without a header
     )
-    session.set_cursor(len(before))
-    session._lay_out()
-    session.edit([(len(before), len(before), typed)])
-    session.set_cursor(len(before) + len(typed))
-    session._lay_out()
-    return session._prompt._token_ids.tolist()
+    cursor = len(before) + len(typed)
+    anchor = len(before) if name == "psm" else cursor
+    prompt = encoder.encode(before + typed + after, anchor, cursor)
+    return np.concatenate(list(prompt.tokens.values())).tolist()
 
 
 @given(TEXT, TEXT, TEXT, st.sampled_from([layouts.PSM, layouts.SPM, layouts.EFIM]))

@@ -52,7 +52,7 @@ def segments(before: str, typed: str, after: str, layout: int) -> tuple[Segment,
     text, cursor = before + typed + after, len(before) + len(typed)
     anchor = cursor if layout == SPM else len(before)
     name = "spm" if layout == SPM else "psm"
-    return lay_out(text, anchor, cursor, template(), name, len(text) + 1, 1.0, None).segments
+    return lay_out(text, anchor, cursor, template(), name, (0, len(text)), None).segments
 
 
 def arrange(
@@ -68,7 +68,7 @@ def arrange(
     classes: list[int] = []
     target = OTHER
     for segment in order:
-        is_mark = segment.kind == "special"
+        is_mark = segment.kind == "marks"
         part = segment.token_ids if is_mark else parts[segment.kind]
         tokens += part
         classes += [NONE if is_mark else target] * len(part)
