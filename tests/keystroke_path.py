@@ -12,7 +12,10 @@ one automatic `inlineCompletion` go through the server while every call is watch
   the scheduler's inbox, from the engine thread's loop to the call of the pass; for the keystroke.
 
 So counted, there were 30 files and 23 frames when this was written. The pass is the call of the C
-library, `kernels/cpu/step.py`. To print the path in order: python -m tests.keystroke_path [MODEL]
+library, `kernels/cpu/step.py`.
+
+    python -m tests.keystroke_path [MODEL]     # prints the path in order
+    python -m tests.keystroke_path --readme    # draws it in README.md, for the embedded model
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,6 +54,8 @@ HANDS = {
     "host": ("engine/host/host.py:Client.serve", "engine/host/scheduler.py:submit"),
     "engine": ("engine/host/scheduler.py:_run", THE_PASS),
 }
+README = Path(__file__).parent.parent / "README.md"
+MESSAGES = {"keystroke": "didChange", "request": "inlineCompletion"}
 URI = "file:///work/example.py"
 TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
 
@@ -252,6 +259,43 @@ def report(trails: dict[str, Trail]) -> str:
     return "\n".join([*lines, f"together: {len(files_of(trails))} files"])
 
 
-if __name__ == "__main__":
+def picture(trails: dict[str, Trail]) -> str:
+    """Return the trails as README draws them: folders and their modules as they are entered.
+
+    Within a folder modules stand in the order of the trail; a folder that is entered again, after
+    another thread has had its turn for instance, is named once.
+    """
+    lines = [
+        "editor ──LSP──▶ server (no torch) ──msgpack, a local socket──▶ engine host (torch)",
+    ]
+    for message, trail in trails.items():
+        folders: dict[str, list[str]] = {}
+        for file in trail.files:
+            folder, _, name = file.rpartition("/")
+            folders.setdefault(folder, []).append(name.removesuffix(".py"))
+        lines += ["", f"{message}, {MESSAGES[message]}: {len(trail.files)} files"]
+        for folder, names in folders.items():
+            lines += textwrap.wrap(
+                " ".join(names), 72, initial_indent=f"  {folder:18}", subsequent_indent=" " * 20
+            )
+    return "\n".join(["```", *lines, "```"])
+
+
+def drawn(text: str, trails: dict[str, Trail]) -> str:
+    """Return a README's text with the picture of the trails between its marks."""
+    marks = re.compile(r"(<!-- path -->\n).*(<!-- /path -->)", re.DOTALL)
+    return marks.sub(lambda found: f"{found[1]}{picture(trails)}\n{found[2]}", text)
+
+
+def main() -> None:
+    """Print the trails, or draw them in README."""
     given = sys.argv[1] if len(sys.argv) > 1 else "embedded"
-    sys.stdout.write(report(asyncio.run(trace(given))) + "\n")
+    if given == "--readme":
+        text = drawn(README.read_text(encoding="utf-8"), asyncio.run(trace("embedded")))
+        README.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(report(asyncio.run(trace(given))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,19 +1,49 @@
 """How far a keystroke travels in our own code: bounds that hold, to be lowered and never raised."""
 
 import asyncio
+import re
 
 import pytest
 
 from keyturn.kernels.cpu import step
 
-from .keystroke_path import HANDS, files_of, report, trace
+from .keystroke_path import HANDS, README, files_of, picture, report, trace
 
 MOST_FILES, MOST_FRAMES = 30, 20
 
 
-@pytest.mark.skipif(isinstance(step.load(), str), reason="needs the C library, where the path ends")
+needs_the_end = pytest.mark.skipif(
+    isinstance(step.load(), str), reason="needs the C library, where the path ends"
+)
+
+
+@needs_the_end
 def test_keystroke_passes_few_files_and_frames(tiny_model):
     trails = asyncio.run(trace(str(tiny_model)))
     assert all(set(trail.stacks) == set(HANDS) for trail in trails.values()), report(trails)
     assert len(files_of(trails)) <= MOST_FILES, report(trails)
     assert trails["keystroke"].num_frames <= MOST_FRAMES, report(trails)
+
+
+def named_in(picture: str) -> dict[str, set[str]]:
+    """Return the files that a picture names for each message; threads may change their order."""
+    found: dict[str, set[str]] = {}
+    message = folder = ""
+    for line in picture.splitlines():
+        if (head := re.match(r"(\w+), \w+: \d+ files$", line)) is not None:
+            message = head[1]
+            found[message] = set()
+        elif message and line.startswith("  "):
+            folder = line[2:20].strip() or folder
+            found[message] |= {f"{folder}/{name}.py" for name in line[20:].split()}
+    return found
+
+
+@needs_the_end
+def test_readme_draws_the_path():
+    text = README.read_text(encoding="utf-8")
+    part = text[text.index("<!-- path -->") : text.index("<!-- /path -->")]
+    trails = asyncio.run(trace("embedded"))
+    walked = {message: set(trail.files) for message, trail in trails.items()}
+    assert named_in(picture(trails)) == walked
+    assert named_in(part) == walked, "run python -m tests.keystroke_path --readme"
