@@ -83,10 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_serve(commands)
     _add_engine(commands)
-    doctor = commands.add_parser("doctor", help="say what works here, and what to do if not")
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what works here, and what to do if not",
+        description="Load the model, complete, try to start an engine host, and say what works "
+        "here; for what does not, what to do.",
+        epilog="Exit codes: 0 completion works, 1 it does not, 2 an error.",
+    )
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     _add_model_flags(doctor)
-    models = commands.add_parser("models", help="list model families and what is on this disk")
+    models = commands.add_parser(
+        "models",
+        help="list model families and what is on this disk",
+        description="List the model families that can be used, and the models on this disk.",
+    )
     models.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 
@@ -96,8 +106,8 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         "complete",
         help="print one completion for a place in a file",
         description="Print one completion. It starts at the cursor, after trimming. Without a flag "
-        "it comes from the running engine host if that has the same model, device and dtype, "
-        "else from this process; the text is the same.",
+        "it comes from the running engine host if that has the model loaded, with the engine "
+        "settings asked for here; else from this process; the text is the same.",
         epilog="Exit codes: 0 a completion was printed, 3 there is nothing to suggest (standard "
         "error says why), 2 an error, 130 interrupted.",
     )
@@ -153,8 +163,12 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
         help="healing speed in simulated idle time; by default the opening prefill's on this "
         "machine",
     )
-    replay.add_argument("--repair-tokens", type=int, metavar="N", help="with --policy repair only")
-    replay.add_argument("--budget-ms", type=float, metavar="MS", help="with --policy repair only")
+    replay.add_argument(
+        "--repair-tokens", type=int, metavar="N", help="of --policy repair, which is not there yet"
+    )
+    replay.add_argument(
+        "--budget-ms", type=float, metavar="MS", help="of --policy repair, which is not there yet"
+    )
 
 
 def _add_serve(commands: argparse._SubParsersAction) -> None:
