@@ -67,7 +67,7 @@ def test_after_random_edits_a_session_is_a_full_prefill(device, dtype, policy, t
 def test_a_prefix_is_exact_whatever_the_number_of_rows_behind_it(device, dtype, tiny_model):
     # Kernels take rows in blocks: a row alone in the last one is like no other.
     engine = Engine(EngineConfig(device, dtype, 0, 1 << 28, 0, 256))
-    model, cursor = str(tiny_model), 640
+    model, cursor = str(tiny_model), len(TEXT)  # the model shows what is behind it last
     step = 1 if device == "cuda" else 40 if dtype == "float32" else 120
     counts = set()
     for back in range(1, 400, step):
@@ -79,7 +79,7 @@ def test_a_prefix_is_exact_whatever_the_number_of_rows_behind_it(device, dtype, 
         session.sync(check)
         counts.add(session.prompt.take_counts().num_recomputed)
         assert most_kl(engine, session, model, cursor) <= MOST_KL[dtype]
-    assert device == "cpu" or {65, 129} <= counts
+    assert device == "cpu" or any(count > 1 and count % 32 == 1 for count in counts)
 
 
 @pytest.mark.gpu
