@@ -294,24 +294,24 @@ class PromptCache:
         slots = cache.append(token_ids, positions)
         cache.record("segment")[slots] = self._segment_of[np.minimum(positions, self.num_tokens)]
         computed = np.concatenate([slots, again])
+        if len(again):
+            cache.mark_changed()  # what others saw of those is past
         try:
-            logits = self._recompute(computed, check) if len(again) else self._compute(slots, check)
+            logits = self._decoder.last_logits(cache, computed, check)
         except BaseException:
             cache.remove(slots)
             raise
+        cache.mark_computed(computed)
         self._count_forwarded(computed)
         return logits
 
-    def _compute(self, slots: Slots, check: Check) -> Tensor:
+    def _recompute(self, slots: Slots, check: Check) -> Tensor:
+        """Compute rows that are there already: what others saw of them is past."""
         cache = self.rows
+        cache.mark_changed()
         logits = self._decoder.last_logits(cache, slots, check)
         cache.mark_computed(slots)
         return logits
-
-    def _recompute(self, slots: Slots, check: Check) -> Tensor:
-        """Compute rows some of which are there already: what others saw of those is past."""
-        self.rows.mark_changed()
-        return self._compute(slots, check)
 
     def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
         """Recompute a chunk of stale rows in order of position; return their slots."""
