@@ -8,7 +8,7 @@ from keyturn.kernels.cpu import step
 
 from .keystroke_path import HANDS, files_of, report, trace
 
-MOST_FILES, MOST_FRAMES = 30, 20
+MOST_FILES, MOST_FRAMES = 33, 12
 
 
 @pytest.mark.skipif(isinstance(step.load(), str), reason="needs the C library, where the path ends")
