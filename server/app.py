@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -16,10 +17,8 @@ from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, WarmingUp
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
-from .documents import UTF16, Document, Limits, Position
+from .documents import UTF16, Document, Focus, Limits, Position
 from .engine_connection import TRYING_AGAIN
-from .focus import Focus
-from .lenient import UNKNOWN_VERSION
 from .lsp_items import (
     as_change,
     as_position,
@@ -30,7 +29,7 @@ from .lsp_items import (
     path_of,
 )
 from .progress import LoadingProgress
-from .rpc import Malformed, Protocol, guarded, tolerant_converter
+from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
 from .settings import Settings, from_options
 
 if TYPE_CHECKING:
@@ -389,18 +388,22 @@ class KeyturnServer(LanguageServer):
 def _register(server: KeyturnServer) -> None:
     """Connect each message with its one call."""
 
+    def hear(method: str, handler: Callable[[Any], None]) -> None:
+        # What it raises, `Protocol.handle` logs; pygls' notes find no room on a bound method.
+        server.feature(method)(functools.partial(handler))
+
     def on(method: str, handler: Callable[..., Any], otherwise: object = None) -> None:
         server.feature(method)(guarded(handler, otherwise))
 
     on(types.INITIALIZE, server.start)
     on(types.INITIALIZED, lambda _: server.connect())
     on(types.WORKSPACE_DID_CHANGE_CONFIGURATION, server.reconfigure)
-    on(types.TEXT_DOCUMENT_DID_OPEN, server.open)
-    on(types.TEXT_DOCUMENT_DID_CHANGE, server.change)
-    on(types.TEXT_DOCUMENT_DID_SAVE, lambda _: None)
-    on(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
-    on(DID_FOCUS, server.focus)
-    on(CURSOR, server.follow_cursor)
+    hear(types.TEXT_DOCUMENT_DID_OPEN, server.open)
+    hear(types.TEXT_DOCUMENT_DID_CHANGE, server.change)
+    hear(types.TEXT_DOCUMENT_DID_SAVE, lambda _: None)
+    hear(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
+    hear(DID_FOCUS, server.focus)
+    hear(CURSOR, server.follow_cursor)
     on(STATUS, server.answer_status, {})
     on(DOCUMENTS, lambda _: server.held_documents(), [])
     on(types.EXIT, lambda _: server.protocol.leave())

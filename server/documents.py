@@ -1,4 +1,4 @@
-"""The open documents' text, and LSP positions and changes turned into code-point offsets.
+"""The open documents' text, LSP positions as code-point offsets, and which one is looked at.
 
 Never pygls' copy: it splits lines at form feeds and U+2028. Here lines end at LF, CRLF and CR
 only. An edit rescans the lines it touches; the other line starts are shifted in one array.
@@ -6,7 +6,9 @@ only. An edit rescans the lines it touches; the other line starts are shifted in
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
@@ -17,6 +19,8 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 _SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 UTF8, UTF16, UTF32 = "utf-8", "utf-16", "utf-32"
 ENCODINGS = (UTF8, UTF16, UTF32)
+# Documents opened or changed within so short a time are a burst: only the last is looked at.
+_BURST_SECONDS = 0.05
 
 
 class Position(NamedTuple):
@@ -242,6 +246,50 @@ class Document:
         self._starts = np.concatenate(
             (self._starts[: first + 1], middle, self._starts[next_line:] + delta)
         )
+
+
+class Focus:
+    """Which document is looked at: it is warmed and healed, the others wait.
+
+    Editors have no message for it. An editor that restores a session opens hundreds of documents
+    at once, and a rename changes as many; warming them all takes minutes and pushes the one in use
+    out.
+
+    Args:
+        show: told of a document and whether it is looked at from now on.
+    """
+
+    def __init__(self, show: Callable[[str, bool], None]) -> None:
+        """Nothing is looked at yet."""
+        self.uri: str | None = None
+        self._show = show
+        self._later: asyncio.TimerHandle | None = None
+
+    def at(self, uri: str) -> None:
+        """Note that a document is certainly looked at."""
+        self._forget_later()
+        if uri == self.uri:
+            return
+        before, self.uri = self.uri, uri
+        if before is not None:
+            self._show(before, False)
+        self._show(uri, True)
+
+    def perhaps_at(self, uri: str) -> None:
+        """Note that a document was opened or changed: the last one of a burst is looked at."""
+        self._forget_later()
+        if uri != self.uri:
+            loop = asyncio.get_running_loop()
+            self._later = loop.call_later(_BURST_SECONDS, self.at, uri)
+
+    def closed(self, uri: str) -> None:
+        """Note that a document is not there any more."""
+        if uri == self.uri:
+            self.uri = None
+
+    def _forget_later(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
 
 
 _WIDEST = {UTF8: 4, UTF16: 2, UTF32: 1}

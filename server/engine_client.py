@@ -25,6 +25,7 @@ from ..engine.wire.errors import (
 )
 from ..engine.wire.protocol import from_plain
 from .engine_connection import EngineConnection, OnChange, model_name
+from .engine_link import Link
 from .heartbeat import HEARTBEAT, Heartbeat
 from .settings import Settings
 
@@ -136,11 +137,15 @@ class EngineClient:
     ) -> None:
         """Turn version `base` into `version`; each edit is in the text after the one before it."""
         sent = self._documents.get(doc)
-        if sent is not None:
-            # The host moves its cursor with the text; after a restart it is not known.
-            sent.version, sent.cursor = version, None
+        if sent is None:
+            return
+        # The host moves its cursor with the text; after a restart it is not known.
+        sent.version, sent.cursor = version, None
+        link = self._link_for(sent)
+        if link is not None:
             plain = [[int(start), int(end), text] for start, end, text in edits]
-            self._send(doc, sent, "edit", base=base, version=version, edits=plain)
+            params = {"doc": doc, "base": base, "version": version, "edits": plain}
+            self._follow(doc, sent, "edit", link.request("edit", params))
 
     def focus(self, doc: str, *, visible: bool = True, cursor: int | None = None) -> None:
         """Warm the cache around a cursor; what is not visible is not healed."""
@@ -265,12 +270,19 @@ class EngineClient:
     # What goes to the host.
 
     def _send(self, doc: str, sent: SentDocument, method: str, **params: object) -> None:
-        link = self._connection.link
-        if link is None or sent.refusal is not None:
-            return
-        try:
-            reply = link.request(method, {"doc": doc, **params})
-        except BadRequest as error:
+        link = self._link_for(sent)
+        if link is not None:
+            self._follow(doc, sent, method, link.request(method, {"doc": doc, **params}))
+
+    def _link_for(self, sent: SentDocument) -> Link | None:
+        """Return the link to the host; None while there is none, or for a refused document."""
+        return None if sent.refusal is not None else self._connection.link
+
+    def _follow(
+        self, doc: str, sent: SentDocument, method: str, reply: asyncio.Future[Any]
+    ) -> None:
+        error = reply.exception() if reply.done() else None
+        if isinstance(error, BadRequest):  # too large to be sent
             sent.refusal = str(error)
             log.warning("%s: %s", doc, error)
             return

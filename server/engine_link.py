@@ -60,10 +60,8 @@ class Link:
     ) -> asyncio.Future[Any]:
         """Send a request at once; the future ends with its result or an EngineError.
 
-        Cancelling the future cancels the request in the host.
-
-        Raises:
-            BadRequest: it is too large to be sent.
+        Cancelling the future cancels the request in the host. It is done already, with BadRequest,
+        if the request is too large to be sent, and with HostUnavailable if the link has ended.
         """
         self._last_id += 1
         request_id = self._last_id
@@ -71,7 +69,11 @@ class Link:
         if self.closed.done():
             reply.set_exception(HostUnavailable(self.reason))
             return reply
-        self._writer.write(protocol.pack(protocol.request(request_id, method, params)))
+        try:
+            self._writer.write(protocol.pack(protocol.request(request_id, method, params)))
+        except BadRequest as error:
+            reply.set_exception(error)
+            return reply
         self._replies[request_id] = reply
         if on_event is not None:
             self._on_event[request_id] = on_event

@@ -9,7 +9,7 @@ from keyturn.kernels.cpu import step
 
 from .keystroke_path import HANDS, README, files_of, picture, report, trace
 
-MOST_FILES, MOST_FRAMES = 30, 20
+MOST_FILES, MOST_FRAMES = 33, 12
 
 
 needs_the_end = pytest.mark.skipif(

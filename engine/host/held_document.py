@@ -339,7 +339,11 @@ def real_path(path: str) -> str:
 
 def _file_of(doc: str) -> str:
     """Return the real path of a document that is named by its URI, or by its path."""
-    return real_path(url2pathname(urlsplit(doc).path) if doc.lower().startswith("file:") else doc)
+    try:
+        is_uri = doc.lower().startswith("file:")
+        return real_path(url2pathname(urlsplit(doc).path) if is_uri else doc)
+    except ValueError:  # no URI, whatever it begins with
+        return doc
 
 
 def _until(deadline: float, check: Check) -> Check:

@@ -207,7 +207,11 @@ class Client:
         try:
             if await self._hello():
                 while (received := await protocol.read_message(self._reader)) is not None:
-                    await self._receive(*received)
+                    request = self._for_engine(received[0])
+                    if request is not None:
+                        job = self._job(request, received[1] + _REQUEST_BYTES)
+                        self._host.scheduler.submit(job)
+                        await self._wait_for_room()
         except EngineError as error:
             self.send(protocol.reply(None, error))
         except Exception:
@@ -265,7 +269,8 @@ class Client:
         self._host.clients.add(self)
         self._host.note_clients()
 
-    async def _receive(self, message: dict[str, Any], num_bytes: int) -> None:
+    def _for_engine(self, message: dict[str, Any]) -> protocol.Request | None:
+        """Answer at once what needs no engine; return a request that does."""
         try:
             request = protocol.parse_request(message)
             if request.id in self._jobs:
@@ -273,7 +278,7 @@ class Client:
         except BadRequest as error:
             request_id = message.get("id")
             self.send(protocol.reply(request_id if type(request_id) is int else None, error))
-            return
+            return None
         host, method = self._host, request.method
         if method == "cancel":
             job = self._jobs.get(request.params["request"])
@@ -287,9 +292,11 @@ class Client:
         elif method == "hello":
             self.send(protocol.reply(request.id, BadRequest("hello came twice")))
         else:
-            await self._submit(request, num_bytes + _REQUEST_BYTES)
+            return request
+        return None
 
-    async def _submit(self, request: protocol.Request, num_bytes: int) -> None:
+    def _job(self, request: protocol.Request, num_bytes: int) -> Job:
+        """Return a job for the engine, noted here until it is finished."""
         loop = self._host.loop
         self._join()  # from its first work on a guest keeps the host alive too
         job = Job(
@@ -302,7 +309,10 @@ class Client:
         )
         self._jobs[request.id] = job
         self._queued_bytes += num_bytes
-        self._host.scheduler.submit(job)
+        return job
+
+    async def _wait_for_room(self) -> None:
+        """Read no more while too much of this client's is queued."""
         while self._queued_bytes > _MAX_QUEUED_BYTES:
             self._has_room.clear()
             try:

@@ -121,9 +121,22 @@ class Scheduler:
                 chosen = self._choose()
                 if chosen is None:
                     self._rest()
+                    continue
+                urgency, document = chosen
+                self._on_working(document.key)
+                if document.jobs:
+                    self._complete(urgency, document)
+                elif urgency == Urgency.HEAL:
+                    self._heal(document)
                 else:
-                    self._work(*chosen)
-                    self._note_status()
+                    session = document.session
+                    assert session is not None, "a document without a session is never behind"
+                    try:
+                        session.sync(self._check(urgency, document))
+                        document.note_warm()
+                    except Exception as error:
+                        self._note_unfinished(urgency, document, error)
+                self._note_status()
         except Exception:
             log.exception("the engine's thread failed")
         finally:
@@ -217,44 +230,41 @@ class Scheduler:
                 best = (urgency, rank, document)
         return None if best is None else (best[0], best[2])
 
-    def _work(self, urgency: Urgency, document: HeldDocument) -> None:
-        self._on_working(document.key)
-        if document.jobs:
-            job = document.jobs.popleft()
-            check = self._check(urgency, document, job)
+    def _complete(self, urgency: Urgency, document: HeldDocument) -> None:
+        job = document.jobs.popleft()
+        check = self._check(urgency, document, job)
 
-            def complete() -> dict[str, Any]:
-                engine = self._need_engine()
-                if job.request.method == "complete":
-                    return document.complete(job, check)
-                document.kept_until = time.monotonic() + self._keep_s
-                others = [held for held in self._documents.values() if held is not document]
-                return document.complete_file(job, check, engine, others)
+        def complete() -> dict[str, Any]:
+            engine = self._need_engine()
+            if job.request.method == "complete":
+                return document.complete(job, check)
+            document.kept_until = time.monotonic() + self._keep_s
+            others = [held for held in self._documents.values() if held is not document]
+            return document.complete_file(job, check, engine, others)
 
-            if not self._answer(job, complete):
-                document.jobs.appendleft(job)
-            return
+        if not self._answer(job, complete):
+            document.jobs.appendleft(job)
+
+    def _heal(self, document: HeldDocument) -> None:
         session = document.session
-        assert session is not None, "a document without a session is never behind"
+        assert session is not None, "a document without a session has nothing to heal"
         started_at = time.monotonic()
-        check = self._check(urgency, document)
         try:
-            if urgency == Urgency.HEAL:
-                session.heal(_HEAL_ROWS, check)
-            else:
-                session.sync(check)
-                document.note_warm()
-        except (Interrupted, Cancelled):
-            pass
+            session.heal(_HEAL_ROWS, self._check(Urgency.HEAL, document))
         except Exception as error:
-            # Not tried again before the document changes; a completion reports the same problem.
-            plain = self._plain(error)
-            log.warning("%s of %s: %s", urgency.name, document.key[1], plain)
-            document.behind, document.visible = None, False
-            document.answer_waiting(plain)
-        if urgency == Urgency.HEAL:
-            # At most half of the machine's time: rest as long as it worked.
-            self._heal_after = 2 * time.monotonic() - started_at
+            self._note_unfinished(Urgency.HEAL, document, error)
+        # At most half of the machine's time: rest as long as it worked.
+        self._heal_after = 2 * time.monotonic() - started_at
+
+    def _note_unfinished(self, urgency: Urgency, document: HeldDocument, error: Exception) -> None:
+        """Note why the cache does not follow the text: more urgent work, or what went wrong."""
+        if isinstance(error, (Interrupted, Cancelled)):
+            return
+        # Not tried again before the document changes; a completion reports the same problem.
+        plain = self._plain(error)
+        log.warning("%s of %s: %s", urgency.name, document.key[1], plain)
+        document.behind, document.visible = None, False
+        document.answer_waiting(plain)
 
     def _check(
         self, urgency: Urgency, document: HeldDocument, job: Job | None = None

@@ -13,7 +13,7 @@ from ...kernels.cpu.step import CpuStep, StepLayer
 from ...kernels.weights.linear import Linear, Matrix
 from ..wire.errors import ModelLoadError
 from . import tensors as names
-from .captured_pass import PATCH_ROWS
+from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack
@@ -86,14 +86,15 @@ class Decoder:
         )
         step = self._step(kernels, in_step, head) if has_step else None
         self._head = head_of(stack, step)
-        passes: list[Pass] = [EagerPass(stack, self._head)]
+        passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
             passes.insert(0, StepPass(stack, step))
         if GraphPass.exists_for(stack):
-            passes.insert(0, GraphPass(stack, self._head))
+            passes.insert(0, GraphPass(stack))
         blocks = config.blocks()
         # The first that serves some rows computes them; the last serves any.
         self._passes = [each for each in passes if not any(each.lacks(block) for block in blocks)]
+        self._graphs = next((each for each in self._passes if isinstance(each, GraphPass)), None)
 
     def _step(
         self, kernels: dispatch.Kernels, layers: list[StepLayer], head: Matrix
@@ -142,10 +143,10 @@ class Decoder:
 
         Returns:
             (n, hidden_size) float32: the output of the last of the layers, before the final norm;
-            float32 in every pass, see `passes.Pass`.
+            float32 whatever pass computed it.
         """
         rows = Rows(slots, self._all_layers if layers is None else layers, hidden, record)
-        return self._pass_for(rows).run(cache, rows, check)
+        return self._pass_for(rows).run(cache, rows, check).float()
 
     @torch.inference_mode()
     def last_logits(self, cache: KVCache, slots: Slots, check: Check) -> Tensor:
@@ -153,8 +154,10 @@ class Decoder:
 
         On a GPU one row that sees all others, a decode step, is a captured graph.
         """
+        if self._graphs is not None and sees_every_slot(cache, slots):
+            return self._graphs.decode(cache, int(slots[0]), check)
         rows = Rows(slots, self._all_layers)
-        return self._pass_for(rows).last_logits(cache, rows, check)
+        return self._head(self._pass_for(rows).run(cache, rows, check)[-1:])[0]
 
     def _pass_for(self, rows: Rows) -> Pass:
         for each in self._passes:

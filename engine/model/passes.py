@@ -19,7 +19,7 @@ from torch import Tensor
 from ...kernels.cpu.step import CpuStep
 from ..wire.errors import ModelLoadError
 from .attention import Visibility, visibility
-from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph, sees_every_slot
+from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph
 from .config import Block, ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, LayerStack
@@ -67,8 +67,8 @@ class Rows:
 class Pass(Protocol):
     """One way to compute rows.
 
-    Hidden states leave and enter it in float32 whatever the weights are in: the C step sums in it,
-    and values of bfloat16 or float16 pass through it unharmed.
+    Hidden states enter it in float32 whatever the weights are in: the C step sums in it, and values
+    of bfloat16 or float16 pass through it unharmed.
     """
 
     @staticmethod
@@ -84,12 +84,9 @@ class Pass(Protocol):
         """Compute rows; their keys and values are written as it goes.
 
         Returns:
-            (n, hidden_size) float32: the last of the layers' output, before the final norm.
+            (n, hidden_size) float32, or of the model's dtype: the last of the layers' output,
+            before the final norm; the next pass may overwrite it.
         """
-        ...
-
-    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Compute rows as `run` does; return the (vocab_size,) logits after the last one."""
         ...
 
 
@@ -116,9 +113,9 @@ def refuse_unsupported(config: ModelConfig, where: str | Path) -> None:
 class EagerPass:
     """Launches one by one: any rows on any device."""
 
-    def __init__(self, stack: LayerStack, head: Head) -> None:
-        """Take the layers to launch, and what turns their output into logits."""
-        self._stack, self._head = stack, head
+    def __init__(self, stack: LayerStack) -> None:
+        """Take the layers to launch."""
+        self._stack = stack
         is_half = stack.dtype in _HALVES
         is_ours = stack.kernels.backend == "triton" and stack.device.type == "cuda" and is_half
         self._attend_few = stack.kernels.attend_slots if is_ours else None
@@ -134,14 +131,6 @@ class EagerPass:
 
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
         """Compute rows, as `Pass` says; any of them, with a record or without."""
-        return self._compute(cache, rows, check).float()
-
-    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Compute rows and return the logits after the last one, as `Pass` says."""
-        return self._head(self._compute(cache, rows, check)[-1:])[0]
-
-    def _compute(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Do as `run` does; the result is in the model's dtype."""
         stack, record, num_asked = self._stack, rows.record, len(rows.slots)
         slots = rows.slots
         if stack.device.type == "cpu":
@@ -163,11 +152,20 @@ class EagerPass:
         return hidden[:num_asked]
 
 
-class GraphPass(EagerPass):
+class GraphPass:
     """Captured graphs, for up to 64 rows on a GPU; one for every number of rows and layers.
 
     A pass that is asked for a record is no graph's: `EagerPass` does the same launches then.
     """
+
+    def __init__(self, stack: LayerStack) -> None:
+        """Take the layers to capture."""
+        self._stack = stack
+
+    @staticmethod
+    def lacks(block: Block) -> tuple[str, ...]:
+        """Return what a layer has that this pass does not compute, as `Pass` says."""
+        return block.beyond_llama()
 
     @staticmethod
     def exists_for(stack: LayerStack) -> bool:
@@ -179,19 +177,16 @@ class GraphPass(EagerPass):
         """Return whether this pass computes such rows."""
         return len(rows.slots) <= FEW_ROWS and rows.record is None
 
-    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Compute rows as `Pass` says; one row that sees all others is a decode step's graph."""
-        is_whole = rows.hidden is None and len(rows.layers) == self._stack.config.num_layers
-        if not is_whole or not sees_every_slot(cache, rows.slots):
-            return super().last_logits(cache, rows, check)
+    def decode(self, cache: KVCache, slot: int, check: Check) -> Tensor:
+        """Compute a row that sees every slot, to the (vocab_size,) float32 logits after it."""
         check()
         graph = cache.graphs.get(1)
         if not isinstance(graph, DecodeGraph):
             graph = cache.graphs[1] = DecodeGraph(self._stack, cache, self._stack.kernels)
-        return graph.step(int(rows.slots[0])).clone()
+        return graph.step(slot).clone()
 
-    def _compute(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Replay a graph; the next one overwrites the result. `check` is called once, before it."""
+    def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows, as `Pass` says; `check` is called once, before them."""
         check()
         size = next(size for size in PATCH_ROWS if len(rows.slots) <= size)
         key = (size, rows.layers, rows.hidden is not None)
@@ -248,10 +243,6 @@ class StepPass:
         if record is not None:
             record.weights |= {layer: each[record.rows] for layer, each in weights.items()}
         return hidden
-
-    def last_logits(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Compute rows and return the logits after the last one, as `Pass` says."""
-        return self._step.logits(self.run(cache, rows, check)[-1:])[0]
 
 
 def head_of(stack: LayerStack, step: CpuStep | None) -> Head:

@@ -47,6 +47,20 @@ class _LastLogits(NamedTuple):
     state: tuple[int, int]
 
 
+class _Appended(NamedTuple):
+    """Rows to be computed in a `with` block; left by any error, it takes them back."""
+
+    cache: KVCache
+    slots: Slots
+
+    def __enter__(self) -> Slots:
+        return self.slots
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.cache.remove(self.slots)
+
+
 class PromptCache:
     """Rows for a prompt's tokens, in order of position, and after them what was generated.
 
@@ -142,16 +156,21 @@ class PromptCache:
         """
         if self._patched_version == self._version:
             return
-        missing = self._place()
+        missing, cache = self._place(), self.rows
         for start in range(0, len(missing), self._chunk_tokens):
             at = missing[start : start + self._chunk_tokens]
-            # The last chunk takes the cursor's row along: a completion then finds its logits.
             is_final = start + self._chunk_tokens >= len(missing)
-            again = self._last_row() if is_final and at[-1] != self.num_tokens - 1 else _NO_ROWS
-            logits = self._extend(self._token_ids[at], at, check, again)
+            with self._append(self._token_ids[at], at) as slots:
+                if is_final and at[-1] != self.num_tokens - 1:
+                    # The cursor's row goes along: a completion then finds its logits.
+                    slots = np.concatenate([slots, self._last_row()])
+                    cache.mark_changed()  # what others saw of it is past
+                logits = self._decoder.last_logits(cache, slots, check)
+            cache.mark_computed(slots)
+            self._count_forwarded(slots)
             if is_final:
                 self._keep_logits(logits)
-        self.rows.by_position()  # for the next patch; a GPU is still at work
+        cache.by_position()  # for the next patch; a GPU is still at work
         self._patched_version = self._version
 
     def _place(self) -> Ints:
@@ -218,8 +237,13 @@ class PromptCache:
 
         The row stays until a prompt does not want it: an accepted completion is not computed again.
         """
-        position = self.rows.positions.max() + 1
-        return self._extend(np.array([token_id]), np.array([position]), check)
+        cache = self.rows
+        position = cache.positions.max() + 1
+        with self._append(np.array([token_id]), np.array([position])) as slots:
+            logits = self._decoder.last_logits(cache, slots, check)
+        cache.mark_computed(slots)
+        self._count_forwarded(slots)
+        return logits
 
     def drop_generated(self) -> None:
         """Drop what was generated after the prompt, to generate anew."""
@@ -280,38 +304,20 @@ class PromptCache:
     def _last_row(self) -> Slots:
         return np.flatnonzero(self.rows.positions == self.num_tokens - 1)
 
-    def _extend(
-        self, token_ids: Ints, positions: Ints, check: Check, again: Slots = _NO_ROWS
-    ) -> Tensor:
-        """Append rows and compute them, and in the same pass rows that are there already.
-
-        On any error the appended rows are taken back.
-
-        Returns:
-            (vocab_size,) logits after the last of all these rows.
-        """
+    def _append(self, token_ids: Ints, positions: Ints) -> _Appended:
+        """Append rows, for a pass to compute."""
         cache = self.rows
         slots = cache.append(token_ids, positions)
         cache.record("segment")[slots] = self._segment_of[np.minimum(positions, self.num_tokens)]
-        computed = np.concatenate([slots, again])
-        try:
-            logits = self._recompute(computed, check) if len(again) else self._compute(slots, check)
-        except BaseException:
-            cache.remove(slots)
-            raise
-        self._count_forwarded(computed)
-        return logits
+        return _Appended(cache, slots)
 
-    def _compute(self, slots: Slots, check: Check) -> Tensor:
+    def _recompute(self, slots: Slots, check: Check) -> Tensor:
+        """Compute rows that are there already: what others saw of them is past."""
         cache = self.rows
+        cache.mark_changed()
         logits = self._decoder.last_logits(cache, slots, check)
         cache.mark_computed(slots)
         return logits
-
-    def _recompute(self, slots: Slots, check: Check) -> Tensor:
-        """Compute rows some of which are there already: what others saw of those is past."""
-        self.rows.mark_changed()
-        return self._compute(slots, check)
 
     def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
         """Recompute a chunk of stale rows in order of position; return their slots."""

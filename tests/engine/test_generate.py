@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.generation.generate import generate
-from keyturn.engine.generation.sampler import ForcedPrefix, Sampler
+from keyturn.engine.generation.generate import ForcedPrefix, Sampler, generate
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.engine.wire.errors import Cancelled, ContextTooLong, ModelLoadError
 
