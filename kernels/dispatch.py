@@ -83,7 +83,7 @@ def _choose(device: torch.device, wanted: str) -> Kernels:
         wanted = "auto"
     if wanted == "reference":
         return _reference(f"{VARIABLE}=reference")
-    obstacle = _obstacle(device, wanted) or _failed_trial(device)
+    obstacle = _obstacle(device, wanted) or failed_trial(device)
     if obstacle and device.type == "cpu" and wanted == "auto":
         return _cpu(note)
     if obstacle:
@@ -168,7 +168,7 @@ def _obstacle(device: torch.device, wanted: str) -> str | None:
     return None
 
 
-def _failed_trial(device: torch.device) -> str | None:
+def failed_trial(device: torch.device) -> str | None:
     """Turn one key by a right angle; return why that failed.
 
     Triton needs a C compiler and a writable folder, and a driver as new as itself. Without a trial

@@ -13,16 +13,31 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from .engine_link import Link
+from typing import Any, NamedTuple, Protocol
 
 # While a model loads, libraries come from the disk, and Python stands still for so long.
 _LOADING_FACTOR = 6
 _END_TIMEOUT_S = 5.0
 # LOCAL_PEERPID of macOS, at level SOL_LOCAL.
 _SOL_LOCAL, _LOCAL_PEERPID = 0, 2
+
+
+class Watched(Protocol):
+    """What is asked of the link to a host that is watched.
+
+    Attributes:
+        host: the host's reply to hello.
+        socket: the connection's.
+        heard_at: when a message came last, in seconds of time.monotonic.
+    """
+
+    host: dict[str, Any]
+    socket: socket.socket
+    heard_at: float
+
+    def request(self, method: str, params: dict[str, Any]) -> asyncio.Future[Any]:
+        """Send a request at once; the future ends with its result or an EngineError."""
+        ...
 
 
 class Heartbeat(NamedTuple):
@@ -40,7 +55,7 @@ class Heartbeat(NamedTuple):
 HEARTBEAT = Heartbeat()
 
 
-async def until_silent(link: Link, heartbeat: Heartbeat, is_loading: Callable[[], bool]) -> None:
+async def until_silent(link: Watched, heartbeat: Heartbeat, is_loading: Callable[[], bool]) -> None:
     """Return when a host has said nothing for too long, counted while this process ran.
 
     A gap in this process's own time (it was stopped, or the machine slept) is not counted.
@@ -68,7 +83,7 @@ async def until_silent(link: Link, heartbeat: Heartbeat, is_loading: Callable[[]
             return
 
 
-def is_stopped(link: Link) -> bool:
+def is_stopped(link: Watched) -> bool:
     """Return whether the host's process is stopped by a signal; False where that is not known."""
     pid = _pid_of(link)
     with contextlib.suppress(OSError, IndexError):
@@ -78,7 +93,7 @@ def is_stopped(link: Link) -> bool:
     return False
 
 
-async def end_host(link: Link) -> bool:
+async def end_host(link: Watched) -> bool:
     """Kill the process at the other end of a link that is open still, and see it end.
 
     Returns:
@@ -107,7 +122,7 @@ async def end_host(link: Link) -> bool:
     return True
 
 
-def _pid_of(link: Link) -> int | None:
+def _pid_of(link: Watched) -> int | None:
     """Return the process that listens at the other end, if both the system and the host say so."""
     connection = link.socket
     if connection is None or connection.family != getattr(socket, "AF_UNIX", None):

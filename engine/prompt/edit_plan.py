@@ -22,7 +22,7 @@ Key = TypeVar("Key", bound=Hashable)
 # this many tokens that is unique in each, and a run must have this many to be moved at all. After
 # a jump of the cursor two stretches of code have shorter runs in common by chance ("return self."):
 # those rows saw another text, and to recompute a few costs little.
-_SHORTEST_RUN = 16
+SHORTEST_RUN = 16
 # Of the hash: odd, and otherwise of no meaning.
 _FACTORS = tuple(map(np.uint32, (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)))
 # Of so many tokens a sample of runs is tried first: those with hashes below this, one in 64.
@@ -73,7 +73,7 @@ def match_rows(resident: Mapping[Key, Ints], wanted: Mapping[Key, Ints]) -> list
         moves = 2 * sum(run.length for run in runs) >= len(new)
         for run in runs:
             source, at = starts[key] + run.source, new_start + run.at
-            if source == at or (moves and run.length >= _SHORTEST_RUN):
+            if source == at or (moves and run.length >= SHORTEST_RUN):
                 found.append(Run(source, at, run.length))
         new_start += len(new)
     return found
@@ -126,7 +126,7 @@ def _common_runs(old: Ints, new: Ints) -> list[Run]:
     tail = _common_suffix(old[head:], new[head:])
     old_end, new_end = len(old) - tail, len(new) - tail
     runs = [Run(0, 0, head)]
-    for source, at, length in _anchored_runs(old[head:old_end], new[head:new_end]):
+    for source, at, length in anchored_runs(old[head:old_end], new[head:new_end]):
         runs.append(Run(head + source, head + at, length))
     runs.append(Run(old_end, new_end, tail))
     return [run for run in runs if run.length]
@@ -148,14 +148,20 @@ def _common_suffix(first: Ints, second: Ints) -> int:
     return length - 1 - differ.tobytes().rfind(1)
 
 
-def _anchored_runs(old: Ints, new: Ints) -> list[Run]:
-    """Return the runs that grow from anchors, in increasing order."""
+def anchored_runs(old: Ints, new: Ints, sample_from: int = _MANY) -> list[Run]:
+    """Return the runs that grow from anchors, in increasing order.
+
+    Args:
+        old: the one sequence.
+        new: the other.
+        sample_from: of so many tokens a sample of runs is tried first.
+    """
     shortest = min(len(old), len(new))
-    if shortest < _SHORTEST_RUN:
+    if shortest < SHORTEST_RUN:
         return []
     old_hashes, new_hashes = _hashes(old), _hashes(new)
     runs = [Run(len(old), len(new), 0)]
-    if shortest >= _MANY:
+    if shortest >= sample_from:
         # What agrees between edits is long and found by a sample, the same of either sequence.
         old_at = np.flatnonzero(old_hashes < _SAMPLED_BELOW)
         new_at = np.flatnonzero(new_hashes < _SAMPLED_BELOW)
@@ -165,7 +171,7 @@ def _anchored_runs(old: Ints, new: Ints) -> list[Run]:
         if not _crosses(pairs[1]):
             runs = _grown(old, new, runs, _chained(*pairs))
     # Then all that lie in the gaps are tried.
-    reach = _SHORTEST_RUN - 1
+    reach = SHORTEST_RUN - 1
     old_spans = [(run.source - reach, run.length + reach) for run in runs[:-1]]
     new_spans = [(run.at - reach, run.length + reach) for run in runs[:-1]]
     old_at = rows_between(old_spans, len(old_hashes))
@@ -248,7 +254,7 @@ def _chained(old_at: Ints, new_at: Ints) -> list[tuple[int, int]]:
 
 
 def _hashes(ids: Ints) -> Hashes:
-    """Return a hash of each run of `_SHORTEST_RUN` tokens, a power of two.
+    """Return a hash of each run of `SHORTEST_RUN` tokens, a power of two.
 
     Two runs hashed alike cost an anchor; they are never taken for the same, for what an anchor
     grows into is compared token by token.
@@ -264,7 +270,7 @@ def _hashes(ids: Ints) -> Hashes:
 def _unique_pairs(old: Hashes, new: Hashes) -> tuple[Ints, Ints]:
     """Return the places of values that occur once in either sequence, in order of the first."""
     both = np.concatenate([old, new])
-    place = _stable_order(both)
+    place = stable_order(both)
     value = both[place]
     is_new_value = np.ones(len(both) + 1, dtype=bool)
     np.not_equal(value[1:], value[:-1], out=is_new_value[1:-1])
@@ -278,7 +284,7 @@ def _unique_pairs(old: Hashes, new: Hashes) -> tuple[Ints, Ints]:
     return old_at, partner[old_at]
 
 
-def _stable_order(values: Hashes) -> Ints:
+def stable_order(values: Hashes) -> Ints:
     """Return the places of values in ascending order, equal ones as they stand.
 
     NumPy sorts 16 bits by counting, five times faster than it compares 32: first by the low half,

@@ -48,6 +48,7 @@ class Tokenizer:
     tokenizers put before a text: ours are cut out of a document.
 
     Attributes:
+        raw: the tokenizer that is wrapped.
         vocab_size: rows of the model's embedding.
         bos_id: token that starts every sequence, or None.
         eos_id: token between texts, or None.
@@ -78,7 +79,7 @@ class Tokenizer:
         # It runs even where no special tokens are wanted, and then trims spaces off the offsets.
         tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         drop_prefix_space(tokenizer)
-        self._tokenizer = tokenizer
+        self.raw = tokenizer
         self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = bos_id
         self.eos_id = eos_id
@@ -96,7 +97,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> Encoded:
         """Encode a stretch of text on its own."""
-        encoding = self._tokenizer.encode(_SURROGATES.sub("\ufffd", text), add_special_tokens=False)
+        encoding = self.raw.encode(_SURROGATES.sub("\ufffd", text), add_special_tokens=False)
         words = np.array([-1 if at is None else at for at in encoding.word_ids], dtype=np.int64)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts_word = np.empty(len(words), dtype=bool)
@@ -107,18 +108,18 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens; special ones show their names."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+        return self.raw.decode(list(token_ids), skip_special_tokens=False)
 
     def token_bytes(self) -> list[bytes]:
         """Return the bytes of each of `vocab_size` tokens, b"" for special and unused ones."""
         if self._token_bytes is None:
             pieces = [b""] * self.vocab_size
-            added = self._tokenizer.get_added_tokens_decoder()
+            added = self.raw.get_added_tokens_decoder()
             is_byte_level = any(
-                part["type"] == "ByteLevel" for part in parts_of(self._tokenizer.pre_tokenizer)
+                part["type"] == "ByteLevel" for part in parts_of(self.raw.pre_tokenizer)
             )
             to_bytes = _byte_level_bytes if is_byte_level else _sentence_piece_bytes
-            for name, at in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            for name, at in self.raw.get_vocab(with_added_tokens=True).items():
                 if at in added:
                     name_bytes = b"" if added[at].special else name.encode()
                 else:
@@ -148,6 +149,7 @@ class Stretch:
         text: what is encoded.
         token_ids: (n,) int64, always equal to `tokenizer.encode(text).token_ids`.
         starts: (n,) int64, code point of each token in `text`.
+        is_word_start: (n,) bool, whether a word of the pre-tokeniser starts with each token.
     """
 
     def __init__(self, tokenizer: Tokenizer, text: str = "") -> None:
@@ -159,7 +161,7 @@ class Stretch:
     def _set(self, encoded: Encoded) -> None:
         self.token_ids = encoded.token_ids
         self.starts = encoded.starts
-        self._is_word_start = encoded.is_word_start
+        self.is_word_start = encoded.is_word_start
 
     def update(self, text: str) -> None:
         """Take a new text; only what lies around the difference is encoded again.
@@ -213,9 +215,9 @@ class Stretch:
                 ),
                 np.concatenate(
                     [
-                        self._is_word_start[:first],
+                        self.is_word_start[:first],
                         piece.is_word_start[:cut],
-                        self._is_word_start[last:],
+                        self.is_word_start[last:],
                     ]
                 ),
             )
@@ -226,7 +228,7 @@ class Stretch:
         at = int(self.starts[index]) if index < len(self.starts) else len(self.text)
         return (
             index < len(self.starts)
-            and bool(self._is_word_start[index])
+            and bool(self.is_word_start[index])
             and self._tokenizer.is_settled(self.text, at, edit_start)
         )
 
@@ -249,7 +251,7 @@ class Stretch:
             if (
                 last < len(self.starts)
                 and self.starts[last] == at - moved
-                and self._is_word_start[last]
+                and self.is_word_start[last]
             ):
                 return last, cut
         return None

@@ -1,19 +1,17 @@
 """Matching resident rows to wanted tokens."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.prompt import edit_plan
 from keyturn.engine.prompt.edit_plan import (
-    _SHORTEST_RUN,
+    SHORTEST_RUN,
     Run,
-    _anchored_runs,
-    _stable_order,
+    anchored_runs,
     match_rows,
     moved_rows,
     rows_between,
+    stable_order,
 )
 
 
@@ -87,12 +85,10 @@ def test_moved_blocks_are_not_lost_to_the_sample(seed, vocabulary):
     cuts = np.sort(random.choice(4000, 6, replace=False))
     blocks = np.split(old, cuts)
     new = np.concatenate([[-1], *(blocks[at] for at in random.permutation(len(blocks))), [-2]])
-    runs = _anchored_runs(old, new)
+    runs = anchored_runs(old, new)
     found = sum(run.length for run in runs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edit_plan, "_MANY", 1 << 40)
-        every = sum(run.length for run in _anchored_runs(old, new))
-    assert found >= every - 2 * _SHORTEST_RUN * len(blocks)
+    every = sum(run.length for run in anchored_runs(old, new, sample_from=1 << 40))
+    assert found >= every - 2 * SHORTEST_RUN * len(blocks)
 
 
 def test_text_that_crosses_to_the_other_side_is_recomputed():
@@ -219,4 +215,4 @@ def test_rows_between_are_all_that_spans_leave_out():
 @given(st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([1, 1 << 16, (1 << 16) + 1])))
 def test_hashes_are_sorted_stably(values):
     values = np.array(values, dtype=np.uint32)
-    assert _stable_order(values).tolist() == np.argsort(values, kind="stable").tolist()
+    assert stable_order(values).tolist() == np.argsort(values, kind="stable").tolist()

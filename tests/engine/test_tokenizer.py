@@ -114,7 +114,7 @@ def assert_fresh(stretch, tokenizer):
     fresh = tokenizer.encode(stretch.text)
     assert stretch.token_ids.tolist() == fresh.token_ids.tolist()
     assert stretch.starts.tolist() == fresh.starts.tolist()
-    assert stretch._is_word_start.tolist() == fresh.is_word_start.tolist()
+    assert stretch.is_word_start.tolist() == fresh.is_word_start.tolist()
 
 
 @settings(max_examples=100, deadline=None)
@@ -205,7 +205,7 @@ def test_starts_are_those_of_the_text_not_of_its_words(tokenizer):
 
 
 def test_rows_beyond_the_vocabulary_have_no_text(tokenizer):
-    raw = RawTokenizer.from_str(tokenizer._tokenizer.to_str())
+    raw = RawTokenizer.from_str(tokenizer.raw.to_str())
     wide = Tokenizer(raw, eos_id=0, end_ids=[1], vocab_size=tokenizer.vocab_size + 7)
     assert wide.token_bytes()[-7:] == [b""] * 7
     assert wide.end_ids == {0, 1} and wide.start_id == 0

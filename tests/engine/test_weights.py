@@ -147,7 +147,7 @@ def test_embedded_tokenizer_file_is_the_metadata_one(embedded, tmp_path):
     file = GGUFFile(tmp_path / "alone.gguf")
     built = build_tokenizer(file)
     built.encode_special_tokens = True
-    shipped = embedded.tokenizer._tokenizer
+    shipped = embedded.tokenizer.raw
     assert shipped.get_vocab_size() == built.get_vocab_size() == 49152
     assert shipped.get_vocab() == built.get_vocab()
     text = Path(__file__).read_text() + "é🎉 '\u2028\f 12345 \t\r\n they'll"

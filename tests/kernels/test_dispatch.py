@@ -104,7 +104,7 @@ def test_a_failed_trial_ends_in_the_reference_and_the_reason(monkeypatch, turn, 
 
 
 def test_the_trial_succeeds_where_kernels_run(device):
-    assert dispatch._failed_trial(device) is None
+    assert dispatch.failed_trial(device) is None
 
 
 @pytest.mark.gpu
