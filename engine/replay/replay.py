@@ -144,7 +144,7 @@ class _Replay:
 
     def _open_oracle(self, text: str) -> Session:
         """Open a document beside the engine's own: it must not push the measured one out."""
-        return Session(
+        oracle = Session(
             self.session.model,
             text,
             path=self.trace.path,
@@ -153,6 +153,9 @@ class _Replay:
             chunk_tokens=self.engine.config.chunk_tokens,
             make_room=lambda *_: None,
         )
+        # A text of a length between depends on whether it was shorter or longer before.
+        oracle.encoder.says_header = self.session.encoder.says_header
+        return oracle
 
     def _prefill(self, anchor: int | None) -> None:
         """Do the first prefill, which is `open_ms` and in no other sum."""
