@@ -48,7 +48,7 @@ _STOP_TIMEOUT_S = 5.0
 _TAKE_OVER_S = _STOP_TIMEOUT_S + 1
 # A client that has not read this much has hung; replies are small, so it is far behind.
 _MAX_UNREAD_BYTES = 8 * 1024 * 1024
-# Partial texts are left out before: each carries all the text so far.
+# What only shows that something goes on is left out before; pieces of text never are.
 _MANY_UNREAD_BYTES = 256 * 1024
 # What a client may have waiting here; more of it stays in the socket until jobs are done.
 _MAX_QUEUED_BYTES = protocol.MAX_MESSAGE_BYTES
@@ -304,7 +304,7 @@ class Client:
             request=request,
             on_result=lambda result: _post(loop, self._finish, request.id, num_bytes, result),
             on_event=lambda name, **fields: _post(
-                loop, self.send, protocol.event(name, id=request.id, **fields), True
+                loop, self.send, protocol.event(name, id=request.id, **fields), name != "text"
             ),
         )
         self._jobs[request.id] = job
