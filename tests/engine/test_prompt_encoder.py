@@ -1,4 +1,4 @@
-"""The prompt in tokens: never more than the window, whatever the text; the header of short files."""
+"""The prompt in tokens: never more than the window, whatever the text; the name of short files."""
 
 import random
 import string
