@@ -28,6 +28,7 @@ class Policy:
     Attributes:
         name: as it is asked for.
         reuse: returns the resident rows that serve the wanted tokens, as `match_rows` does.
+        crosses_segments: rows may serve another segment than they were computed for.
         starts_anew: every layout is computed from nothing: the oracle.
         heals_first: a completion is computed only over fresh rows.
         heals_when_idle: a replay's simulated idle time heals.
@@ -35,6 +36,7 @@ class Policy:
 
     name: str
     reuse: Callable[[Rows, Rows], list[Run]]
+    crosses_segments: bool = False
     starts_anew: bool = False
     heals_first: bool = False
     heals_when_idle: bool = False
@@ -48,8 +50,8 @@ def _common_prefix(resident: Rows, wanted: Rows) -> list[Run]:
 
 
 _KNOWN = (
-    Policy("full", _common_prefix, starts_anew=True),
-    Policy("prefix", _common_prefix),
+    Policy("full", _common_prefix, crosses_segments=True, starts_anew=True),
+    Policy("prefix", _common_prefix, crosses_segments=True),
     Policy("turn", match_rows),
     Policy("heal", match_rows, heals_first=True, heals_when_idle=True),
 )

@@ -185,7 +185,7 @@ class PromptCache:
         if len(slots):
             cache.turn(slots, positions)
             cache.record("provenance")[slots] = TURNED
-        for source, at, length in runs:
+        for source, at, length in runs if self._policy.crosses_segments else ():
             segments = self._segment_of[at : at + length]
             cache.record("segment")[order[source : source + length]] = segments
         used = sorted((run.source, run.length) for run in runs)

@@ -28,14 +28,14 @@ def assert_as_masked(rows, slots, group, dtype):
     order = causal_order(rows, slots, dtype)
     assert order is not None
     found_weights = torch.full((len(rows), len(slots)), torch.nan)
-    found = attend(queries, keys, values, order, found_weights)
+    found = order.attend(queries, keys, values, found_weights)
     exact = [part.double() for part in (queries, keys, values)]
     weights = torch.empty_like(found_weights)
     bias = causal_bias(rows, slots, torch.float64)
     assert_close(found, attend(*exact, bias, weights), dtype)
     assert_close(found_weights, weights, dtype)
     assert not found_weights[rows[:, None] < slots].any()
-    assert torch.equal(attend(queries, keys, values, order, None), found)
+    assert torch.equal(order.attend(queries, keys, values, None), found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

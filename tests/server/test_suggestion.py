@@ -76,7 +76,7 @@ def test_what_is_asked_ends_with_the_line_where_it_goes_on(marked, stop) -> None
 
 def test_what_is_offered_is_trimmed_for_the_place() -> None:
     def offer(raw: str, text: str, offset: int, stop_reason: str) -> tuple[str, str | None]:
-        completion = Completion(raw, (), 0, 0, 0.0, 0.0, 1, stop_reason)
+        completion = Completion(raw, (), 0, 0, 0.0, 0.0, 1, stop_reason, ())
         return offered(completion, text, offset, "python")
 
     assert offer("x)", "print()\r\n", 6, "stop") == ("x", None)

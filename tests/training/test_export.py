@@ -43,8 +43,8 @@ def test_engine_gives_the_training_models_logits(exported, raw, layout):
     model = load_model(exported)
     engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 0, 256))
     session = engine.open(
-        "a", BEFORE + AFTER, path="a.py", model=str(exported), policy="full", layout=layout
-    )
+        "a", BEFORE + AFTER, path="", model=str(exported), policy="full", layout=layout
+    )  # without a name there is no header, as in `prompt`
     completion = session.complete(len(BEFORE), CompletionParams(6, 0.0, 1.0, 0, (), 0.0), check)
     token_ids = list(completion.token_ids)
     assert token_ids
