@@ -198,7 +198,7 @@ def test_holes_are_the_same_for_a_seed() -> None:
 
 def test_answer_is_cut_where_the_server_would_stop() -> None:
     def shown(raw: str, text: str, cursor: int) -> str:
-        completion = Completion(raw, (), 0, 0, 0.0, 0.0, 1, "end")
+        completion = Completion(raw, (), 0, 0, 0.0, 0.0, 1, "end", ())
         return fim_ask.as_shown(completion, text, cursor, ("\n",), "python")
 
     assert shown("1\n2", "a = ", 4) == "1"

@@ -100,7 +100,8 @@ def test_a_running_host_gives_what_the_command_gives(
 
     def figures(*more):
         done = run(*flags, *more, **env)
-        assert (done.returncode, done.stderr) == (0, "")
+        # A random model writes what is no Python at the one place or the other: then nothing.
+        assert done.returncode in (0, 3), done.stderr
         found = json.loads(done.stdout)
         assert list(found) == FIGURES
         return found

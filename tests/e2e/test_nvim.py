@@ -92,8 +92,8 @@ def test_texts_stay_equal_to_the_buffers(nvim, tmp_path, options, hosts) -> None
         assert nvim.lua("return difference()") == "", keys
 
     nvim.until("ask('keyturn/status', {}).result.state == 'ready'")
-    (tmp_path / "c.py").write_text("import os\nname =\n")
-    nvim.type(f":edit {tmp_path / 'c.py'}<CR>")
+    (tmp_path / "c.txt").write_text("import os\nname =\n")
+    nvim.type(f":edit {tmp_path / 'c.txt'}<CR>")
     nvim.lua("vim.lsp.completion.enable(true, client, 0, { autotrigger = true })")
     nvim.type("GA ")
     nvim.until("#vim.fn.complete_info({ 'items' }).items > 0")

@@ -82,19 +82,20 @@ def keys_of(text: str) -> list[str]:
 
 
 # File, its text, and what is typed behind it.
+SQUARE = "import math\n\n\ndef square(x):\n    return x * x\n\n\n"
 PLACES = [
-    ("a.py", "import math\n\n", "def area(a):\n    ret"),
-    ("b.js", "const fs = require('fs');\n\n", "function f(a) {\nret"),
+    ("a.py", SQUARE, "x = square(2)\ny = squ"),
+    ("b.js", "function square(x) {\n  return x * x;\n}\n\n", "const a = square(2);\nconst b = squ"),
     ("c.ts", "interface Item { name: string }\n\n", "export function nameOf(item: I"),
-    ("d.jsx", "import React from 'react';\n\n", "export function Title("),
-    ("e.tsx", "import React from 'react';\n\n", "export function Title("),
+    ("d.jsx", "import React from 'react';\n\n", "const a = React.us"),
+    ("e.tsx", "import React from 'react';\n\n", "const a = React.us"),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "others"),
-    [(PLACES[0], []), (PLACES[0], ["area", "return", "result", "and"]), (PLACES[1], [])],
+    [(PLACES[0], []), (PLACES[0], ["squash", "squeeze", "x"]), (PLACES[1], [])],
     ids=["sole", "several", "sole in JavaScript"],
 )
 def test_nothing_is_inserted_until_it_is_taken(nvim, tmp_path, hosts, place, others) -> None:
@@ -132,20 +133,20 @@ ITEMS = "return vim.fn.pumvisible() == 1 and vim.fn.complete_info({ 'items' }).i
 
 
 def test_the_documented_keys_take_leave_and_ask(nvim, tmp_path, hosts) -> None:
-    (tmp_path / "a.py").write_text("import math\n\ndef area(width, height):\n")
+    (tmp_path / "a.py").write_text(SQUARE)
     set_up(nvim, tmp_path / "a.py", hosts)
     nvim.type("Go")
-    for key in keys_of("    return"):
+    for key in keys_of("x = squ"):
         nvim.type(key)
     (entry,) = entries(nvim)
     typed = lines(nvim)[-1]
-    assert entry["word"].startswith("return") and len(entry["word"]) > len("return")
+    assert entry["word"].startswith("squ") and len(entry["word"]) > len("squ")
 
     # Left: the text is as it was, and the menu stays away.
     nvim.type("<C-n>")
-    assert lines(nvim)[3:] == (typed[: -len("return")] + entry["word"]).split("\n")
+    assert lines(nvim)[7:] == (typed[: -len("squ")] + entry["word"]).split("\n")
     nvim.type("<C-e>")
-    assert lines(nvim)[3:] == [typed]
+    assert lines(nvim)[7:] == [typed]
     nvim.lua("vim.wait(500)")
     assert nvim.lua(ITEMS) == []
     # Asked for and taken, whole.
@@ -153,11 +154,11 @@ def test_the_documented_keys_take_leave_and_ask(nvim, tmp_path, hosts) -> None:
     (entry,) = entries(nvim)
     nvim.type("<C-n>")
     nvim.type("<C-y>")
-    taken = (typed[: -len("return")] + entry["word"]).split("\n")
-    assert lines(nvim)[3:] == taken
+    taken = (typed[: -len("squ")] + entry["word"]).split("\n")
+    assert lines(nvim)[7:] == taken
     # Enter does not take an entry that nobody chose, and the next line has one of its own.
     nvim.type("<CR>")
-    assert lines(nvim)[3 : 3 + len(taken)] == taken and not lines(nvim)[-1].strip()
+    assert lines(nvim)[7 : 7 + len(taken)] == taken and not lines(nvim)[-1].strip()
     entries(nvim)
     # Letters beyond ASCII are no trigger characters to the editor.
     nvim.type("<Esc>ccé")
