@@ -315,7 +315,7 @@ class KeyturnServer(LanguageServer):
             earlier.cancel()
         await self._connected.wait()
         self._focus.at(document.uri)
-        wait_ms = None if invoked else self.settings.cold_wait_ms
+        wait_ms = None if invoked else self.settings.cold_wait_ms or None
         try:
             return await self.engine.complete(
                 document.uri, document.version, offset, params, invoked=invoked, wait_ms=wait_ms

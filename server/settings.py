@@ -144,9 +144,9 @@ class Settings:
     )
     # A request that waits costs nothing: the next key ends it. A stub, or silence, costs trust.
     cold_wait_ms: float = _setting(
-        10_000.0,
+        30_000.0,
         _number(0, 600_000),
-        "longest wait of an automatic completion for model and cache at a new place; "
+        "longest wait of an automatic completion for model and cache at a new place, 0: no limit; "
         "one that was asked for waits as long as it takes",
     )
     completion_items: str = _setting(

@@ -55,7 +55,7 @@ async def test_cold_place_is_answered_empty_with_its_reason_and_refreshed_when_w
     assert reply["result"] == []
     status = (await client.request("keyturn/status"))["result"]
     assert status["completions"]["recent_reasons"][-1].startswith("warming up")
-    assert client.server.engine.waits == [10_000.0]
+    assert client.server.engine.waits == [30_000.0]
     await settle()
     assert refreshes(client) == []
     client.server.engine.warmth.set()
