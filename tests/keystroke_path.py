@@ -56,7 +56,7 @@ HANDS = {
 }
 README = Path(__file__).parent.parent / "README.md"
 MESSAGES = {"keystroke": "didChange", "request": "inlineCompletion"}
-URI = "file:///work/example.py"
+URI = "file:///home/example.py"
 TEXT = "def add(first, second):\n    return first + second\n\n\nprint(add(1, 2))\n"
 
 
