@@ -82,7 +82,8 @@ def test_window_depends_on_the_text_alone_and_moves_seldom_while_typing(model, k
         num_moves += before is not None and edges != before
         before = edges
     assert num_moves <= len(typed) // 8
-    assert same(prompt, encoder(model).encode(text, place, place))
+    fresh = encoder(model).encode(text, place, place)
+    assert same(typing.encode(text, place, place), fresh)
 
 
 def test_file_is_named_while_it_is_short(model):
