@@ -153,21 +153,21 @@ async def test_cursor_that_is_told_is_warmed(client) -> None:
 @pytest.mark.parametrize(
     ("uri", "language", "path"),
     [
-        ("file:///work/a/x/y.py", "python", "x/y.py"),
-        ("file:///work/a/sub/z.py", "python", "z.py"),
-        ("file:///work/ab/z.py", "python", "z.py"),
+        ("file:///home/a/x/y.py", "python", "x/y.py"),
+        ("file:///home/a/sub/z.py", "python", "z.py"),
+        ("file:///home/ab/z.py", "python", "z.py"),
         ("file:///elsewhere/deep/q.ts", "typescript", "q.ts"),
-        ("file:///work/a/%C3%A9%20b.py", "", "é b.py"),
+        ("file:///home/a/%C3%A9%20b.py", "", "é b.py"),
         ("untitled:Untitled-1", "python", "untitled.py"),
         ("untitled:Untitled-1", "typescriptreact", "untitled.tsx"),
         ("untitled:Untitled-1", "cobol", ""),
-        ("git:/work/a/x.py?ref=HEAD", "javascript", "untitled.js"),
+        ("git:/home/a/x.py?ref=HEAD", "javascript", "untitled.js"),
         ("nonsense", "", ""),
         ("", "python", "untitled.py"),
     ],
 )
 def test_path_is_relative_to_the_innermost_folder(uri, language, path) -> None:
-    assert path_of(uri, ["file:///work/a", "file:///work/a/sub", ""], language) == path
+    assert path_of(uri, ["file:///home/a", "file:///home/a/sub", ""], language) == path
 
 
 @scenario(ColdEngine)
