@@ -149,14 +149,16 @@ class Decoder:
         return self._pass_for(rows).run(cache, rows, check).float()
 
     @torch.inference_mode()
-    def last_logits(self, cache: KVCache, slots: Slots, check: Check) -> Tensor:
+    def last_logits(
+        self, cache: KVCache, slots: Slots, check: Check, record: AttentionRecord | None = None
+    ) -> Tensor:
         """Compute rows as `forward` does; return the (vocab_size,) logits after the last of them.
 
         On a GPU one row that sees all others, a decode step, is a captured graph.
         """
-        if self._graphs is not None and sees_every_slot(cache, slots):
+        if self._graphs is not None and record is None and sees_every_slot(cache, slots):
             return self._graphs.decode(cache, int(slots[0]), check)
-        rows = Rows(slots, self._all_layers)
+        rows = Rows(slots, self._all_layers, record=record)
         return self._head(self._pass_for(rows).run(cache, rows, check)[-1:])[0]
 
     def _pass_for(self, rows: Rows) -> Pass:

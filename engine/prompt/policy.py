@@ -30,6 +30,8 @@ class Policy:
         reuse: returns the resident rows that serve the wanted tokens, as `match_rows` does.
         crosses_segments: rows may serve another segment than they were computed for.
         starts_anew: every layout is computed from nothing: the oracle.
+        repairs: rows keep what they leaned on, and the stale ones that matter are computed again
+            before a completion.
         heals_first: a completion is computed only over fresh rows.
         heals_when_idle: a replay's simulated idle time heals.
     """
@@ -38,6 +40,7 @@ class Policy:
     reuse: Callable[[Rows, Rows], list[Run]]
     crosses_segments: bool = False
     starts_anew: bool = False
+    repairs: bool = False
     heals_first: bool = False
     heals_when_idle: bool = False
 
@@ -53,6 +56,7 @@ _KNOWN = (
     Policy("full", _common_prefix, crosses_segments=True, starts_anew=True),
     Policy("prefix", _common_prefix, crosses_segments=True),
     Policy("turn", match_rows),
+    Policy("repair", match_rows, repairs=True, heals_when_idle=True),
     Policy("heal", match_rows, heals_first=True, heals_when_idle=True),
 )
 

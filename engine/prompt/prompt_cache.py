@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
-from .edit_plan import moved_rows, rows_between
+from .dependencies import Dependencies, recorded_layers
+from .edit_plan import Run, moved_rows, rows_between
 from .layout import SegmentKey
 from .policy import Policy
+from .repair import choose, worth
 
 Ints = NDArray[np.int64]
 
@@ -70,6 +72,8 @@ class PromptCache:
     Attributes:
         num_rows_forwarded: rows computed so far, decoding included, healing excluded.
         num_rows_healed: rows recomputed by `heal`.
+        decoder: the model.
+        dependencies: what the rows leaned on, under a policy that repairs.
     """
 
     def __init__(self, decoder: Decoder, capacity: int, policy: Policy, chunk_tokens: int) -> None:
@@ -83,11 +87,12 @@ class PromptCache:
         """
         self.num_rows_forwarded = 0
         self.num_rows_healed = 0
-        self._decoder = decoder
+        self.decoder = decoder
         self._capacity = capacity
         self._policy = policy
         self._chunk_tokens = chunk_tokens
         self._cache: KVCache | None = None
+        self.dependencies: Dependencies | None = None
         self._token_ids: Ints = _NO_ROWS
         self._segments: dict[int, Ints] = {}  # tokens of each, by number
         self._segment_of: Ints = _NO_ROWS  # number of each token's segment, and of what follows
@@ -120,7 +125,7 @@ class PromptCache:
 
     def drop(self) -> None:
         """Give the memory back; the next `patch` prefills."""
-        self._cache = self._last_logits = None
+        self._cache = self.dependencies = self._last_logits = None
         self._patched_version = -1
 
     # Following the prompt
@@ -165,8 +170,7 @@ class PromptCache:
                     # The cursor's row goes along: a completion then finds its logits.
                     slots = np.concatenate([slots, self._last_row()])
                     cache.mark_changed()  # what others saw of it is past
-                logits = self._decoder.last_logits(cache, slots, check)
-            cache.mark_computed(slots)
+                logits = self._compute(slots, check)
             self._count_forwarded(slots)
             if is_final:
                 self._keep_logits(logits)
@@ -189,7 +193,10 @@ class PromptCache:
             segments = self._segment_of[at : at + length]
             cache.record("segment")[order[source : source + length]] = segments
         used = sorted((run.source, run.length) for run in runs)
-        cache.remove(order[rows_between(used, len(order))])
+        removed = order[rows_between(used, len(order))]
+        if self.dependencies is not None and len(order):
+            self.dependencies.charge((removed, _beside_longer(runs, order)), (1.0, 0.5))
+        cache.remove(removed)
         return rows_between([(run.at, run.length) for run in runs], self.num_tokens)
 
     def _resident(self, order: Slots) -> dict[int, Ints]:
@@ -220,6 +227,27 @@ class PromptCache:
         while self.num_stale:
             self._count_forwarded(self._recompute_lowest_stale(self.num_stale, check))
 
+    def repair(self, max_rows: int, check: Check) -> int:
+        """Compute again the stale rows that are worth most, and the cursor's row with them.
+
+        Returns:
+            The number of rows done; 0 when all are fresh.
+        """
+        self.logits(check)  # what the cursor's row attends to
+        assert self.dependencies is not None, "asked of a policy that repairs"
+        chosen = choose(self.rows, worth(self.dependencies), self.num_tokens, max_rows)
+        self.recompute(chosen, check)
+        return len(chosen)
+
+    def recompute(self, slots: Slots, check: Check) -> None:
+        """Compute rows of the prompt again, in order of position, and the cursor's row with them."""
+        if len(slots):
+            logits = self._recompute(np.append(slots, self._last_row()), check)
+            self._count_forwarded(slots)
+            self.rows.record("provenance")[slots] = REPAIRED
+            self.num_rows_forwarded += 1  # the cursor's
+            self._keep_logits(logits)
+
     # Reading
 
     def logits(self, check: Check) -> Tensor:
@@ -240,7 +268,7 @@ class PromptCache:
         cache = self.rows
         position = cache.positions.max() + 1
         with self._append(np.array([token_id]), np.array([position])) as slots:
-            logits = self._decoder.last_logits(cache, slots, check)
+            logits = self.decoder.last_logits(cache, slots, check)
         cache.mark_computed(slots)
         self._count_forwarded(slots)
         return logits
@@ -274,12 +302,12 @@ class PromptCache:
         slots = cache.append(fed, self.num_tokens + np.arange(len(fed)))
         cache.positions[generated] += _MASKED
         try:
-            hidden = self._decoder.forward(cache, slots, check)
+            hidden = self.decoder.forward(cache, slots, check)
         finally:
             cache.remove(slots)
             cache.positions[generated] -= _MASKED
             cache.num_fresh, cache.generation = num_fresh, generation  # all is as it was
-        return torch.cat([first, self._decoder.logits(hidden)])
+        return torch.cat([first, self.decoder.logits(hidden)])
 
     def take_counts(self) -> Counts:
         """Count the prompt's rows by provenance since the previous call, and start anew."""
@@ -295,10 +323,13 @@ class PromptCache:
     def rows(self) -> KVCache:
         """The cache itself; its memory is reserved on first use."""
         if self._cache is None:
-            decoder = self._decoder
+            decoder = self.decoder
             self._cache = KVCache(decoder.config, self._capacity, decoder.dtype, decoder.device)
             self._cache.add_record("segment", np.int64, -1)
             self._cache.add_record("provenance", np.int8, RECOMPUTED)
+            if self._policy.repairs:
+                layers = recorded_layers(decoder.config.num_layers)
+                self.dependencies = Dependencies(self._cache, layers)
         return self._cache
 
     def _last_row(self) -> Slots:
@@ -313,10 +344,17 @@ class PromptCache:
 
     def _recompute(self, slots: Slots, check: Check) -> Tensor:
         """Compute rows that are there already: what others saw of them is past."""
-        cache = self.rows
-        cache.mark_changed()
-        logits = self._decoder.last_logits(cache, slots, check)
+        self.rows.mark_changed()
+        return self._compute(slots, check)
+
+    def _compute(self, slots: Slots, check: Check) -> Tensor:
+        """Compute rows, note what they lean on, and return the logits after the last of them."""
+        cache, dependencies = self.rows, self.dependencies
+        record = None if dependencies is None else dependencies.asked(slots)
+        logits = self.decoder.last_logits(cache, slots, check, record)
         cache.mark_computed(slots)
+        if dependencies is not None and record is not None:
+            dependencies.note(slots, record)
         return logits
 
     def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
@@ -342,3 +380,13 @@ class PromptCache:
     def _count_forwarded(self, slots: Slots) -> None:
         self.rows.record("provenance")[slots] = RECOMPUTED
         self.num_rows_forwarded += len(slots)
+
+
+def _beside_longer(runs: Sequence[Run], order: Slots) -> Slots:
+    """Return the rows on either side of what is inserted where less was before."""
+    found = []
+    for run, following in pairwise(runs):
+        end, new_end = run.source + run.length, run.at + run.length
+        if following.at - new_end > max(0, following.source - end):
+            found += [order[end - 1], order[following.source]]
+    return np.array(found, dtype=np.int64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-POLICIES = ("full", "prefix", "turn", "heal")
+POLICIES = ("full", "prefix", "turn", "repair", "heal")
 QUANTS = ("b2", "b3", "b4", "b5", "b6", "b7", "b8")
 
 

@@ -1,0 +1,236 @@
+"""Which stale rows to compute again after an edit: rankings on the same caches, same number of rows.
+
+For every trace with one completion: the cache is filled, patched by turning, and then, for every
+ranking from the same state, a share of the prompt's rows is computed again; the next 32 tokens are
+held against a full prefill's, and with --complete the greedy completion of 64 tokens too.
+
+    python benchmarks/make_traces.py --sets FOLDER
+    python benchmarks/bench_repair.py FOLDER --shares 0.08 0.12
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+import torch.multiprocessing as multiprocessing
+from quality.rankings import RANKINGS, Patched
+
+from keyturn.engine.engine import Engine
+from keyturn.engine.replay.replay import NUM_SCORED, PARAMS
+from keyturn.engine.replay.scoring import closeness
+from keyturn.engine.replay.trace import Complete, Cursor, Edit, next_place, read_trace
+from keyturn.engine.session import Session
+from keyturn.server.settings import Settings
+
+
+def main() -> None:
+    """Run, print, and save if asked to."""
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("sets", type=Path, help="folder of folders of traces")
+    parser.add_argument("--kinds", nargs="+", help="folders; default: all")
+    parser.add_argument("--per-kind", type=int, default=50, help="traces of each at most")
+    parser.add_argument("--rankings", nargs="+", default=list(RANKINGS), choices=list(RANKINGS))
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.08])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--layout", choices=("spm", "psm"))
+    parser.add_argument("--complete", action="store_true", help="compare greedy completions too")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rows", type=Path, help="write every place's figures here, JSON lines")
+    parser.add_argument("--commit", help="what runs here, where git cannot say it")
+    args = parser.parse_args()
+    kinds = args.kinds or sorted(path.name for path in args.sets.iterdir() if path.is_dir())
+    work: list[tuple[str, Path]] = []
+    for kind in kinds:
+        traces = sorted((args.sets / kind).glob("*.jsonl"))
+        random.Random(args.seed).shuffle(traces)
+        work += [(kind, trace) for trace in traces[: args.per_kind]]
+    if args.processes > 1:
+        parts = [(args, work[number :: args.processes]) for number in range(args.processes)]
+        with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
+            rows = [row for part in pool.starmap(measured, parts) for row in part]
+    else:
+        rows = measured(args, work)
+    summary = summarised(rows)
+    header = ["kind", "ranking", "share", "places", "KL", "top-1", "same", "ratio to ours", "rows"]
+    harness.table(header, [[each[name] for name in _COLUMNS] for each in summary])
+    about = {"dtype": args.dtype, "device": args.device, "shares": args.shares}
+    harness.finish("repair", args, {**about, "runs": summary}, [])
+
+
+_COLUMNS = ("kind", "ranking", "share", "num_places", "kl_mean", "top1_agreement")
+_COLUMNS += ("exact_match_full", "ratio_to_ours", "num_rows")
+
+
+def measured(args: Any, work: list[tuple[str, Path]]) -> list[dict[str, Any]]:
+    """Return a row for every trace, ranking and share."""
+    settings = Settings(num_threads=args.threads, dtype=args.dtype, device=args.device)
+    engine = Engine(settings.engine_config())
+    rows: list[dict[str, Any]] = []
+    for number, (kind, trace) in enumerate(work):
+        with torch.inference_mode():
+            for row in of_trace(engine, args, trace, number):
+                rows.append({"kind": kind, "trace": trace.stem, **row})
+                if args.rows is not None:  # what is done is not lost
+                    with args.rows.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(rows[-1]) + "\n")
+        if number % 10 == 9:
+            print(f"{number + 1} of {len(work)}", flush=True)
+    return rows
+
+
+def of_trace(engine: Engine, args: Any, path: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield each ranking's figures at the last completion of a trace."""
+    trace = read_trace(path)
+    session = opened(engine, "measured", args, trace.path, trace.text, "repair")
+    prefilled = False
+    at: Complete | None = None
+    for index, record in enumerate(trace.records):
+        match record:
+            case Edit():
+                if not prefilled:
+                    session.set_cursor(next_place(trace.records[index:]) or 0)
+                    session.sync(_go_on)
+                    session.prompt.take_counts()
+                    prefilled = True
+                session.edit(record.edits)
+                session.sync(_go_on)
+            case Cursor():
+                session.set_cursor(record.offset)
+                session.sync(_go_on)
+                if not prefilled:
+                    session.prompt.take_counts()
+                prefilled = True
+            case Complete():
+                at = record
+                session.set_cursor(record.offset)
+                session.sync(_go_on)
+                prefilled = True
+            case _:
+                pass
+    assert at is not None, f"{path} completes nothing"
+    full = opened(engine, "oracle", args, trace.path, session.text, "full")
+    wanted = full.complete(at.offset, PARAMS, _go_on)
+    token_ids = list(wanted.token_ids)
+    if at.reference is not None:
+        token_ids = full.model.tokenizer.encode(full.forced_text + at.reference).token_ids.tolist()
+    token_ids = token_ids[:NUM_SCORED] or [0]
+    full.prompt.drop_generated()
+    reference = full.prompt.score(token_ids, _go_on)
+    prompt = session.prompt
+    prompt.logits(_go_on)
+    edited = np.flatnonzero(provenances(prompt) == 3)  # what the patch computed
+    state = State.of(prompt)
+    num_wanted = prompt.num_tokens
+    for name in args.rankings:
+        for share in args.shares if name not in ("turn", "run_of_32") else args.shares[:1]:
+            state.restore(prompt)
+            patched = Patched(prompt, full.prompt, edited, seed)
+            chosen = RANKINGS[name](patched, math.ceil(share * num_wanted))
+            prompt.recompute(chosen, _go_on)
+            near = closeness(reference, prompt.score(token_ids, _go_on))
+            row = {
+                "ranking": name,
+                "share": share,
+                "kl": sum(near.kl) / len(near.kl),
+                "top1": sum(near.same_top1) / len(near.same_top1),
+                "num_rows": len(chosen) / num_wanted,
+                "num_patched": len(edited) / num_wanted,
+                "num_wanted": num_wanted,
+            }
+            if args.complete:
+                row["same"] = session.complete(at.offset, PARAMS, _go_on).text == wanted.text
+                prompt.drop_generated()
+            yield row
+    for key in ("measured", "oracle"):
+        engine.close(key)
+
+
+def provenances(prompt: Any) -> Any:
+    """Return the provenance of the prompt's rows, in order of position."""
+    rows = prompt.rows
+    return rows.record("provenance")[rows.by_position()]
+
+
+def opened(engine: Engine, key: str, args: Any, path: str, text: str, policy: str) -> Session:
+    """Open a document with the options."""
+    return engine.open(key, text, path=path, model=args.model, policy=policy, layout=args.layout)
+
+
+@dataclasses.dataclass
+class State:
+    """Rows of a cache, to begin with again."""
+
+    storage: list[torch.Tensor]
+    records: dict[str, Any]
+    num_fresh: int
+
+    NAMES = ("provenance", "leaned_on", "leaning", "debt", "attention")
+
+    @staticmethod
+    def of(prompt: Any) -> State:
+        """Copy the rows in use."""
+        rows = prompt.rows
+        storage = [part[:, :, : rows.num_rows].clone() for part in rows.storage]
+        records = {name: rows.record(name).copy() for name in State.NAMES}
+        return State(storage, records, rows.num_fresh)
+
+    def restore(self, prompt: Any) -> None:
+        """Put the copy back."""
+        rows = prompt.rows
+        for part, saved in zip(rows.storage, self.storage, strict=True):
+            part[:, :, : saved.shape[2]].copy_(saved)
+        for name, saved in self.records.items():
+            rows.record(name)[...] = saved
+        rows.num_fresh = self.num_fresh
+        rows.mark_changed()
+
+
+def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return means by kind, ranking and share, and ratios to ours paired over places."""
+    ours = {(r["kind"], r["trace"], r["share"]): r["kl"] for r in rows if r["ranking"] == "ours"}
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["kind"], row["ranking"], row["share"]].append(row)
+        groups["all", row["ranking"], row["share"]].append(row)
+    found = []
+    for (kind, ranking, share), some in groups.items():
+        keys = [(row["kind"], row["trace"], share) for row in some]
+        pairs = [(row["kl"], ours[key]) for row, key in zip(some, keys, strict=True) if key in ours]
+        logs = [math.log((kl + 1e-7) / (own + 1e-7)) for kl, own in pairs]
+        found.append(
+            {
+                "kind": kind,
+                "ranking": ranking,
+                "share": share,
+                "num_places": len(some),
+                "kl_mean": _mean([row["kl"] for row in some]),
+                "top1_agreement": _mean([row["top1"] for row in some]),
+                "exact_match_full": _mean([row["same"] for row in some if "same" in row]),
+                "ratio_to_ours": math.exp(_mean(logs) or 0.0) if logs else None,
+                "num_rows": _mean([row["num_rows"] + row["num_patched"] for row in some]),
+            }
+        )
+    return found
+
+
+def _mean(values: list[Any]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _go_on() -> None:
+    """Never cancel."""
+
+
+if __name__ == "__main__":
+    main()
