@@ -25,7 +25,9 @@ def moves(text: str, language: str, largest: int) -> Iterator[list[Hunk]]:
             start, end = family[number], family[number + 1]
             if end - start > largest:
                 continue
-            for other in range(max(0, number - _FARTHEST), min(len(family), number + _FARTHEST + 1)):
+            for other in range(
+                max(0, number - _FARTHEST), min(len(family), number + _FARTHEST + 1)
+            ):
                 if other not in (number, number + 1):
                     at = family[other]
                     yield sorted(

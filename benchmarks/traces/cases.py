@@ -103,7 +103,9 @@ def edited_case(
         return None
     inside = [hunk for hunk in hunks if start <= hunk.start and hunk.end <= end]
     outside = [hunk for hunk in hunks if hunk not in inside]
-    reference = applied(full[start:end], [Hunk(h.start - start, h.end - start, h.text) for h in inside])
+    reference = applied(
+        full[start:end], [Hunk(h.start - start, h.end - start, h.text) for h in inside]
+    )
     text = full[:start] + full[end:]
     if not outside:
         return None
@@ -127,15 +129,18 @@ def edited_case(
     before = [hunk for hunk in outside if hunk.end <= start]
     after = [hunk for hunk in outside if hunk.start >= end]
     cursor = start + sum(hunk.growth for hunk in before)
-    final = applied(text, [*before, *(Hunk(h.start - (end - start), h.end - (end - start), h.text) for h in after)])
+    final = applied(
+        text,
+        [*before, *(Hunk(h.start - (end - start), h.end - (end - start), h.text) for h in after)],
+    )
     if reference.strip() in final:
         return None
     gaps = []
     for hunk in before:
-        later = sum(each.growth for each in before if each.start >= hunk.end)
+        later = sum(each.growth for each in before if each is not hunk and each.start >= hunk.end)
         gaps.append(start - hunk.end + later)
     for hunk in after:
-        sooner = sum(each.growth for each in after if each.end <= hunk.start)
+        sooner = sum(each.growth for each in after if each is not hunk and each.end <= hunk.start)
         gaps.append(hunk.start - end + sooner)
     records.append({"complete": {"offset": cursor, "reference": reference}})
     side = "both" if before and after else "before" if before else "after"

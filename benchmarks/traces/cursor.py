@@ -23,12 +23,12 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
     text, lines = source.text, LINES[kind]
     starts = list(code_starts(text, 0, len(text)))
     rng.shuffle(starts)
-    for number, start in enumerate(starts):
+    for start in starts:
         if (stretch := stretch_from(text, start)) is None:
             continue
         end = stretch[1]
         reference, rest = text[start:end], text[:start] + text[end:]
-        other = lines_away(rest, start, lines if number % 2 else -lines)
+        other = lines_away(rest, start, lines if rng.random() < 0.5 else -lines)
         if other is None or reference.strip() in rest:
             continue
         yield Case(
@@ -48,11 +48,7 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
 
 
 def lines_away(text: str, at: int, lines: int) -> int | None:
-    """Return where the cursor was, so many lines below a place (above if negative).
-
-    It is behind the line's indentation or its text by turns, as after writing; None where the text
-    has not so many lines.
-    """
+    """Return the end of the line so many below a place, above if negative; None without one."""
     while lines > 0:
         if (found := text.find("\n", at)) < 0:
             return None

@@ -18,6 +18,9 @@ KINDS = (
 # The use stands within the tokens that are scored.
 _LATEST_USE = 60
 _MOST_PER_CHANGE = 2
+_FAR_FIRST = 0.6  # share of files
+_MOST_PLACES = 40  # that a change has
+SHORTEST_NAME = 3  # that is renamed
 _WORD = re.compile(r"[A-Za-z][a-z]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_$][\w$]*")
 _COMMON = 2  # times that a word is in a file's names before new names are made with it
@@ -102,6 +105,20 @@ def backwards(
     return Change(kind, before, back, earlier(definition), [earlier(use) for use in uses], detail)
 
 
+def new_value(old: str, names: Names) -> str | None:
+    """Return another literal of the same type; None for what is no simple literal."""
+    if old in ("True", "False"):
+        return str(old != "True")
+    if old in ("true", "false"):
+        return "false" if old == "true" else "true"
+    if re.fullmatch(r"\d+", old):
+        return str(int(old) * 2 + (old == "0"))
+    if match := re.fullmatch(r"""(["'])([\w -]+)\1""", old):
+        new = names.instead_of(re.sub(r"\W", "_", match[2]) or "value")
+        return f"{match[1]}{new}{match[1]}" if new else None
+    return None
+
+
 def cases(
     kind: str,
     source: Source,
@@ -109,15 +126,26 @@ def cases(
     find: Callable[[str, str, Names, str], Iterator[Change]],
 ) -> Iterator[Case]:
     """Yield cases of one kind; `find` knows the changes of a text in a language."""
-    changes = list(find(kind, source.text, Names(source.text, rng), source.language))
-    rng.shuffle(changes)
-    for change in changes:
-        rng.shuffle(change.uses)
-        count = 0
-        for use in change.uses:
-            if count < _MOST_PER_CHANGE and (case := _case(source.path, change, use)):
-                count += 1
-                yield case
+    found = [
+        (change, use)
+        for change in find(kind, source.text, Names(source.text, rng), source.language)
+        if len(change.hunks) <= _MOST_PLACES
+        for use in change.uses
+    ]
+    rng.shuffle(found)
+    if rng.random() < _FAR_FIRST:  # most uses of a name are near the one before
+        found.sort(key=lambda item: -_gap(*item))
+    counts: Counter[int] = Counter()
+    for change, use in found:
+        if counts[id(change)] < _MOST_PER_CHANGE and (case := _case(source.path, change, use)):
+            counts[id(change)] += 1
+            yield case
+
+
+def _gap(change: Change, use: int) -> int:
+    """Return how far a use is behind the change before it; 0 where the window does not reach."""
+    gap = use - max((hunk.end for hunk in change.hunks if hunk.end < use), default=use)
+    return gap if gap < REACH_BEFORE else 0
 
 
 def _case(path: str, change: Change, use: int) -> Case | None:

@@ -8,11 +8,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from .dependent import Change, Names, backwards, renaming
+from .dependent import SHORTEST_NAME, Change, Names, backwards, new_value, renaming
 from .hunks import Hunk
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-_SHORTEST_NAME = 3
 _HEAD = re.compile(r"(?:async\s+)?(?:def|class)\s+")
 
 
@@ -96,7 +95,7 @@ def renamed(
     module: Module, kind: str, names: Names, name: str, places: list[int], uses: list[int]
 ) -> Iterator[Change]:
     """Yield the renaming of a name whose first place defines it, if all can be found."""
-    if len(name) >= _SHORTEST_NAME and uses and module.says(places, name):
+    if len(name) >= SHORTEST_NAME and uses and module.says(places, name):
         if new := names.instead_of(name):
             yield renaming(kind, module.text, places, name, new, min(places), uses)
 
@@ -128,9 +127,7 @@ def variables(module: Module, names: Names) -> Iterator[Change]:
         kept = bound_otherwise(function) | {n.arg for n in inside if isinstance(n, ast.arg)}
         for name in dict.fromkeys(n.id for n in found if isinstance(n.ctx, ast.Store)):
             places = [module.start(n) for n in found if n.id == name]
-            uses = [
-                module.start(n) for n in found if n.id == name and isinstance(n.ctx, ast.Load)
-            ]
+            uses = [module.start(n) for n in found if n.id == name and isinstance(n.ctx, ast.Load)]
             if name not in kept and name != "_":
                 yield from renamed(module, "rename-variable", names, name, places, uses)
 
@@ -150,9 +147,7 @@ def parameters(module: Module, names: Names) -> Iterator[Change]:
             if keywords and module.defined[function.name] > 1:
                 continue
             places = [module.start(node), *(module.start(n) for n in found if n.id == name)]
-            uses = [
-                module.start(n) for n in found if n.id == name and isinstance(n.ctx, ast.Load)
-            ]
+            uses = [module.start(n) for n in found if n.id == name and isinstance(n.ctx, ast.Load)]
             yield from renamed(
                 module, "rename-parameter", names, name, places + keywords, uses + keywords
             )
@@ -216,7 +211,9 @@ def functions(module: Module, names: Names) -> Iterator[Change]:
             continue
         plain, dotted = by_name.get(name, []), by_attribute.get(name, [])
         if function in methods:
-            known = all(isinstance(n.value, ast.Name) and n.value.id in ("self", "cls") for n in dotted)
+            known = all(
+                isinstance(n.value, ast.Name) and n.value.id in ("self", "cls") for n in dotted
+            )
             uses = [module.attribute(node) for node in dotted]
             if plain or not known:
                 continue
@@ -255,7 +252,9 @@ def added(module: Module, function: Function, calls: list[ast.Call]) -> Iterator
     previous = _end_of_parameter(module, function, before)
     gone = [Hunk(previous, end, "")]
     uses = []
-    is_bound = not any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in function.decorator_list)
+    is_bound = not any(
+        isinstance(d, ast.Name) and d.id == "staticmethod" for d in function.decorator_list
+    )
     own = args.args[0].arg in ("self", "cls") and is_bound
     number = None if args.kwonlyargs else len(args.args) - 1 - own
     for call in calls:
@@ -303,7 +302,9 @@ def taken_away(
     for call in calls:
         if call.args and not call.keywords and not isinstance(call.args[-1], ast.Starred):
             end = module.end(call.args[-1])
-            if module.text[end : end + 1] == ")" and not isinstance(call.args[-1], ast.GeneratorExp):
+            if module.text[end : end + 1] == ")" and not isinstance(
+                call.args[-1], ast.GeneratorExp
+            ):
                 extra.append(Hunk(end, end, f", {gone}=True"))
                 uses.append(module.start(call))
     if uses:
@@ -346,7 +347,7 @@ def constants(module: Module, names: Names) -> Iterator[Change]:
 def _revalued(
     module: Module, value: ast.expr | None, name: str, at: int, uses: list[int], names: Names
 ) -> Iterator[Change]:
-    if not isinstance(value, ast.Constant) or len(name) < _SHORTEST_NAME or not uses:
+    if not isinstance(value, ast.Constant) or len(name) < SHORTEST_NAME or not uses:
         return
     old = module.text[module.start(value) : module.end(value)]
     new = new_value(old, names)
@@ -356,24 +357,12 @@ def _revalued(
         yield Change("constant", module.text, [hunk], at, uses, detail)
 
 
-def new_value(old: str, names: Names) -> str | None:
-    """Return another literal of the same type; None for what is no simple literal."""
-    if old in ("True", "False"):
-        return str(old != "True")
-    if old in ("true", "false"):
-        return "false" if old == "true" else "true"
-    if re.fullmatch(r"\d+", old):
-        return str(int(old) * 2 + (old == "0"))
-    if match := re.fullmatch(r"""(["'])([\w -]+)\1""", old):
-        new = names.instead_of(re.sub(r"\W", "_", match[2]) or "value")
-        return f"{match[1]}{new}{match[1]}" if new else None
-    return None
-
-
 def imports(module: Module, names: Names) -> Iterator[Change]:
     """Yield new aliases of what is imported once, and new sources of it."""
     bound = {node.arg for node in module.nodes if isinstance(node, ast.arg)}
-    bound |= {n.id for n in module.nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    bound |= {
+        n.id for n in module.nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)
+    }
     found = [
         (node, alias)
         for node in module.tree.body

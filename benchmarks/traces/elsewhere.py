@@ -38,7 +38,7 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
     else:
         groups = [[hunk] for hunk in hunks if kind_of(hunk) == kind and is_large_enough(old, hunk)]
     rng.shuffle(groups)
-    for number, group in enumerate(groups):
+    for group in groups:
         if any(max(hunk.end - hunk.start, len(hunk.text)) > LARGEST_EDIT for hunk in group):
             continue
         spans = equal if kind != "move" else [(0, len(old))]
@@ -47,9 +47,9 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
         near = [start for start in starts if gap(start, group) < _BAND]
         far = [start for start in starts if gap(start, group) >= _BAND]
         # One record for a tool's edits at several places; of a person's, one after the other.
-        is_tool = kind in ("several", "move") and number % 2 == 0
+        is_tool = kind in ("several", "move") and rng.random() < 0.5
         records = [group] if is_tool else [[hunk] for hunk in group]
-        for some in (near, far) if number % 2 else (far, near):
+        for some in (near, far) if rng.random() < 0.6 else (far, near):
             for start in some[:8]:
                 if (stretch := stretch_from(old, start)) and (
                     case := edited_case(source.path, old, stretch, records, kind)
