@@ -64,6 +64,23 @@ def families(text: str, language: str) -> Iterator[list[int]]:
             yield run
 
 
+def functions(text: str, language: str) -> Iterator[tuple[int, int]]:
+    """Yield the whole lines, [start, end), of each function that has them for itself."""
+    source = text.encode()
+    places = code_points(source)
+    nodes = [parser_of(GRAMMARS[language]).parse(source).root_node]
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(reversed(node.named_children))
+        if node.type not in _FUNCTIONS:
+            continue
+        start = text.rfind("\n", 0, places[node.start_byte]) + 1
+        end = text.find("\n", places[node.end_byte] - 1) + 1
+        around = text[start : places[node.start_byte]] + text[places[node.end_byte] : end]
+        if end and not around.strip(" \t\n;,"):
+            yield start, end
+
+
 def code_points(source: bytes) -> list[int]:
     """Return for each byte of UTF-8, and for the end, which code point it belongs to."""
     places, count = [], -1

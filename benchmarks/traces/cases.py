@@ -1,4 +1,4 @@
-"""One case: a document, edits in it, and one scored place whose text is not there yet."""
+"""One case: a document, edits in it, and a scored place whose text is not there yet."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _INDENT = re.compile(r"[ \t]*")
 
 
 class Case(NamedTuple):
-    """One trace with one scored place.
+    """One trace.
 
     Attributes:
         path: of the file in its package.
-        records: as in the file, `open` first, `complete` last.
+        records: as in the file, `open` first.
         distance: code points from the cursor to the nearest edit, when the completion is asked
             for; of a moved cursor to where it was.
         side: of the cursor, on which the edits are: "before", "after", "both" or "at".
@@ -40,8 +40,9 @@ class Case(NamedTuple):
 
     @property
     def reference(self) -> str:
-        """What really stands at the scored place."""
-        return self.records[-1]["complete"]["reference"]
+        """What really stands at the scored place, the last one if there are several."""
+        found = (record["complete"] for record in reversed(self.records) if "complete" in record)
+        return next(found)["reference"]
 
 
 def stretch_from(text: str, start: int) -> tuple[int, int] | None:

@@ -167,6 +167,16 @@ def called(node: ast.Call) -> str | None:
     return node.func.attr if isinstance(node.func, ast.Attribute) else None
 
 
+def is_own(node: ast.Call) -> bool:
+    """Whether what is called is a method of `self` or `cls`."""
+    return isinstance(node.func, ast.Attribute) and is_self(node.func.value)
+
+
+def is_self(node: ast.expr) -> bool:
+    """Whether a node is `self` or `cls`."""
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
 def calls_of(module: Module, function: Function) -> list[ast.Call]:
     """Return the calls that go by the function's name, or by its class's for `__init__`."""
     name = function.name
@@ -211,9 +221,7 @@ def functions(module: Module, names: Names) -> Iterator[Change]:
             continue
         plain, dotted = by_name.get(name, []), by_attribute.get(name, [])
         if function in methods:
-            known = all(
-                isinstance(n.value, ast.Name) and n.value.id in ("self", "cls") for n in dotted
-            )
+            known = all(is_self(node.value) for node in dotted)
             uses = [module.attribute(node) for node in dotted]
             if plain or not known:
                 continue
@@ -232,7 +240,13 @@ def signatures(module: Module, names: Names) -> Iterator[Change]:
             continue
         calls = calls_of(module, function)
         inside = {id(node) for node in ast.walk(function)}
-        outside = [call for call in calls if id(call) not in inside]
+        is_method = any(arg.arg in ("self", "cls") for arg in every_parameter(function)[:1])
+        outside = [
+            call
+            for call in calls
+            if id(call) not in inside
+            and (function.name == "__init__" or is_own(call) or not is_method)
+        ]
         if outside:
             yield from added(module, function, outside)
             yield from taken_away(module, function, outside, names)

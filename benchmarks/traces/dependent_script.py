@@ -349,6 +349,8 @@ def constants(module: Module, names: Names) -> Iterator[Change]:
         if node.type == "variable_declarator":
             if module.bound[text] > 1 or value.type in _FUNCTIONS | {"call_expression"}:
                 continue
+            if required(module, node) is not None:
+                continue
             nodes = module.by_name[text]
             parent = node.parent.parent if node.parent is not None else None
             if parent is not None and parent.type in ("program", "export_statement"):

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from . import cursor, dependent, dependent_python, dependent_script, elsewhere
+from . import cursor, dependent, dependent_python, dependent_script, elsewhere, keystrokes
 from .cases import Case
 from .sources import CHAINS, Source, licence, pairs, release, singles
 
-KINDS = (*elsewhere.KINDS, *dependent.KINDS, *cursor.KINDS)
+KINDS = (*elsewhere.KINDS, *dependent.KINDS, *cursor.KINDS, *keystrokes.KINDS)
 T = TypeVar("T")
 
 
@@ -72,6 +72,7 @@ def about(kind: str, source: Source, case: Case) -> dict[str, object]:
         "distance": case.distance,
         "side": case.side,
         "num_edits": case.num_edits,
+        "num_completions": sum("complete" in record for record in case.records),
         "num_characters": len(case.records[0]["open"]["text"]),
         "detail": case.detail,
     }
@@ -106,6 +107,8 @@ def finder(kind: str) -> Callable[[Source, random.Random], Iterator[Case]]:
         return partial(elsewhere.cases, kind)
     if kind in cursor.KINDS:
         return partial(cursor.cases, kind)
+    if kind in keystrokes.KINDS:
+        return keystrokes.cases
 
     def find(source: Source, rng: random.Random) -> Iterator[Case]:
         changes = (dependent_python if source.language == "py" else dependent_script).changes
