@@ -23,6 +23,7 @@ LARGEST_EDIT = 1500
 _BAND = 800  # code points, about 250 tokens
 _MOST_PLACES = 6
 _SHORTEST_MOVED = 40
+_MOST_RECORDS = 3  # of an insertion: a policy may compute everything anew for each
 
 
 def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
@@ -54,8 +55,26 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
                 if (stretch := stretch_from(old, start)) and (
                     case := edited_case(source.path, old, stretch, records, kind)
                 ):
-                    yield case
+                    yield case if is_tool else typed(case)
                     break
+
+
+def typed(case: Case) -> Case:
+    """Return a case whose insertions of several lines come in some records, as they are typed."""
+    records = []
+    for record in case.records:
+        edit = record.get("edit")
+        lines = edit["text"].splitlines(keepends=True) if edit else []
+        if edit is None or len(lines) < 2:
+            records.append(record)
+            continue
+        size = -(-len(lines) // _MOST_RECORDS)
+        start, end = edit["start"], edit["end"]
+        for first in range(0, len(lines), size):
+            text = "".join(lines[first : first + size])
+            records.append({"edit": {"start": start, "end": end, "text": text}})
+            start = end = start + len(text)
+    return case._replace(records=records, num_edits=sum("edit" in record for record in records))
 
 
 def kind_of(hunk: Hunk) -> str:

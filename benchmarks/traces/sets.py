@@ -12,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from . import cursor, dependent, dependent_python, dependent_script, elsewhere, keystrokes
+from . import cursor, elsewhere, keystrokes
 from .cases import Case
+from .dependent import change, python, script
 from .sources import CHAINS, Source, licence, pairs, release, singles
 
-KINDS = (*elsewhere.KINDS, *dependent.KINDS, *cursor.KINDS, *keystrokes.KINDS)
+KINDS = (*elsewhere.KINDS, *change.KINDS, *cursor.KINDS, *keystrokes.KINDS)
 T = TypeVar("T")
 
 
@@ -111,8 +112,8 @@ def finder(kind: str) -> Callable[[Source, random.Random], Iterator[Case]]:
         return keystrokes.cases
 
     def find(source: Source, rng: random.Random) -> Iterator[Case]:
-        changes = (dependent_python if source.language == "py" else dependent_script).changes
-        return dependent.cases(kind, source, rng, changes)
+        changes = (python if source.language == "py" else script).changes
+        return change.cases(kind, source, rng, changes)
 
     return find
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .cases import REACH_AFTER, REACH_BEFORE, Case, edited_case, line_start, stretch_from
-from .hunks import Hunk, undone
-from .sources import Source
+from ..cases import REACH_AFTER, REACH_BEFORE, Case, edited_case, line_start, stretch_from
+from ..hunks import Hunk, undone
+from ..sources import Source
 
 KINDS = (
     "rename-variable", "rename-parameter", "rename-function", "signature", "constant", "import",
