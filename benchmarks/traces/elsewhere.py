@@ -55,7 +55,7 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
                 if (stretch := stretch_from(old, start)) and (
                     case := edited_case(source.path, old, stretch, records, kind)
                 ):
-                    yield case if is_tool else typed(case)
+                    yield case if is_tool or kind == "move" else typed(case)
                     break
 
 

@@ -43,8 +43,9 @@ def write_sets(
         print(f"{kind}: {len(rows)} traces{'' if len(rows) >= per_kind else ', all there are'}")
     index["packages"] = {
         package: {
-            "versions": versions.split(),
-            "licence": licence(release(package, versions.split()[-1]), cache),
+            "licences": {
+                version: licence(release(package, version), cache) for version in versions.split()
+            },
             "trained_on": False,
         }
         for package, versions in CHAINS.items()
@@ -52,8 +53,9 @@ def write_sets(
     (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     counts = Counter(row["package"] for row in index["traces"])
     for package, fields in index["packages"].items():
-        first, last = fields["versions"][0], fields["versions"][-1]
-        print(f"{package} {first} to {last}, {fields['licence']}: {counts[package]} traces")
+        versions = list(fields["licences"])
+        named = " or ".join(sorted(set(fields["licences"].values())))
+        print(f"{package} {versions[0]} to {versions[-1]}, {named}: {counts[package]} traces")
 
 
 def read_index(folder: Path) -> dict:
