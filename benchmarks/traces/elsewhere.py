@@ -32,16 +32,10 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
         return
     old = source.old
     hunks, equal = changes(old, source.text)
-    if kind == "move":
-        groups = [*moved(old, hunks), *blocks.moves(old, source.language, LARGEST_EDIT)]
-    elif kind == "several":
-        groups = list(neighbours(hunks, rng))
-    else:
-        groups = [[hunk] for hunk in hunks if kind_of(hunk) == kind and is_large_enough(old, hunk)]
-    rng.shuffle(groups)
-    for group in groups:
+    for group, detail in groups(kind, source, hunks, rng):
         if any(max(hunk.end - hunk.start, len(hunk.text)) > LARGEST_EDIT for hunk in group):
             continue
+        # What a function moves past may be changed in the release: it stays as it was.
         spans = equal if kind != "move" else [(0, len(old))]
         starts = list(places(old, spans, group))
         rng.shuffle(starts)
@@ -53,10 +47,27 @@ def cases(kind: str, source: Source, rng: random.Random) -> Iterator[Case]:
         for some in (near, far) if rng.random() < 0.6 else (far, near):
             for start in some[:8]:
                 if (stretch := stretch_from(old, start)) and (
-                    case := edited_case(source.path, old, stretch, records, kind)
+                    case := edited_case(source.path, old, stretch, records, detail)
                 ):
                     yield case if is_tool or kind == "move" else typed(case)
                     break
+
+
+def groups(
+    kind: str, source: Source, hunks: list[Hunk], rng: random.Random
+) -> list[tuple[list[Hunk], str]]:
+    """Return what may be changed at once, shuffled, and where it comes from."""
+    old = source.old or ""
+    if kind == "several":
+        found = list(neighbours(hunks, rng))
+    elif kind == "move":
+        found = moved(old, hunks)
+    else:
+        found = [[hunk] for hunk in hunks if kind_of(hunk) == kind and is_large_enough(old, hunk)]
+    rng.shuffle(found)
+    made = list(blocks.moves(old, source.language, LARGEST_EDIT)) if kind == "move" else []
+    rng.shuffle(made)
+    return [*((group, "as released") for group in found), *((group, "made") for group in made)]
 
 
 def typed(case: Case) -> Case:
@@ -123,12 +134,15 @@ def neighbours(hunks: list[Hunk], rng: random.Random) -> Iterator[list[Hunk]]:
             yield run
 
 
-def moved(old: str, hunks: list[Hunk]) -> Iterator[list[Hunk]]:
-    """Yield pairs of hunks that take a text away and put it in again elsewhere."""
+def moved(old: str, hunks: list[Hunk]) -> list[list[Hunk]]:
+    """Return pairs of hunks that take a text away and put it in again elsewhere."""
     taken = {
         old[hunk.start : hunk.end].strip(): hunk for hunk in hunks if kind_of(hunk) == "delete"
     }
-    for hunk in hunks:
-        key = hunk.text.strip()
-        if kind_of(hunk) == "insert" and len(key) >= _SHORTEST_MOVED and key in taken:
-            yield sorted((hunk, taken[key]), key=lambda hunk: hunk.start)
+    return [
+        sorted((hunk, taken[key]), key=lambda hunk: hunk.start)
+        for hunk in hunks
+        if kind_of(hunk) == "insert"
+        and len(key := hunk.text.strip()) >= _SHORTEST_MOVED
+        and key in taken
+    ]
