@@ -1,4 +1,4 @@
-"""Which stale rows to compute again after an edit: rankings on the same caches, same number of rows.
+"""Which stale rows to compute again after an edit: rankings on the same caches, as many rows each.
 
 For every trace with one completion: the cache is filled, patched by turning, and then, for every
 ranking from the same state, a share of the prompt's rows is computed again; the next 32 tokens are
@@ -10,6 +10,7 @@ held against a full prefill's, and with --complete the greedy completion of 64 t
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -26,6 +27,7 @@ import torch.multiprocessing as multiprocessing
 from quality.rankings import RANKINGS, Patched
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.replay.replay import NUM_SCORED, PARAMS
 from keyturn.engine.replay.scoring import closeness
 from keyturn.engine.replay.trace import Complete, Cursor, Edit, next_place, read_trace
@@ -72,7 +74,7 @@ _COLUMNS = ("kind", "ranking", "share", "num_places", "kl_mean", "top1_agreement
 _COLUMNS += ("exact_match_full", "ratio_to_ours", "num_rows")
 
 
-def measured(args: Any, work: list[tuple[str, Path]]) -> list[dict[str, Any]]:
+def measured(args: argparse.Namespace, work: list[tuple[str, Path]]) -> list[dict[str, Any]]:
     """Return a row for every trace, ranking and share."""
     settings = Settings(num_threads=args.threads, dtype=args.dtype, device=args.device)
     engine = Engine(settings.engine_config())
@@ -89,7 +91,9 @@ def measured(args: Any, work: list[tuple[str, Path]]) -> list[dict[str, Any]]:
     return rows
 
 
-def of_trace(engine: Engine, args: Any, path: Path, seed: int) -> Iterator[dict[str, Any]]:
+def of_trace(
+    engine: Engine, args: argparse.Namespace, path: Path, seed: int
+) -> Iterator[dict[str, Any]]:
     """Yield each ranking's figures at the last completion of a trace."""
     trace = read_trace(path)
     session = opened(engine, "measured", args, trace.path, trace.text, "repair")
@@ -156,13 +160,15 @@ def of_trace(engine: Engine, args: Any, path: Path, seed: int) -> Iterator[dict[
         engine.close(key)
 
 
-def provenances(prompt: Any) -> Any:
+def provenances(prompt: PromptCache) -> np.ndarray:
     """Return the provenance of the prompt's rows, in order of position."""
     rows = prompt.rows
     return rows.record("provenance")[rows.by_position()]
 
 
-def opened(engine: Engine, key: str, args: Any, path: str, text: str, policy: str) -> Session:
+def opened(
+    engine: Engine, key: str, args: argparse.Namespace, path: str, text: str, policy: str
+) -> Session:
     """Open a document with the options."""
     return engine.open(key, text, path=path, model=args.model, policy=policy, layout=args.layout)
 
@@ -178,14 +184,14 @@ class State:
     NAMES = ("provenance", "leaned_on", "leaning", "debt", "attention")
 
     @staticmethod
-    def of(prompt: Any) -> State:
+    def of(prompt: PromptCache) -> State:
         """Copy the rows in use."""
         rows = prompt.rows
         storage = [part[:, :, : rows.num_rows].clone() for part in rows.storage]
         records = {name: rows.record(name).copy() for name in State.NAMES}
         return State(storage, records, rows.num_fresh)
 
-    def restore(self, prompt: Any) -> None:
+    def restore(self, prompt: PromptCache) -> None:
         """Put the copy back."""
         rows = prompt.rows
         for part, saved in zip(rows.storage, self.storage, strict=True):

@@ -14,6 +14,7 @@ from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
+from .prompt.repair import RepairLimit
 from .session import Model, Session
 from .wire.config import QUANTS, EngineConfig
 from .wire.errors import BadRequest, OutOfMemory, memory_error
@@ -170,6 +171,8 @@ class Engine:
             layout=layout,
             chunk_tokens=self._chunk_tokens,
             make_room=self._make_room,
+            repair_limit=RepairLimit(self.config.repair_budget_ms),
+            heals=self.config.heal,
         )
         self.sessions[key] = session
         self.sessions.move_to_end(key)
@@ -206,6 +209,8 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "kernels": {"backend": self._kernels.backend, "why": self._kernels.why},
             "models": sorted(self._models),
+            "repair_budget_ms": self.config.repair_budget_ms,
+            "heal": self.config.heal,
             "num_documents": len(self.sessions),
             "cache_bytes": sum(session.prompt.num_bytes for session in self.sessions.values()),
             "cache_budget_bytes": self.config.cache_bytes,

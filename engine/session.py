@@ -13,6 +13,7 @@ from .prompt.fim import FimTemplate
 from .prompt.policy import find_policy
 from .prompt.prompt_cache import PromptCache
 from .prompt.prompt_encoder import PromptEncoder
+from .prompt.repair import BY_SHARE, RepairLimit
 from .tokens.tokenizer import Tokenizer
 from .wire.config import Completion, CompletionParams
 from .wire.errors import BadPosition
@@ -57,6 +58,8 @@ class Session:
         path: its file name.
         layout_name: "spm", "psm", or "prefix" for a model that only continues text.
         policy: how edits are served.
+        repair_limit: how many rows are repaired before a completion, if the policy repairs.
+        heals: what `heal` does, one of `config.HEALS`.
         encoder: lays out and encodes the prompt.
         prompt: the cache's rows for the prompt, as of the last `sync`.
     """
@@ -71,6 +74,8 @@ class Session:
         layout: str | None,
         chunk_tokens: int,
         make_room: Callable[[Session, int], None],
+        repair_limit: RepairLimit = BY_SHARE,
+        heals: str = "full",
     ) -> None:
         """Open a document; nothing is computed yet.
 
@@ -82,6 +87,8 @@ class Session:
             layout: "spm" or "psm"; None takes the model's own.
             chunk_tokens: rows in one forward pass at most.
             make_room: called with the session and the rows it will hold before any are added.
+            repair_limit: how many rows are repaired before a completion, if the policy repairs.
+            heals: what `heal` does, one of `config.HEALS`.
 
         Raises:
             BadRequest: there is no such policy.
@@ -92,6 +99,8 @@ class Session:
         self.layout_name = "prefix" if template is None else layout or template.layout
         self.policy = find_policy(policy)
         self.prompt = PromptCache(model.decoder, model.capacity, self.policy, chunk_tokens)
+        self.repair_limit = repair_limit
+        self.heals = heals
         self._make_room = make_room
         self._document = Document(text)
         self.encoder = PromptEncoder(
@@ -170,7 +179,7 @@ class Session:
 
     @property
     def num_stale(self) -> int:
-        """Rows that `heal` would recompute."""
+        """Rows that are not what a full prefill would give."""
         return self.prompt.num_stale
 
     def drop_cache(self) -> None:
@@ -192,10 +201,20 @@ class Session:
         self._make_room(self, self.prompt.num_tokens)
         self.prompt.patch(check)
 
+    @property
+    def num_to_heal(self) -> int:
+        """Rows that `heal` would recompute."""
+        if self.heals == "off":
+            return 0
+        return self.prompt.num_stale if self.heals == "full" else self.prompt.num_worthwhile
+
     def heal(self, max_rows: int, check: Check) -> int:
-        """Recompute stale rows in order; return the number done, 0 when all are fresh."""
+        """Recompute stale rows as the session heals; return the number done, 0 when it is over."""
+        if self.heals == "off":
+            return 0
         self.sync(check)
-        return self.prompt.heal(max_rows, check)
+        heal = self.prompt.heal if self.heals == "full" else self.prompt.heal_worthwhile
+        return heal(max_rows, check)
 
     def complete(
         self,
@@ -224,6 +243,8 @@ class Session:
         self.sync(check)
         if self.policy.heals_first or heal:
             prompt.heal_now(check)
+        elif self.policy.repairs:
+            prompt.repair(self.repair_limit, check)
         prompt.drop_generated()
         logits = prompt.logits(check)
         num_computed = prompt.num_rows_forwarded - forwarded_before

@@ -149,7 +149,9 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
     _add_model_flags(replay)
     _add_quant_flag(replay)
     replay.add_argument(
-        "--policy", default=None, help="how an edit is served: full, prefix, turn (default), heal"
+        "--policy",
+        default=None,
+        help="how an edit is served: full, prefix, turn, repair (default), heal",
     )
     _add_download_flag(replay)
     replay.add_argument("--json", action="store_true", help="JSON lines instead of a table")
@@ -164,10 +166,17 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
         "machine",
     )
     replay.add_argument(
-        "--repair-tokens", type=int, metavar="N", help="of --policy repair, which is not there yet"
+        "--repair-tokens",
+        type=int,
+        metavar="N",
+        help="stale rows computed again in a round of "
+        "--policy repair; by default 8 %% of the prompt's",
     )
     replay.add_argument(
-        "--budget-ms", type=float, metavar="MS", help="of --policy repair, which is not there yet"
+        "--budget-ms",
+        type=float,
+        metavar="MS",
+        help="instead: what a round takes; 0 is no limit",
     )
 
 

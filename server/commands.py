@@ -29,7 +29,6 @@ _GIVEN_AS_CALLED = (
     *("model", "layout", "device", "dtype", "quant"),
     *("max_tokens", "temperature", "top_p"),
 )
-_REPAIR_FLAGS = ("repair_tokens", "budget_ms")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_TOKEN_CHARS = 16
 
@@ -71,13 +70,9 @@ def complete(arguments: argparse.Namespace) -> int:
 def replay(arguments: argparse.Namespace) -> int:
     """Replay a trace and print its measurements."""
     policy = arguments.policy or Settings().policy
-    if policy == "repair":
-        raise BadRequest("--policy repair is not available yet; use turn or heal")
     if policy not in POLICIES:
         raise BadRequest(f"--policy {policy}: must be one of {', '.join(POLICIES)}")
-    for name in _REPAIR_FLAGS:
-        if getattr(arguments, name) is not None:
-            raise BadRequest(f"--{name.replace('_', '-')} needs --policy repair")
+    _check_repair_flags(arguments, policy)
     rate = arguments.heal_tokens_per_ms
     if rate is not None and not 0 < rate < float("inf"):
         raise BadRequest(f"--heal-tokens-per-ms {rate}: must be a number above 0")
@@ -86,6 +81,7 @@ def replay(arguments: argparse.Namespace) -> int:
     if not trace.exists():
         raise BadRequest(f"no such file: {trace}; give a trace of JSON lines")
     from ..engine.engine import Engine
+    from ..engine.prompt.repair import RepairLimit
     from ..engine.replay.replay import run, write
 
     rows = run(
@@ -96,9 +92,23 @@ def replay(arguments: argparse.Namespace) -> int:
         oracle=not arguments.no_oracle,
         heal_tokens_per_ms=rate,
         layout=settings.layout,
+        repair_limit=RepairLimit(arguments.budget_ms, arguments.repair_tokens),
     )
     write(rows, as_json=arguments.json, out=sys.stdout)
     return 0
+
+
+def _check_repair_flags(arguments: argparse.Namespace, policy: str) -> None:
+    rows, ms = arguments.repair_tokens, arguments.budget_ms
+    for flag, value in (("--repair-tokens", rows), ("--budget-ms", ms)):
+        if value is not None and policy != "repair":
+            raise BadRequest(f"{flag} needs --policy repair")
+    if rows is not None and ms is not None:
+        raise BadRequest("--repair-tokens and --budget-ms exclude each other; give one of them")
+    if rows is not None and rows < 0:
+        raise BadRequest(f"--repair-tokens {rows}: must be a whole number from 0 up")
+    if ms is not None and not 0 <= ms < float("inf"):
+        raise BadRequest(f"--budget-ms {ms}: must be a number of milliseconds, 0 for no limit")
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..engine.wire.config import POLICIES, QUANTS, CompletionParams, EngineConfig
+from ..engine.wire.config import HEALS, POLICIES, QUANTS, CompletionParams, EngineConfig
 from ..engine.wire.errors import BadRequest
 
 SECTION = "keyturn"
@@ -86,7 +86,17 @@ class Settings:
     layout: str | None = _setting(
         None, _choice(None, "spm", "psm"), "order of prefix and suffix; null is the model's own"
     )
-    policy: str = _setting("turn", _choice(*POLICIES), "how an edit is served")
+    policy: str = _setting("repair", _choice(*POLICIES), "how an edit is served")
+    repair_budget_ms: float = _setting(
+        300.0,
+        _number(0, 600_000),
+        "longest repair of the cache after an edit, before a completion; 0 is no limit",
+    )
+    heal: str = _setting(
+        "worthwhile",
+        _choice(*HEALS),
+        "what is computed again in idle time: all that is stale, what is worth it, or nothing",
+    )
     device: str = _setting(
         "auto", _text('"auto", "cpu" or a torch device such as "cuda:0"'), "where the model runs"
     )
@@ -171,6 +181,8 @@ class Settings:
             window_tokens=self.window_tokens,
             chunk_tokens=self.chunk_tokens,
             quant=self.quant,
+            repair_budget_ms=self.repair_budget_ms,
+            heal=self.heal,
         )
 
     def completion_params(self, stop: tuple[str, ...] = ()) -> CompletionParams:

@@ -113,6 +113,10 @@ class FakeSession:
                 on_text(piece, 0.5)
         return Completion(text, (1, 2), len(self.text), 0, 1.5, 2.5, 1, "end", (0.5, 0.25))
 
+    @property
+    def num_to_heal(self) -> int:
+        return self.num_stale
+
 
 class FakeModel(NamedTuple):
     """What the engine gives for a loaded model."""

@@ -1,4 +1,4 @@
-"""Ways to choose the stale rows that are computed again, ours and other people's, all on one cache."""
+"""Ways to choose the stale rows that are computed again, ours and others', on one cache."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Patched:
         return found
 
     def early_deviation(self, slots: Ints, num_layers: int) -> Floats:
-        """How far keys and values of a layer move when the rows go through the first layers anew."""
+        """How far keys and values of a layer move when rows go through the first layers anew."""
         rows, layer = self.rows, num_layers - 1
         if not len(slots):
             return np.zeros(rows.num_rows, dtype=np.float32)
@@ -142,7 +142,7 @@ def _after_edits(patched: Patched, length: int, count: int) -> Ints:
     for step in range(length):
         for at in patched.edited:
             slot = by_position.get(int(at) + step)
-            if slot in stale and slot not in chosen and len(chosen) < count:
+            if slot is not None and slot in stale and slot not in chosen and len(chosen) < count:
                 chosen.append(slot)
     return np.array(chosen, dtype=np.int64)
 

@@ -36,7 +36,12 @@ class EngineSession(Protocol):
 
     @property
     def num_stale(self) -> int:
-        """Rows that `heal` would recompute."""
+        """Rows that are not what a full prefill would give."""
+        ...
+
+    @property
+    def num_to_heal(self) -> int:
+        """Rows that `heal` would recompute; less than the stale ones where not all are worth it."""
         ...
 
     def edit(self, edits: Sequence[tuple[int, int, str]]) -> None:

@@ -114,8 +114,8 @@ class HeldDocument:
 
     @property
     def wants_healing(self) -> bool:
-        """Somebody looks at it and its cache is not what a prefill would give."""
-        return self.visible and self.session is not None and self.session.num_stale > 0
+        """Somebody looks at it and its cache is worth being healed."""
+        return self.visible and self.session is not None and self.session.num_to_heal > 0
 
     def change(self, job: Job, engine: HostedEngine) -> object:
         """Do what a job other than a completion asks; the text changes, the cache does not.

@@ -88,7 +88,8 @@ class Scheduler:
     def status(self) -> dict[str, Any]:
         """Return the engine's status after the last job, as plain data; waits for nothing.
 
-        Beside the engine's own: `num_stale_rows` that healing would recompute, `num_queued`
+        Beside the engine's own: `num_stale_rows` that are not what a prefill would give,
+        `num_rows_to_heal` of them that healing is going to recompute, `num_queued`
         requests, and `is_idle`: nothing is queued, behind its text or to be healed.
         """
         is_idle, num_queued = self._is_idle, len(self._inbox)
@@ -353,6 +354,7 @@ class Scheduler:
         self._engine_status = {
             **self._engine.status(),
             "num_stale_rows": sum(session.num_stale for session in sessions),
+            "num_rows_to_heal": sum(session.num_to_heal for session in sessions),
         }
 
 

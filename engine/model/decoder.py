@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack
+from .pass_cost import PassCost
 from .passes import (
     AttentionRecord,
     EagerPass,
@@ -37,6 +39,7 @@ class Decoder:
         stack: its weights.
         dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
+        cost: what its passes take here.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Decoder:
         """
         refuse_unsupported(config, config.family)
         self.config = config
+        self.cost = PassCost()
         self._all_layers = range(config.num_layers)
         norm = tensors.pop(names.NORM)
         assert isinstance(norm, Tensor), "a vector is never in blocks"
@@ -189,7 +193,16 @@ class Decoder:
             self.forward(cache, slots[:count], lambda: None)
         self.last_logits(cache, slots[-1:], lambda: None)
         if self.device.type == "cuda":
+            self._calibrate(cache, slots)
+
+    def _calibrate(self, cache: KVCache, slots: Slots) -> None:
+        """Time a few passes: later nobody waits for one alone."""
+        for count in (PATCH_ROWS[0], len(slots)) * 2:
             torch.cuda.synchronize(self.device)
+            started_at = time.perf_counter()
+            self.forward(cache, slots[:count], lambda: None)
+            torch.cuda.synchronize(self.device)
+            self.cost.observe(count, (time.perf_counter() - started_at) * 1e3)
 
 
 def _refuse_odd_columns(config: ModelConfig, plane_bits: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ from .dependencies import Dependencies, recorded_layers
 from .edit_plan import Run, moved_rows, rows_between
 from .layout import SegmentKey
 from .policy import Policy
-from .repair import choose, worth
+from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, worth
 
 Ints = NDArray[np.int64]
 
@@ -27,6 +28,12 @@ KEPT, TURNED, REPAIRED, RECOMPUTED = range(4)
 
 # Added to the positions of rows that a pass must not see: they come after all that it computes.
 _MASKED = 1 << 40
+
+# Of repair before a completion, at most.
+_ROUNDS = 2
+# Healing by what rows are worth ends when so much of it is left; and where so few rows are stale
+# to the end that to compute them all, in order, makes the whole cache exact.
+_LEFT_UNHEALED, _SHORT_TAIL = 0.05, 256
 
 _NO_ROWS: Slots = np.empty(0, dtype=np.int64)
 
@@ -100,6 +107,8 @@ class PromptCache:
         self._version = 0  # of the prompt
         self._patched_version = -1  # of the prompt that the rows are those of
         self._last_logits: _LastLogits | None = None
+        self._is_owing = False  # rows have changed that others leaned on, and none is repaired
+        self._owed_at_first: float | None = None  # by all rows, when healing by worth began
 
     @property
     def token_ids(self) -> Ints:
@@ -161,7 +170,9 @@ class PromptCache:
         """
         if self._patched_version == self._version:
             return
-        missing, cache = self._place(), self.rows
+        cache = self.rows
+        generation = cache.generation
+        missing = self._place()
         for start in range(0, len(missing), self._chunk_tokens):
             at = missing[start : start + self._chunk_tokens]
             is_final = start + self._chunk_tokens >= len(missing)
@@ -174,6 +185,8 @@ class PromptCache:
             self._count_forwarded(slots)
             if is_final:
                 self._keep_logits(logits)
+        if cache.generation != generation:
+            self._is_owing, self._owed_at_first = True, None
         cache.by_position()  # for the next patch; a GPU is still at work
         self._patched_version = self._version
 
@@ -222,25 +235,76 @@ class PromptCache:
             done += len(slots)
         return done
 
+    @property
+    def num_worthwhile(self) -> int:
+        """Rows that `heal_worthwhile` would still compute; 0 when little is left to gain."""
+        if self.dependencies is None or self.num_stale <= _SHORT_TAIL:
+            return self.num_stale
+        positions = self.rows.positions
+        owes = owed(self.dependencies)
+        of_stale = owes[(positions >= self.rows.num_fresh) & (positions < self.num_tokens - 1)]
+        total = float(of_stale.sum())
+        if self._owed_at_first is None:
+            self._owed_at_first = total
+        excess = total - _LEFT_UNHEALED * self._owed_at_first
+        if excess <= 0 or total <= 0:
+            return 0
+        largest_first = np.cumsum(-np.sort(-of_stale))
+        return int(np.searchsorted(largest_first, excess)) + 1
+
+    def heal_worthwhile(self, max_rows: int, check: Check) -> int:
+        """Recompute stale rows in the order of what they are worth, until little is left to gain.
+
+        No row is fresh by that, but where few are stale: those are recomputed in order, to the end.
+
+        Returns:
+            The number of rows done; 0 when it is over.
+        """
+        if self.num_stale <= _SHORT_TAIL or self.dependencies is None:
+            return self.heal(max_rows, check)
+        if not (num_rows := self.num_worthwhile):
+            return 0
+        worths = worth(self.dependencies)
+        slots = choose(self.rows, worths, self.num_tokens, min(num_rows, max_rows))
+        with_last = np.append(slots, self._last_row())
+        self._keep_logits(self._recompute(with_last, check))
+        self.num_rows_healed += len(with_last)
+        return len(with_last)
+
     def heal_now(self, check: Check) -> None:
         """Heal to the end as part of serving a completion (policy "heal")."""
         while self.num_stale:
             self._count_forwarded(self._recompute_lowest_stale(self.num_stale, check))
 
-    def repair(self, max_rows: int, check: Check) -> int:
+    def repair(self, limit: RepairLimit, check: Check) -> int:
         """Compute again the stale rows that are worth most, and the cursor's row with them.
 
+        Once for every change of the rows: what is typed on at the end makes nothing stale. Another
+        round is spent where the first has changed what the model is about to say.
+
         Returns:
-            The number of rows done; 0 when all are fresh.
+            The number of rows done.
         """
-        self.logits(check)  # what the cursor's row attends to
-        assert self.dependencies is not None, "asked of a policy that repairs"
-        chosen = choose(self.rows, worth(self.dependencies), self.num_tokens, max_rows)
-        self.recompute(chosen, check)
-        return len(chosen)
+        if not self._is_owing or self.dependencies is None or not self.num_stale:
+            return 0
+        done = 0
+        before = self.logits(check)  # what the cursor's row attends to
+        for _ in range(_ROUNDS):
+            max_rows = limit.rows(self.num_tokens, self.decoder.cost)
+            slots = choose(self.rows, worth(self.dependencies), self.num_tokens, max_rows)
+            if not len(slots):
+                break
+            self.recompute(slots, check)
+            done += len(slots)
+            after = self.logits(check)
+            if disagreement(before, after) < DISAGREEMENT:
+                break
+            before = after
+        self._is_owing = False
+        return done
 
     def recompute(self, slots: Slots, check: Check) -> None:
-        """Compute rows of the prompt again, in order of position, and the cursor's row with them."""
+        """Compute rows of the prompt again, in order of position, and the cursor's with them."""
         if len(slots):
             logits = self._recompute(np.append(slots, self._last_row()), check)
             self._count_forwarded(slots)
@@ -351,7 +415,10 @@ class PromptCache:
         """Compute rows, note what they lean on, and return the logits after the last of them."""
         cache, dependencies = self.rows, self.dependencies
         record = None if dependencies is None else dependencies.asked(slots)
+        started_at = time.perf_counter()
         logits = self.decoder.last_logits(cache, slots, check, record)
+        if not logits.is_cuda:  # a GPU is still at work
+            self.decoder.cost.observe(len(slots), (time.perf_counter() - started_at) * 1e3)
         cache.mark_computed(slots)
         if dependencies is not None and record is not None:
             dependencies.note(slots, record)

@@ -18,6 +18,7 @@ import torch
 
 from ..engine import Engine
 from ..prompt.policy import find_policy
+from ..prompt.repair import BY_SHARE, RepairLimit
 from ..session import Session
 from ..wire.config import Completion, CompletionParams
 from .scoring import Closeness, closeness, edit_similarity, percentile
@@ -38,6 +39,7 @@ def run(
     oracle: bool,
     heal_tokens_per_ms: float | None,
     layout: str | None = None,
+    repair_limit: RepairLimit = BY_SHARE,
 ) -> Iterator[dict[str, Any]]:
     """Replay a trace; yield one dict per completion, then the summary.
 
@@ -50,12 +52,13 @@ def run(
         heal_tokens_per_ms: rows healed per simulated idle millisecond; None takes the rate
             of the opening prefill.
         layout: "spm", "psm" or None for the model's own.
+        repair_limit: how many rows a round repairs, under a policy that repairs.
 
     Raises:
         BadRequest: the trace is malformed; nothing was computed.
     """
     trace = read_trace(trace_path)
-    replay = _Replay(engine, trace, model, policy, oracle, heal_tokens_per_ms, layout)
+    replay = _Replay(engine, trace, model, policy, oracle, heal_tokens_per_ms, layout, repair_limit)
     try:
         yield from replay.steps()
     finally:
@@ -94,6 +97,7 @@ class _Replay:
     oracle: bool
     heal_tokens_per_ms: float | None
     layout: str | None
+    repair_limit: RepairLimit
     open_ms: float | None = None
     edit_ms: float = 0.0
     num_edits: int = 0
@@ -113,6 +117,8 @@ class _Replay:
             policy=self.policy,
             layout=self.layout,
         )
+        self.session.repair_limit = self.repair_limit
+        self.session.heals = "full"  # as the trace format says
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Carry out the records in order."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POLICIES = ("full", "prefix", "turn", "repair", "heal")
+HEALS = ("full", "worthwhile", "off")
 QUANTS = ("b2", "b3", "b4", "b5", "b6", "b7", "b8")
 
 
@@ -27,6 +28,9 @@ class EngineConfig:
         quant: "b2" to "b8": round the layers' matrices to so many bit planes, on a GPU; None or
             "none" leaves them as they are. Absent it is None, which changes nothing: a client that
             does not know it has said nothing about it.
+        repair_budget_ms: what repair may take before a completion, as `RepairLimit.max_ms`.
+        heal: what idle time heals: "full": every stale row, in order; "worthwhile": by what rows
+            are worth, until little is left to gain; "off": nothing.
     """
 
     device: str
@@ -36,6 +40,8 @@ class EngineConfig:
     window_tokens: int
     chunk_tokens: int
     quant: str | None = None
+    repair_budget_ms: float | None = None
+    heal: str = "full"
 
 
 @dataclass(frozen=True, slots=True)
