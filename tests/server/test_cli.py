@@ -105,10 +105,13 @@ def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
     assert "--layout sideways" in error_of(capfd, "complete", place, "--layout", "sideways")
     trace = f"{tmp_path}/none.jsonl"
     assert "no such file" in error_of(capfd, "replay", trace)
-    assert "not available yet" in error_of(capfd, "replay", trace, "--policy", "repair")
-    assert "full, prefix, turn, heal" in error_of(capfd, "replay", trace, "--policy", "fast")
+    assert "full, prefix, turn, repair, heal" in error_of(capfd, "replay", trace, "--policy", "fast")
     for flag in ("--repair-tokens", "--budget-ms"):
-        assert f"{flag} needs --policy repair" in error_of(capfd, "replay", trace, flag, "3")
+        message = error_of(capfd, "replay", trace, "--policy", "turn", flag, "3")
+        assert f"{flag} needs --policy repair" in message
+        assert f"{flag} -1" in error_of(capfd, "replay", trace, flag, "-1")
+    both = ("--repair-tokens", "8", "--budget-ms", "50")
+    assert "exclude each other" in error_of(capfd, "replay", trace, *both)
     assert "above 0" in error_of(capfd, "replay", trace, "--heal-tokens-per-ms", "0")
 
 
