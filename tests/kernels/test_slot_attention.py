@@ -9,10 +9,9 @@ import triton
 from keyturn.engine.model.attention import attend, causal_bias
 from keyturn.kernels.attention import reference
 from keyturn.kernels.attention import slots_tiles as tiles
-from keyturn.kernels.attention import slots_workspace as workspaces
 from keyturn.kernels.attention.slots import attend_slots
 from keyturn.kernels.attention.slots_tiles import Cut, Tile, cut_for
-from keyturn.kernels.attention.slots_workspace import workspace_for
+from keyturn.kernels.attention.slots_workspace import workspace_for, workspace_of_call
 
 from .conftest import IS_INTERPRETED
 
@@ -275,16 +274,20 @@ def test_calls_without_a_workspace_share_locks(device):
         found = [attend_slots(queries, *cache, 100) for _ in range(2)]
     assert torch.equal(*found)
     assert torch.equal(attend_slots(queries, *cache, 100), found[0])
-    shared = workspaces._locks_of(cache[0].device, 1)
-    assert shared is workspaces._locks_of(cache[0].device, len(shared))
+
+    def locks(num_locks):
+        keys = torch.empty(num_locks, 16, 8, dtype=torch.bfloat16, device=device)
+        return workspace_of_call(keys, 1, num_locks, False, "vector", SMALL).locks
+
+    shared = locks(1)
+    assert shared is locks(len(shared))
     assert not shared.any()
-    more = workspaces._locks_of(cache[0].device, len(shared) + 1)
-    assert len(more) == len(shared) + 1
-    assert shared is workspaces._locks_of(cache[0].device, 1)
+    assert len(locks(len(shared) + 1)) == len(shared) + 1
+    assert shared is locks(1)
 
 
-def test_how_the_work_is_cut(monkeypatch):
-    monkeypatch.setattr(tiles, "_num_processors", lambda _: 132)
+def test_how_the_work_is_cut():
+    processors = 132
     default = {"vector": tiles.VECTOR_TILE, "dot": tiles.DOT_TILE, "wide": tiles.WIDE_TILE}
     cases = [
         # (path, KV heads, group, capacity, cut)
@@ -301,9 +304,10 @@ def test_how_the_work_is_cut(monkeypatch):
     ]
     for path, num_kv_heads, group, capacity, cut in cases:
         keys = torch.empty(num_kv_heads, capacity, 128, dtype=torch.bfloat16, device="meta")
-        assert cut_for(path, default[path], keys, num_kv_heads * group) == cut, (path, cut)
+        found = cut_for(path, default[path], keys, num_kv_heads * group, processors)
+        assert found == cut, (path, cut)
     keys = torch.empty(2, 2176, 128, device="meta")
-    assert not cut_for("dot", tiles.DOT_TILE, keys, 12).is_combined  # float32
+    assert not cut_for("dot", tiles.DOT_TILE, keys, 12, processors).is_combined  # float32
 
 
 @pytest.mark.parametrize("heads", [(4, 1, 64), (2, 3, 64)], ids=str)
