@@ -179,7 +179,7 @@ def test_the_reference_equals_the_engine(device):
     [
         ("dot", (2, 1, 64), 15, None),
         ("dot", (1, 3, 80), 15, None),
-        ("dot", (2, 5, 64), 15, HALVED),
+        ("dot", (2, 5, 64), 7 if IS_INTERPRETED else 15, HALVED),
         ("wide", (2, 1, 64), 70, None),
         ("wide", (1, 3, 80), 23, None),
     ],
@@ -192,7 +192,8 @@ def test_a_row_does_not_depend_on_the_others(device, path, heads, num_rows, tile
     positions = row_positions(num_rows, num_slots, device)
     options = {"path": path, "tile": tile}
     together = run(queries, *cache, num_slots, positions, slot_positions, **options)
-    for first, last in [(0, 1), (3, 4), (4, 11), (14, 15), (num_rows - 2, num_rows)]:
+    ranges = [(0, 1), (3, min(num_rows - 1, 11)), (num_rows - 2, num_rows)]
+    for first, last in ranges if IS_INTERPRETED else [*ranges, (4, num_rows), (3, 4)]:
         alone = run(
             queries[first:last], *cache, num_slots, positions[first:last], slot_positions,
             **options,
@@ -221,14 +222,16 @@ def test_one_launch_equals_float64_and_itself(device, heads, num_rows, path, til
     workspace = workspace_for(keys, num_rows, num_heads, path=path, tile=tile)
     options = {"workspace": workspace, "path": path, "tile": tile}
     # One split and all; of the last slots' split a part, and none.
-    for num_slots in (129, 5, 33, 0, 128):
+    for num_slots in (129, 5, 0) if IS_INTERPRETED else (129, 5, 33, 0, 128):
         seen = slot_positions[:num_slots]
         found = attend_slots(queries, keys, values, num_slots, positions, seen, **options)
         assert not workspace.locks.any()
         expected = exact(queries, keys, values, num_slots, positions, seen)
         assert (found.double() - expected).norm() <= ALLOWED[torch.bfloat16] * expected.norm()
         count = torch.full((1,), num_slots, dtype=torch.int32, device=device)
-        for used, at in ((num_slots, seen), (count, slot_positions)):
+        # The interpreter's programs come in one order: the same call twice tells nothing.
+        calls = [(num_slots, seen), (count, slot_positions)]
+        for used, at in calls[1:] if IS_INTERPRETED else calls:
             again = attend_slots(queries, keys, values, used, positions, at, **options)
             assert torch.equal(again, found)
     assert not workspace.locks.any()
@@ -245,7 +248,7 @@ def test_the_bits_do_not_depend_on_who_comes_last(device, heads, num_rows, path,
     expected = attend_slots(queries, keys, values, 150, **options)
     # All parts are there from before. As if others had come already, an earlier program is taken
     # for the last one; those that come after it are left in the locks.
-    for before in range(1, cut_for(path, tile, keys, num_heads).num_splits, 2):
+    for before in range(1, cut_for(path, tile, keys, num_heads).num_splits, 4):
         workspace.locks.fill_(before)
         found = attend_slots(queries, keys, values, 150, **options)
         assert torch.equal(found, expected)
