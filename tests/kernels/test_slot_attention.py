@@ -138,7 +138,11 @@ def test_rows_see_slots_by_position(device, heads, num_rows, num_slots):
 
 
 @pytest.mark.parametrize("dtype", ALLOWED, ids=str)
-@pytest.mark.parametrize(("heads", "num_rows"), [((1, 1, 64), 129), ((1, 3, 80), 23)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "num_rows"),
+    [((1, 1, 64), 65 if IS_INTERPRETED else 129), ((1, 3, 80), 23)],
+    ids=str,
+)
 def test_many_rows_equal_float64(device, heads, num_rows, dtype):
     num_slots = 129
     *cache, slot_positions = make_cache(heads, num_slots, device, dtype)
