@@ -18,7 +18,8 @@ from ..tolerance import ONE_ROUNDING, assert_close
 
 SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
 ODDITIES = ["é", "😀", "\r\n", "\x0c", "\u2028", "\t", "\ud800", "  ", "\n\n", "日本", "x" * 40]
-# Several chunks of rows each; of six faults put in by hand the rarest showed in the 48th.
+# Several chunks of rows each; of five faults put in by hand that show at all, the rarest did so in
+# the 48th sequence.
 NUM_SEQUENCES, MAX_CHARS = 150, 1200
 GREEDY = CompletionParams(8, 0.0, 1.0, 0, (), 0.0)
 
