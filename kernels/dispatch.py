@@ -66,17 +66,21 @@ class Kernels:
 
 
 def choose(device: torch.device) -> Kernels:
-    """Return the ops for a device; what was chosen for it before, unless KEYTURN_KERNELS changed.
+    """Return the ops for a device, tried out once for each value of KEYTURN_KERNELS."""
+    return _chosen(device, os.environ.get(VARIABLE, "auto"))
+
+
+def try_out(device: torch.device, wanted: str) -> Kernels:
+    """Find out which ops a device gets as things are now; `choose` remembers what this said.
 
     Triton is used where it can compile for the device and gives the right answer to one small
     task, which is tried. Whatever stands against it ends in the reference and a reason, never in
     an error.
+
+    Args:
+        device: that computes.
+        wanted: one of CHOICES; anything else is named in the reason and counts as "auto".
     """
-    return _choose(device, os.environ.get(VARIABLE, "auto"))
-
-
-@functools.cache
-def _choose(device: torch.device, wanted: str) -> Kernels:
     note = ""
     if wanted not in CHOICES:
         note = f"; {VARIABLE}={wanted} is not one of {', '.join(CHOICES)} and is ignored"
@@ -91,6 +95,9 @@ def _choose(device: torch.device, wanted: str) -> Kernels:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     how = "compiled for sm_{}{}".format(*capability) if capability else "interpreted"
     return _triton(f"{how}, tried on one key{note}")
+
+
+_chosen = functools.cache(try_out)
 
 
 def _reference(why: str) -> Kernels:

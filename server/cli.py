@@ -127,6 +127,12 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
     )
     complete.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
     complete.add_argument(
+        "--languages",
+        metavar="A,B",
+        help="suggest only in these languages (LSP identifiers such as python,sql); by default in "
+        "those that the model was trained on",
+    )
+    complete.add_argument(
         "--depth", default="full", help="layers to run: 'full', or the model's number of layers"
     )
     where = complete.add_mutually_exclusive_group()

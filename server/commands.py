@@ -47,15 +47,16 @@ def complete(arguments: argparse.Namespace) -> int:
     from .suggestion import asked, offered, untrained
     from .trim import Trimmed
 
-    settings = _settings(arguments)
+    settings = with_values(_settings(arguments), languages=_names(arguments.languages))
     _check_depth(arguments.depth, None)
     place = open_place(arguments.place, settings)
     document, offset = place.document, place.offset
     params = asked(document.text, offset, settings.completion_params())
     completion, languages = _complete(place, params, settings, arguments)
-    kept = offered(completion, document.text, offset, language_of("", place.name))
+    language = language_of("", place.name)
+    kept = offered(completion, document.text, offset, language)
     if (reason := untrained("", place.name, languages, settings.languages)) is not None:
-        kept = Trimmed("", reason)
+        kept = Trimmed("", f"{reason}, here as --languages {language}")
     if arguments.json:
         _print(json.dumps(_figures(completion, kept.text, settings.model)) + "\n")
     elif kept.text:
@@ -231,6 +232,19 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if getattr(arguments, "download", False):
         resolve(settings.model, download=True)
     return settings
+
+
+def _names(value: str | None) -> list[str] | None:
+    """Return the language identifiers of a flag, without white space around them."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise BadRequest(
+            f"--languages '{value}': must be language identifiers with commas between them, for "
+            "instance python,sql"
+        )
+    return names
 
 
 def _check_depth(depth: str, num_layers: int | None) -> None:

@@ -105,7 +105,7 @@ def _examine_model(found: dict[str, Any], settings: Settings) -> None:
 
     path = resolve(settings.model)
     engine = Engine(settings.engine_config())
-    _note_device(found, settings, engine.status())
+    examine_device(found, settings, engine.status())
     started_at = time.perf_counter()
     engine.load(settings.model)
     load_ms = (time.perf_counter() - started_at) * 1e3
@@ -128,8 +128,15 @@ def _examine_model(found: dict[str, Any], settings: Settings) -> None:
     }
 
 
-def _note_device(found: dict[str, Any], settings: Settings, status: dict[str, Any]) -> None:
-    """Take over what the engine chose; kernels that a GPU should have had are a problem."""
+def examine_device(found: dict[str, Any], settings: Settings, status: dict[str, Any]) -> None:
+    """Note what an engine chose and why; kernels that a GPU should have had are a problem.
+
+    Args:
+        found: receives `device`, `dtype`, `kernels` and, in words, `why`; its list `problems` grows
+            by what is wrong, and `ok` stays, since completion works without kernels.
+        settings: what was asked for.
+        status: of the engine, as `Engine.status` gives it.
+    """
     device, kernels = status["device"], status["kernels"]
     found["device"], found["dtype"], found["kernels"] = device, status["dtype"], kernels
     found["why"] = _why(settings, device, status["dtype"])

@@ -128,7 +128,9 @@ class Cut(NamedTuple):
         return {"COMBINED": heads, "SPLITS_PAD": splits_pad, "CHUNK": max(1, chunk)}
 
 
-def cut_for(path: str, tile: Tile, keys: Tensor, num_heads: int) -> Cut:
+def cut_for(
+    path: str, tile: Tile, keys: Tensor, num_heads: int, num_processors: int | None = None
+) -> Cut:
     """Return how a path cuts the work: into one wave of programs at most for a row.
 
     Args:
@@ -136,10 +138,11 @@ def cut_for(path: str, tile: Tile, keys: Tensor, num_heads: int) -> Cut:
         tile: of that path.
         keys: a cache layer.
         num_heads: query heads.
+        num_processors: multiprocessors that share the work; None asks the cache's device.
     """
     num_kv_heads, capacity, head_dim = keys.shape
     blocks = triton.cdiv(capacity, tile.block(head_dim, keys.itemsize))
-    wave = tile.programs * _num_processors(keys.device)
+    wave = tile.programs * (num_processors or _num_processors(keys.device))
     if path == "wide":
         # Each KV head has about as many tiles as query heads. Many rows make many parts, which as
         # many programs of a second launch read at once.

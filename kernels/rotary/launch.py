@@ -29,19 +29,20 @@ class Tile(NamedTuple):
             Angles are float32 and as many bytes as the key itself in bfloat16: read again for
             every head, they would double what passes the second-level cache.
         num_warps: of one program.
+        grouped_slots: slots that go through all heads together; the angles of so many, 2 to 4 MB,
+            stay in a second-level cache.
     """
 
     num_bytes: int
     heads: int
     num_warps: int
+    grouped_slots: int = 8192
 
     def rows(self, head_dim: int, itemsize: int) -> int:
         """Return the slots of one program."""
         return max(1, self.num_bytes // (triton.next_power_of_2(head_dim) * itemsize))
 
 
-# Slots that go through all heads together: their angles, 2 to 4 MB, stay in a second-level cache.
-_GROUPED_SLOTS = 8192
 # The best of 45 on an H100; `benchmarks/bench_kernels.py --only rope_shift --sweep` tries others.
 TURN_TILE = Tile(num_bytes=4096, heads=16, num_warps=8)
 # One layer's rows: few while decoding, where small programs start soonest; more in a prefill.
@@ -91,7 +92,7 @@ def turn(
         return
     constants = _constants(head_dim, cos.shape[-1], unrotated.itemsize, tile)
     row_blocks = triton.cdiv(len(slots), constants["ROWS"])
-    num_groups = triton.cdiv(len(slots), _GROUPED_SLOTS)
+    num_groups = triton.cdiv(len(slots), tile.grouped_slots)
     turned_blocks = triton.cdiv(row_blocks, num_groups)
     num_programs = num_groups * turned_blocks * triton.cdiv(num_heads, tile.heads)
     with torch.cuda.device_of(unrotated):

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from keyturn.server.cli import main
 
 KEYTURN = [sys.executable, "-P", "-m", "keyturn.server"]
 FIGURES = [
@@ -34,13 +37,27 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
+def call(capfd) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """Run a command in this process, which has loaded torch: for all but a command's first case."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def run_here(*arguments: str) -> subprocess.CompletedProcess:
+        code = main(arguments)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    yield run_here
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def code_file(tmp_path: Path) -> Path:
     path = tmp_path / "code.txt"
     path.write_bytes(b"import os\r\nname = \r\nprint(name)\r\n")
     return path
 
 
-def test_complete_prints_the_contracts_fields(code_file, tiny_model) -> None:
+def test_complete_prints_the_contracts_fields(code_file, tiny_model, call) -> None:
     place, model = f"{code_file}:2:7", str(tiny_model)
     flags = ("--model", model, "--device", "cpu", "--max-tokens", "8")
     done = run("complete", place, *flags, "--json")
@@ -49,34 +66,33 @@ def test_complete_prints_the_contracts_fields(code_file, tiny_model) -> None:
     assert list(figures) == FIGURES
     assert figures["model"] == model
     assert figures["text"]
-    assert run("complete", place, *flags).stdout == figures["text"] + "\n"
     layers = str(figures["num_layers_run"])
-    assert run("complete", place, *flags, "--depth", layers).returncode == 0
-    refused = run("complete", place, *flags, "--depth", "99")
+    assert call("complete", place, *flags, "--depth", layers).stdout == figures["text"] + "\n"
+    refused = call("complete", place, *flags, "--depth", "99")
     assert refused.returncode == 2
     assert f"only full or {layers}" in refused.stderr
 
 
-def test_the_same_seed_gives_the_same_text(code_file, tiny_model) -> None:
+def test_the_same_seed_gives_the_same_text(code_file, tiny_model, call) -> None:
     flags = ("--model", str(tiny_model), "--temperature", "1.5", "--top-p", "0.9")
-    texts = [
-        run("complete", f"{code_file}:2:7", *flags, "--seed", seed).stdout
-        for seed in ("1", "1", "2")
-    ]
+    flags = ("complete", f"{code_file}:2:7", *flags, "--threads", "1", "--seed")
+    texts = [one(*flags, seed).stdout for one, seed in ((run, "1"), (call, "1"), (call, "2"))]
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_model_errors_are_one_line(code_file, tmp_path) -> None:
+def test_model_errors_are_one_line(code_file, tmp_path, call, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     corrupt = tmp_path / "corrupt.gguf"
     corrupt.write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 64)
     empty = tmp_path / "empty"
     empty.mkdir()
-    for model in (str(corrupt), str(empty), "no/such-model", "nonsense"):
-        done = run("complete", f"{code_file}:2:7", "--model", model, HF_HUB_OFFLINE="1")
+    cases = ((run, str(corrupt)), (call, str(empty)), (call, "no/such-model"), (call, "nonsense"))
+    for one, model in cases:
+        done = one("complete", f"{code_file}:2:7", "--model", model)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("keyturn: ")
         assert done.stderr.count("\n") == 1, done.stderr
-    done = run("complete", f"{code_file}:2:7", "--device", "warp:9")
+    done = call("complete", f"{code_file}:2:7", "--device", "warp:9")
     assert done.returncode == 2
     assert "warp:9" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -159,14 +175,15 @@ def test_a_host_with_other_settings_is_not_used_unless_asked_for(
     assert str(tiny_model) in status["models"]
 
 
-def test_nothing_to_suggest_is_exit_code_3(tmp_path, tiny_model) -> None:
+def test_nothing_to_suggest_is_exit_code_3(tmp_path, tiny_model, call, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     path = tmp_path / "code.py"
     path.write_text("x")
     flags = ("--model", str(tiny_model), "--device", "cpu", "--max-tokens", "1")
     codes = set()
     for seed in range(2):
         more = ("--temperature", "9", "--seed", str(seed))
-        done = run("complete", f"{path}:1:1", *flags, *more, XDG_RUNTIME_DIR=str(tmp_path))
+        done = call("complete", f"{path}:1:1", *flags, *more)
         codes.add(done.returncode)
         assert done.returncode == (0 if done.stdout else 3)
         assert ("no completion: " in done.stderr) == (not done.stdout)
@@ -188,7 +205,7 @@ def test_progress_is_shown_on_a_terminal_only(code_file, tiny_model, tmp_path) -
     assert "keyturn:" not in done.stdout.decode()
 
 
-def test_replay_prints_completions_then_the_summary(tmp_path, tiny_model) -> None:
+def test_replay_prints_completions_then_the_summary(tmp_path, tiny_model, call) -> None:
     text = "import os\n\n\ndef area(width):\n    return \n"
     records = [
         {"open": {"path": "a.py", "text": text}},
@@ -203,7 +220,7 @@ def test_replay_prints_completions_then_the_summary(tmp_path, tiny_model) -> Non
     assert summary["policy"] == "turn"
     assert (summary["num_edits"], summary["num_completions"]) == (1, 1)
     trace.write_text('{"edit": {}}\n')
-    broken = run("replay", str(trace), "--model", str(tiny_model))
+    broken = call("replay", str(trace), "--model", str(tiny_model))
     assert broken.returncode == 2
     assert broken.stderr.count("\n") == 1
 
@@ -226,17 +243,18 @@ def test_ctrl_c_ends_quietly(code_file, tiny_model, wait_s) -> None:
         assert err == b""
 
 
-def test_doctor_and_models_report_in_json(tmp_path, tiny_model) -> None:
-    env = {"XDG_RUNTIME_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = run("doctor", "--json", "--model", str(tiny_model), **env)
+def test_doctor_and_models_report_in_json(tmp_path, tiny_model, call, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run("doctor", "--json", "--model", str(tiny_model))
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"], found["problems"]) == (0, True, [])
     assert found["device"]
     assert found["model"]["load_ms"] > 0
-    done = run("doctor", "--json", "--model", "no/such-model", **env)
+    done = call("doctor", "--json", "--model", "no/such-model")
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"]) == (1, False)
     assert "no/such-model" in found["problems"][0]["problem"]
-    models = json.loads(run("models", "--json", **env).stdout)
+    models = json.loads(call("models", "--json").stdout)
     assert {"families", "on_disk"} == set(models)
     assert any(model["name"] == "embedded" for model in models["on_disk"])

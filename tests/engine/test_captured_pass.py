@@ -17,6 +17,7 @@ from keyturn.kernels import dispatch
 from keyturn.kernels.layer import launch as step
 from keyturn.kernels.layer import reference as reference_step
 from keyturn.kernels.matmul import dense as dense_gemv
+from keyturn.kernels.matmul import quant
 from keyturn.kernels.matmul.gpu_linear import QuantLinear
 from keyturn.kernels.matmul.table import GemvTile, Plan
 from keyturn.kernels.weights.packed import quantize_groups
@@ -46,10 +47,9 @@ def check():
 def few_programs(monkeypatch):
     """The interpreter likes few large programs."""
     if IS_INTERPRETED:
-        monkeypatch.setattr(
-            step, "plan_for", lambda *_: Plan(GemvTile(64, 32, 1, 1), None, None, 4, 0, 5)
-        )
-        monkeypatch.setattr(dense_gemv, "plan_for", step.plan_for)
+        plan = Plan(GemvTile(64, 32, 1, 1), None, None, 4, 0, 5)
+        for module in (step, dense_gemv, quant):
+            monkeypatch.setattr(module, "plan_for", lambda *_: plan)
 
 
 def attend_slots(queries, keys, values, num_slots):

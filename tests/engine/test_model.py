@@ -17,7 +17,7 @@ from keyturn.kernels import dispatch
 from keyturn.kernels.cpu.step import CpuStep, StepLayer
 from keyturn.kernels.weights.blocks import BlockMatrix
 
-from ..tolerance import assert_close
+from ..tolerance import RELATIVE, assert_close
 
 LENGTH = 48
 TRAINED = 32
@@ -159,36 +159,40 @@ def test_logits_equal_transformers_for_heads_biases_and_dtypes(dtype, heads, tie
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_embedded_models_logits_equal_transformers(dtype):
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.initialization import no_init_weights
 
     files = load_model(resolve("embedded"), dtype)
     shape = files.config
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            num_key_value_heads=shape.num_kv_heads,
-            max_position_embeddings=shape.max_positions,
-            rms_norm_eps=shape.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-            tie_word_embeddings=True,
-        )
+    config = LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        max_position_embeddings=shape.max_positions,
+        rms_norm_eps=shape.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=True,
     )
+    with no_init_weights():  # all come from the file; random ones would take seconds
+        model = LlamaForCausalLM(config)
     tensors = {
         name: part.values(dtype) if isinstance(part, BlockMatrix) else part
         for name, part in files.tensors.items()
     }
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     model.load_state_dict(tensors, assign=True)
-    token_ids = files.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")[:800]).token_ids
+    token_ids = files.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")[:400]).token_ids
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(token_ids)[None]).logits[0]
     _, logits = prefilled(Decoder(shape, files.tensors), token_ids, len(token_ids))
     assert_close(logits, expected, dtype)
-    # Where transformers' own bfloat16 logits tie, either token is right.
-    assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.97
+    # Where transformers' own two largest logits lie within the tolerance, either token is right.
+    first, second = expected.float().topk(2).values.unbind(-1)
+    is_clear = first - second > RELATIVE[dtype] * first.abs()
+    assert is_clear.float().mean() > 0.5
+    assert torch.equal(logits.argmax(-1)[is_clear], expected.argmax(-1)[is_clear])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 47])

@@ -18,7 +18,9 @@ from ..tolerance import ONE_ROUNDING, assert_close
 
 SOURCE = (Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py").read_text(encoding="utf-8")
 ODDITIES = ["é", "😀", "\r\n", "\x0c", "\u2028", "\t", "\ud800", "  ", "\n\n", "日本", "x" * 40]
-NUM_SEQUENCES = 200
+# Several chunks of rows each; of five faults put in by hand that show at all, the rarest did so in
+# the 48th sequence.
+NUM_SEQUENCES, MAX_CHARS = 150, 1200
 GREEDY = CompletionParams(8, 0.0, 1.0, 0, (), 0.0)
 
 
@@ -105,8 +107,8 @@ def test_random_edits_leave_prefix_exact_and_turn_exact_in_layer_0_and_healing_e
     `turn` equals it again."""
     random = np.random.default_rng(0)
     for _ in range(NUM_SEQUENCES):
-        start = int(random.integers(0, len(SOURCE) - 2500))
-        text = SOURCE[start : start + int(random.integers(0, 2500))]
+        start = int(random.integers(0, len(SOURCE) - MAX_CHARS))
+        text = SOURCE[start : start + int(random.integers(0, MAX_CHARS))]
         layout = str(random.choice(["spm", "psm"]))
         sessions = [opened(text, policy, layout=layout) for policy in ("prefix", "turn")]
         cursor = int(random.integers(0, len(text) + 1))

@@ -8,6 +8,7 @@ import torch
 
 from keyturn.kernels.cpu import linear as cpu_linear
 from keyturn.kernels.cpu.linear import CpuHead, CpuLinear, CpuPlan, choose_plan
+from keyturn.kernels.weights.blocks import BlockMatrix
 from keyturn.kernels.weights.linear import FEW_ROWS
 
 from ..tolerance import ONE_ROUNDING, assert_close
@@ -151,19 +152,14 @@ def test_a_dense_matrix_is_not_kept_beside_its_ordered_copy(plan):
 
 
 def test_weights_are_packed_as_the_rows_need_and_once(monkeypatch):
-    made = []
-    real = cpu_linear.values_of
-    monkeypatch.setattr(cpu_linear, "values_of", lambda *given: made.append(1) or real(*given))
+    dense, codes = [], []
+    values_of, parts = cpu_linear.values_of, BlockMatrix.parts
+    monkeypatch.setattr(cpu_linear, "values_of", lambda *of: dense.append(1) or values_of(*of))
+    monkeypatch.setattr(BlockMatrix, "parts", lambda matrix: codes.append(1) or parts(matrix))
     linear = CpuLinear(blocks("Q4_1", 48, 64), None, CpuPlan(torch.bfloat16, 4, False, ""))
-    linear(torch.randn(4, 64).bfloat16())
-    assert linear._int4 is not None and linear._dense is None
-    packed = linear._int4
-    linear(torch.randn(1, 64).bfloat16())
-    assert linear._int4 is packed and not made
-    linear(torch.randn(5, 64).bfloat16())
-    linear(torch.randn(64, 64).bfloat16())
-    linear(torch.randn(9, 64).bfloat16())
-    assert len(made) == 1
+    for rows, num_dense in ((4, 0), (1, 0), (5, 1), (64, 1), (9, 1), (2, 1)):
+        linear(torch.randn(rows, 64).bfloat16())
+        assert (len(codes), len(dense)) == (1, num_dense)
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "dense"])

@@ -340,9 +340,7 @@ def test_embedded_model_gives_the_same_logits_and_tokens_when_decoding():
         cos, sin = caches[1].table.at(positions[index])
         hidden = step.forward(
             head.rows(torch.tensor([token]), torch.float32),
-            caches[1]._unrotated,
-            caches[1]._keys,
-            caches[1]._values,
+            *caches[1].storage,
             index,
             caches[1].num_rows,
             positions[index],
@@ -361,11 +359,9 @@ def _embedded_step():
     config = gguf_config.read_config(file)
 
     def blocks(name):
-        info = file.tensors[gguf_name(name)]
-        raw = np.frombuffer(file._data, np.uint8, info.num_bytes, info.start)
-        raw = raw.reshape(info.shape[0], -1)
-        order = gguf_config.row_order(config, name)
-        return BlockMatrix(torch.tensor(raw if order is None else raw[order]), info.kind.name)
+        found = file.blocks(gguf_name(name), gguf_config.row_order(config, name))
+        assert found is not None, name
+        return found
 
     def norm_weight(name):
         return file.tensor(gguf_name(name), torch.float32)

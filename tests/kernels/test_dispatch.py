@@ -16,16 +16,8 @@ from .conftest import IS_INTERPRETED
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def nothing_chosen_yet(monkeypatch):
-    monkeypatch.delenv("KEYTURN_KERNELS", raising=False)
-    dispatch._choose.cache_clear()
-    yield
-    dispatch._choose.cache_clear()
-
-
 def test_a_cpu_gets_products_of_its_own_and_says_which():
-    chosen = dispatch.choose(CPU)
+    chosen = dispatch.try_out(CPU, "auto")
     assert chosen.backend == "cpu"
     assert "; many rows: " in chosen.why
     assert (chosen.whole_step is not None) == chosen.why.startswith("few rows in C (")
@@ -35,39 +27,42 @@ def test_a_cpu_gets_products_of_its_own_and_says_which():
 
 def test_a_cpu_without_the_c_library_says_why(monkeypatch):
     monkeypatch.setattr(cpu_step, "load", lambda: "not built; reinstall keyturn")
-    chosen = dispatch.choose(CPU)
+    chosen = dispatch.try_out(CPU, "auto")
     assert chosen.whole_step is None
     assert chosen.why.startswith("no C library: it is not built; reinstall keyturn; many rows: ")
 
 
-def test_the_choice_is_made_once():
-    assert dispatch.choose(CPU) is dispatch.choose(CPU)
+def test_the_choice_is_made_once_for_what_the_environment_asks_for(monkeypatch):
+    monkeypatch.setenv("KEYTURN_KERNELS", "reference")
+    chosen = dispatch.choose(CPU)
+    assert (chosen.backend, chosen.why) == ("reference", "KEYTURN_KERNELS=reference")
+    assert dispatch.choose(CPU) is chosen
+    monkeypatch.delenv("KEYTURN_KERNELS")
+    chosen = dispatch.choose(CPU)
+    assert chosen.backend == "cpu"
+    assert dispatch.choose(CPU) is chosen
 
 
 @pytest.mark.skipif(not IS_INTERPRETED, reason="needs the interpreter")
-def test_the_interpreter_is_used_when_asked_for(monkeypatch):
-    monkeypatch.setenv("KEYTURN_KERNELS", "triton")
-    chosen = dispatch.choose(CPU)
+def test_the_interpreter_is_used_when_asked_for():
+    chosen = dispatch.try_out(CPU, "triton")
     assert (chosen.backend, chosen.why) == ("triton", "interpreted, tried on one key")
     assert chosen.rope_shift is rope_shift.rope_shift
 
 
 def test_triton_on_a_cpu_without_the_interpreter_is_the_reference(monkeypatch):
-    monkeypatch.setenv("KEYTURN_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert dispatch.choose(CPU).backend == "reference"
+    assert dispatch.try_out(CPU, "triton").backend == "reference"
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
-def test_the_reference_is_used_when_asked_for(monkeypatch, device):
-    monkeypatch.setenv("KEYTURN_KERNELS", "reference")
-    chosen = dispatch.choose(device)
+def test_the_reference_is_used_when_asked_for(device):
+    chosen = dispatch.try_out(device, "reference")
     assert (chosen.backend, chosen.why) == ("reference", "KEYTURN_KERNELS=reference")
 
 
-def test_a_value_that_is_not_known_is_ignored_and_named(monkeypatch):
-    monkeypatch.setenv("KEYTURN_KERNELS", "fast")
-    chosen = dispatch.choose(CPU)
+def test_a_value_that_is_not_known_is_ignored_and_named():
+    chosen = dispatch.try_out(CPU, "fast")
     assert chosen.backend == "cpu"
     assert "KEYTURN_KERNELS=fast is not one of auto, triton, reference" in chosen.why
 
@@ -75,7 +70,7 @@ def test_a_value_that_is_not_known_is_ignored_and_named(monkeypatch):
 def test_a_gpu_without_triton_gets_the_reference_and_the_remedy(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
-    chosen = dispatch.choose(CUDA)
+    chosen = dispatch.try_out(CUDA, "auto")
     assert chosen.backend == "reference"
     assert "pip install 'keyturn[gpu]'" in chosen.why
 
@@ -97,9 +92,8 @@ def turn_wrongly(unrotated, rotated, *_):
     ],
 )
 def test_a_failed_trial_ends_in_the_reference_and_the_reason(monkeypatch, turn, why):
-    monkeypatch.setenv("KEYTURN_KERNELS", "triton")
     monkeypatch.setattr(rope_shift, "rope_shift", turn)
-    chosen = dispatch.choose(CPU)
+    chosen = dispatch.try_out(CPU, "triton")
     assert (chosen.backend, chosen.why) == ("reference", why)
 
 
@@ -110,7 +104,7 @@ def test_the_trial_succeeds_where_kernels_run(device):
 @pytest.mark.gpu
 @pytest.mark.skipif(IS_INTERPRETED, reason="needs TRITON_INTERPRET=0")
 def test_a_gpu_gets_triton():
-    chosen = dispatch.choose(CUDA)
+    chosen = dispatch.try_out(CUDA, "auto")
     assert chosen.backend == "triton"
     assert chosen.why.startswith("compiled for sm_")
 

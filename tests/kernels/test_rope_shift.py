@@ -1,5 +1,8 @@
 """Turning and writing keys: the kernels against float64, their references and each other."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,9 +104,10 @@ def test_turned_keys_are_exact_to_one_rounding_for_any_number_of_rows(
 
 
 @pytest.mark.parametrize("num_rows", [39, 40, 41, 129])
-def test_turned_keys_are_exact_where_slots_are_many_groups(monkeypatch, device, num_rows):
-    monkeypatch.setattr(rope_shift, "_GROUPED_SLOTS", 20)
-    check_turn(rope_shift, device, num_rows, 3, 64, 64, torch.float32, False)
+def test_turned_keys_are_exact_where_slots_are_many_groups(device, num_rows):
+    tile = rope_shift.TURN_TILE._replace(grouped_slots=20)
+    ops = SimpleNamespace(rope_shift=partial(rope_shift.turn, tile=tile))
+    check_turn(ops, device, num_rows, 3, 64, 64, torch.float32, False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

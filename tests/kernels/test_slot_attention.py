@@ -9,10 +9,9 @@ import triton
 from keyturn.engine.model.attention import attend, causal_bias
 from keyturn.kernels.attention import reference
 from keyturn.kernels.attention import slots_tiles as tiles
-from keyturn.kernels.attention import slots_workspace as workspaces
 from keyturn.kernels.attention.slots import attend_slots
 from keyturn.kernels.attention.slots_tiles import Cut, Tile, cut_for
-from keyturn.kernels.attention.slots_workspace import workspace_for
+from keyturn.kernels.attention.slots_workspace import workspace_for, workspace_of_call
 
 from .conftest import IS_INTERPRETED
 
@@ -139,7 +138,11 @@ def test_rows_see_slots_by_position(device, heads, num_rows, num_slots):
 
 
 @pytest.mark.parametrize("dtype", ALLOWED, ids=str)
-@pytest.mark.parametrize(("heads", "num_rows"), [((1, 1, 64), 129), ((1, 3, 80), 23)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "num_rows"),
+    [((1, 1, 64), 65 if IS_INTERPRETED else 129), ((1, 3, 80), 23)],
+    ids=str,
+)
 def test_many_rows_equal_float64(device, heads, num_rows, dtype):
     num_slots = 129
     *cache, slot_positions = make_cache(heads, num_slots, device, dtype)
@@ -180,7 +183,7 @@ def test_the_reference_equals_the_engine(device):
     [
         ("dot", (2, 1, 64), 15, None),
         ("dot", (1, 3, 80), 15, None),
-        ("dot", (2, 5, 64), 15, HALVED),
+        ("dot", (2, 5, 64), 7 if IS_INTERPRETED else 15, HALVED),
         ("wide", (2, 1, 64), 70, None),
         ("wide", (1, 3, 80), 23, None),
     ],
@@ -193,7 +196,8 @@ def test_a_row_does_not_depend_on_the_others(device, path, heads, num_rows, tile
     positions = row_positions(num_rows, num_slots, device)
     options = {"path": path, "tile": tile}
     together = run(queries, *cache, num_slots, positions, slot_positions, **options)
-    for first, last in [(0, 1), (3, 4), (4, 11), (14, 15), (num_rows - 2, num_rows)]:
+    ranges = [(0, 1), (3, min(num_rows - 1, 11)), (num_rows - 2, num_rows)]
+    for first, last in ranges if IS_INTERPRETED else [*ranges, (4, num_rows), (3, 4)]:
         alone = run(
             queries[first:last], *cache, num_slots, positions[first:last], slot_positions,
             **options,
@@ -222,14 +226,16 @@ def test_one_launch_equals_float64_and_itself(device, heads, num_rows, path, til
     workspace = workspace_for(keys, num_rows, num_heads, path=path, tile=tile)
     options = {"workspace": workspace, "path": path, "tile": tile}
     # One split and all; of the last slots' split a part, and none.
-    for num_slots in (129, 5, 33, 0, 128):
+    for num_slots in (129, 5, 0) if IS_INTERPRETED else (129, 5, 33, 0, 128):
         seen = slot_positions[:num_slots]
         found = attend_slots(queries, keys, values, num_slots, positions, seen, **options)
         assert not workspace.locks.any()
         expected = exact(queries, keys, values, num_slots, positions, seen)
         assert (found.double() - expected).norm() <= ALLOWED[torch.bfloat16] * expected.norm()
         count = torch.full((1,), num_slots, dtype=torch.int32, device=device)
-        for used, at in ((num_slots, seen), (count, slot_positions)):
+        # The interpreter's programs come in one order: the same call twice tells nothing.
+        calls = [(num_slots, seen), (count, slot_positions)]
+        for used, at in calls[1:] if IS_INTERPRETED else calls:
             again = attend_slots(queries, keys, values, used, positions, at, **options)
             assert torch.equal(again, found)
     assert not workspace.locks.any()
@@ -246,7 +252,7 @@ def test_the_bits_do_not_depend_on_who_comes_last(device, heads, num_rows, path,
     expected = attend_slots(queries, keys, values, 150, **options)
     # All parts are there from before. As if others had come already, an earlier program is taken
     # for the last one; those that come after it are left in the locks.
-    for before in range(1, cut_for(path, tile, keys, num_heads).num_splits, 2):
+    for before in range(1, cut_for(path, tile, keys, num_heads).num_splits, 4):
         workspace.locks.fill_(before)
         found = attend_slots(queries, keys, values, 150, **options)
         assert torch.equal(found, expected)
@@ -275,16 +281,20 @@ def test_calls_without_a_workspace_share_locks(device):
         found = [attend_slots(queries, *cache, 100) for _ in range(2)]
     assert torch.equal(*found)
     assert torch.equal(attend_slots(queries, *cache, 100), found[0])
-    shared = workspaces._locks_of(cache[0].device, 1)
-    assert shared is workspaces._locks_of(cache[0].device, len(shared))
+
+    def locks(num_locks):
+        keys = torch.empty(num_locks, 16, 8, dtype=torch.bfloat16, device=device)
+        return workspace_of_call(keys, 1, num_locks, False, "vector", SMALL).locks
+
+    shared = locks(1)
+    assert shared is locks(len(shared))
     assert not shared.any()
-    more = workspaces._locks_of(cache[0].device, len(shared) + 1)
-    assert len(more) == len(shared) + 1
-    assert shared is workspaces._locks_of(cache[0].device, 1)
+    assert len(locks(len(shared) + 1)) == len(shared) + 1
+    assert shared is locks(1)
 
 
-def test_how_the_work_is_cut(monkeypatch):
-    monkeypatch.setattr(tiles, "_num_processors", lambda _: 132)
+def test_how_the_work_is_cut():
+    processors = 132
     default = {"vector": tiles.VECTOR_TILE, "dot": tiles.DOT_TILE, "wide": tiles.WIDE_TILE}
     cases = [
         # (path, KV heads, group, capacity, cut)
@@ -301,9 +311,10 @@ def test_how_the_work_is_cut(monkeypatch):
     ]
     for path, num_kv_heads, group, capacity, cut in cases:
         keys = torch.empty(num_kv_heads, capacity, 128, dtype=torch.bfloat16, device="meta")
-        assert cut_for(path, default[path], keys, num_kv_heads * group) == cut, (path, cut)
+        found = cut_for(path, default[path], keys, num_kv_heads * group, processors)
+        assert found == cut, (path, cut)
     keys = torch.empty(2, 2176, 128, device="meta")
-    assert not cut_for("dot", tiles.DOT_TILE, keys, 12).is_combined  # float32
+    assert not cut_for("dot", tiles.DOT_TILE, keys, 12, processors).is_combined  # float32
 
 
 @pytest.mark.parametrize("heads", [(4, 1, 64), (2, 3, 64)], ids=str)

@@ -219,19 +219,23 @@ def test_kernels_compile_for_gpus_that_are_not_here():
 
 
 @pytest.mark.parametrize(
-    ("capability", "wanted", "is_early"),
-    [((9, 0), None, True), ((9, 0), "0", False), ((8, 0), None, False), ((12, 0), "1", True)],
+    ("number", "capability", "wanted", "is_early"),
+    [
+        (101, (9, 0), None, True),
+        (102, (9, 0), "0", False),
+        (103, (8, 0), None, False),
+        (104, (12, 0), "1", True),
+    ],
 )
 def test_products_start_early_from_hopper_on_unless_told_not_to(
-    monkeypatch, capability, wanted, is_early
+    monkeypatch, number, capability, wanted, is_early
 ):
+    # The answer for a device is kept: each case has a device that nobody has.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.delenv(early_launch.VARIABLE, raising=False)
     if wanted:
         monkeypatch.setenv(early_launch.VARIABLE, wanted)
-    early_launch._arguments.cache_clear()
-    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    on_gpu = SimpleNamespace(device=torch.device("cuda", number))
     assert early_launch.early(on_gpu).get("launch_pdl", False) == is_early
     assert early_launch.early(on_gpu)["EARLY"] == is_early
     assert early_launch.early(torch.zeros(1)) == {"EARLY": False}
-    early_launch._arguments.cache_clear()

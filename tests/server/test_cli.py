@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import BadPosition, BadRequest, DocumentRefused
-from keyturn.server import commands
+from keyturn.server import commands, file_completion
 from keyturn.server.cli import main
 from keyturn.server.commands import open_place
 from keyturn.server.settings import COMMAND_LINE, with_values
@@ -113,6 +114,29 @@ def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
     both = ("--repair-tokens", "8", "--budget-ms", "50")
     assert "exclude each other" in error_of(capfd, "replay", trace, *both)
     assert "above 0" in error_of(capfd, "replay", trace, "--heal-tokens-per-ms", "0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "shown"),
+    [
+        ([], 3, "not trained on sql; setting languages allows it, here as --languages sql"),
+        (["--languages", "sql"], 0, ""),
+        (["--languages", "Python, SQL"], 0, ""),
+        (["--languages", "python"], 3, "not trained on sql"),
+        (["--languages", "python,,sql"], 2, "--languages 'python,,sql': must be language"),
+        (["--languages", ""], 2, "--languages '': must be language identifiers"),
+    ],
+)
+def test_languages_that_are_named_are_completed(monkeypatch, capfd, tmp_path, flags, code, shown):
+    completion = Completion("count", (1,), 5, 0, 1.0, 2.0, 2, "end", (0.9,))
+    answer = (completion, ("python", "javascript"))
+    monkeypatch.setattr(file_completion, "complete_here", lambda *_: answer)
+    path = tmp_path / "a.sql"
+    path.write_text("select \n")
+    assert main(["complete", f"{path}:1:7", "--no-connect", *flags]) == code
+    out, err = capfd.readouterr()
+    assert out == ("" if code else "count\n")
+    assert shown in err and bool(shown) == bool(err)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:7000", "example.org:7000", "7000", "127.0.0.1:x"])

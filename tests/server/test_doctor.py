@@ -1,9 +1,14 @@
+import dataclasses
+import os
+import socket
+from importlib.metadata import version
+
 import pytest
 
 from keyturn.engine.wire.address import default_address, make_folder
-from keyturn.engine.wire.errors import HostUnavailable, ModelNotFound
-from keyturn.server import doctor, host_place
-from keyturn.server.settings import COMMAND_LINE
+from keyturn.engine.wire.errors import HostUnavailable
+from keyturn.server import doctor
+from keyturn.server.settings import COMMAND_LINE, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -12,8 +17,9 @@ def own_runtime_dir(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture
-def without_model(monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_examine_model", lambda *_: None)
+def asked(tiny_model) -> Settings:
+    """Settings with a model that loads in milliseconds."""
+    return dataclasses.replace(COMMAND_LINE, model=str(tiny_model), device="cpu")
 
 
 def unmakable(folder, monkeypatch):
@@ -47,12 +53,12 @@ def a_log_that_is_a_link(folder, monkeypatch):
 
 
 def nowhere_to_write(folder, monkeypatch):
-    monkeypatch.setattr(host_place, "_write", fail_with(OSError(28, "No space left on device")))
+    monkeypatch.setattr(os, "write", fail_with(OSError(28, "No space left on device")))
     return "No space left"
 
 
 def no_sockets_there(folder, monkeypatch):
-    monkeypatch.setattr(host_place, "_listen", fail_with(OSError(95, "not supported")))
+    monkeypatch.setattr(socket.socket, "bind", fail_with(OSError(95, "not supported")))
     return "cannot make a socket"
 
 
@@ -81,10 +87,10 @@ def fail_with(error):
         no_python,
     ],
 )
-def test_a_place_where_no_host_can_start_is_fatal(without_model, tmp_path, monkeypatch, spoil):
+def test_a_place_where_no_host_can_start_is_fatal(asked, tmp_path, monkeypatch, spoil):
     message = spoil(tmp_path, monkeypatch)
     before = sorted(tmp_path.rglob("*"))
-    found = doctor.examine(COMMAND_LINE)
+    found = doctor.examine(asked)
     assert found["ok"] is False
     (problem,) = found["problems"]
     assert message in problem["problem"]
@@ -93,25 +99,32 @@ def test_a_place_where_no_host_can_start_is_fatal(without_model, tmp_path, monke
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_good_place_is_left_as_it_was(without_model, tmp_path) -> None:
-    found = doctor.examine(COMMAND_LINE)
+def test_a_good_place_is_named_and_left_as_it_was(asked, tmp_path) -> None:
+    found = doctor.examine(asked)
     assert (found["ok"], found["problems"]) == (True, [])
     assert list(tmp_path.iterdir()) == []
+    assert found["packages"] == {name: version(name) for name in found["packages"]}
+    assert {"torch", "pygls", "msgpack"} <= found["packages"].keys()
+    assert found["host"]["running"] is False
+    assert found["host"]["socket"].endswith(".sock")
+    assert found["log_files"] == []
+    assert found["model"]["path"] == asked.model
+    assert "completion works" in doctor.report(found)
     make_folder(default_address().socket.parent)
     default_address().log.write_text("said before\n")
     before = sorted(tmp_path.rglob("*"))
-    found = doctor.examine(COMMAND_LINE)
+    found = doctor.examine(asked)
     assert found["ok"] is True
     assert found["log_files"] == [str(default_address().log)]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_running_host_is_named_and_one_that_is_silent_too(without_model, monkeypatch) -> None:
+def test_a_running_host_is_named_and_one_that_is_silent_too(asked, monkeypatch) -> None:
     async def running(*_: object) -> dict:
         return {"pid": 4711}
 
     monkeypatch.setattr(doctor, "look", running)
-    found = doctor.examine(COMMAND_LINE)
+    found = doctor.examine(asked)
     assert (found["host"]["running"], found["host"]["pid"]) == (True, 4711)
     assert "running, process 4711" in doctor.report(found)
 
@@ -119,38 +132,23 @@ def test_a_running_host_is_named_and_one_that_is_silent_too(without_model, monke
         raise HostUnavailable("the engine host does not answer within 5 s; its log is x")
 
     monkeypatch.setattr(doctor, "look", silent)
-    found = doctor.examine(COMMAND_LINE)
+    found = doctor.examine(asked)
     assert found["ok"] is True
     assert "does not answer" in found["problems"][0]["problem"]
     assert "it does not answer" in doctor.report(found)
 
 
-def test_a_model_that_cannot_be_used_is_a_fatal_problem_with_its_remedy(monkeypatch) -> None:
-    def fail(found: dict, settings: object) -> None:
-        raise ModelNotFound("model 'x' is not on this disk; keyturn models lists what is")
-
-    monkeypatch.setattr(doctor, "_examine_model", fail)
-    found = doctor.examine(COMMAND_LINE)
+def test_a_model_that_cannot_be_used_is_a_fatal_problem_with_its_remedy(asked, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = doctor.examine(dataclasses.replace(asked, model="no/such-model"))
     assert found["ok"] is False
-    assert found["problems"] == [
-        {"problem": "model 'x' is not on this disk", "remedy": "keyturn models lists what is"}
-    ]
+    (problem,) = found["problems"]
+    assert problem["problem"].startswith("model 'no/such-model' is not in the local cache")
+    assert "--download" in problem["remedy"]
     text = doctor.report(found)
-    assert "PROBLEM    model 'x'" in text
+    assert f"PROBLEM    {problem['problem']}\n" in text
     assert "remedy" in text
     assert text.endswith("completion does not work\n")
-
-
-def test_findings_name_versions_host_and_log(monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_examine_model", lambda *_: None)
-    found = doctor.examine(COMMAND_LINE)
-    assert found["ok"] is True
-    assert found["problems"] == []
-    assert set(found["packages"]) == set(doctor._PACKAGES)
-    assert found["host"]["running"] is False
-    assert found["host"]["socket"].endswith(".sock")
-    assert found["log_files"] == []
-    assert "completion works" in doctor.report(found)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +160,10 @@ def test_findings_name_versions_host_and_log(monkeypatch) -> None:
     ],
 )
 def test_the_choice_of_device_and_dtype_is_explained(values, device, dtype, why) -> None:
-    settings = doctor.Settings(**values)
-    assert doctor._why(settings, device, dtype).startswith(why)
+    found = {"ok": True, "problems": []}
+    status = {"device": device, "dtype": dtype, "kernels": {"backend": "triton", "why": ""}}
+    doctor.examine_device(found, Settings(**values), status)
+    assert found["why"].startswith(why)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_gpu_without_its_kernels_is_a_problem_but_not_fatal(device, backend, w
     found = {"ok": True, "problems": []}
     kernels = {"backend": backend, "why": why}
     status = {"device": device, "dtype": "bfloat16", "kernels": kernels}
-    doctor._note_device(found, COMMAND_LINE, status)
+    doctor.examine_device(found, COMMAND_LINE, status)
     assert found["ok"] is True
     assert found["kernels"] == kernels
     assert len(found["problems"]) == (problem is not None)

@@ -1,5 +1,6 @@
 """A run on the CPU is killed, goes on, ends; its schedule and its optimiser do what they say."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +19,12 @@ from training.model.optimiser import Optimiser, orthogonal
 from training.model.processes import Processes
 from training.model.rounding import q4_1
 from training.model.schedule import Clock, Span, learning_rate
+from training.model.weights import load_model
 
 from .conftest import ROOT
+
+# Few tokens of a small vocabulary: a step takes a tenth of the time, and a run does all it does.
+NUM_TOKENS, VOCABULARY = 256, 1024
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +33,20 @@ def shards(tmp_path_factory, documents, tokenizer_path):
     write_documents(folder / "a.bin.zst", documents)
     command = [str(tokenizer_path), str(folder), str(folder / "a.bin.zst")]
     prepare.main([*command, "--passes", "1", "--units", "3", "--workers", "1"])
+    for path in folder.glob("p*.npz"):
+        with np.load(path) as shard:
+            parts = dict(shard)
+        np.savez(path, **parts | {"tokens": parts["tokens"] % VOCABULARY})
+    torch.manual_seed(0)
+    model = Model(dataclasses.replace(TINY, vocabulary=VOCABULARY))
+    torch.save({"model": model.state_dict()}, folder / "tiny.pt")
     return folder
 
 
 def options(shards, out, *more):
     return [
-        *("--weights", "random-tiny", "--shards", str(shards), "--passes", "0:3"),
-        *("--out", str(out), "--tokens", "512"),
+        *("--weights", str(shards / "tiny.pt"), "--shards", str(shards), "--passes", "0:3"),
+        *("--out", str(out), "--tokens", str(NUM_TOKENS)),
         *more,
     ]
 
@@ -65,7 +78,7 @@ def test_killed_run_goes_on_and_ends(shards, tmp_path):
     assert [line["resumed"] for line in resumed] == [killed_at] and resumed[0]["momenta"]
     final = torch.load(out / "final.pt")
     assert (final["step"], final["progress"]) == (killed_at + 5, 1.0)
-    assert final["tokens"] == 512 * (killed_at + 5)
+    assert final["tokens"] == NUM_TOKENS * (killed_at + 5)
     assert (out / "DONE").exists()
     before = (out / "final.pt").stat().st_mtime_ns
     train.main(options(shards, out, "--steps", "60", "--resume"))  # it is done
@@ -78,7 +91,8 @@ def test_run_in_pieces_stops_with_a_checkpoint(shards, tmp_path):
     assert (out / "checkpoint.pt").exists() and not (out / "DONE").exists()
     with pytest.raises(SystemExit):  # it is not overwritten
         train.main(options(shards, out, "--minutes", "1"))
-    train.main(options(shards, out, "--resume", "--minutes", "0.001", "--held", str(shards)))
+    held = ("--held", str(shards), "--eval-batches", "1")
+    train.main(options(shards, out, "--resume", "--minutes", "0.001", *held))
     evaluated = [line for line in log_of(out) if "eval" in line]
     assert [line["on_grid"] for line in evaluated] == [True, False]
     assert evaluated[0]["n"] > 0 and 0 < evaluated[0]["loss30"] < 20
@@ -138,10 +152,11 @@ def test_momenta_come_back():
     assert all(torch.equal(w, results[1][name]) for name, w in results[0].items())
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 32, 64), (3, 64, 192)])
-def test_orthogonal_has_singular_values_near_one(shape):
+def test_orthogonal_has_singular_values_near_one(shape, dtype):
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
+    values = torch.linalg.svdvals(orthogonal(torch.randn(shape), dtype).float())
     assert 0.5 < values.min() and values.max() < 1.35
 
 
@@ -167,3 +182,4 @@ def test_clock_counts_steps_or_follows_the_deadline(tmp_path):
 def test_shape_follows_from_a_checkpoint():
     for shape in (TINY, Shape(num_layers=2, width=128, num_heads=4, num_kv_heads=2, ff_width=32)):
         assert Shape.of_state(Model(shape).state_dict()) == shape
+    assert load_model("random-tiny").shape == TINY
