@@ -44,6 +44,7 @@ class Kernels:
         silu_mul: lets a gate's values through.
         fused_linear: a product of up to four rows with what precedes and follows it.
         attend_slots: attention of a few rows to slots in any order.
+        record_dependencies: what many rows attend to, mean over heads.
         whole_step: makes a `cpu_step.CpuStep`, which runs all layers over a few rows in one call;
             None where there is none.
         bit_linear: makes a projection of bit planes, of what `linear` takes and the number of
@@ -61,6 +62,7 @@ class Kernels:
     silu_mul: Callable[[Tensor], Tensor]
     fused_linear: Callable[..., Tensor]
     attend_slots: Callable[..., Tensor]
+    record_dependencies: Callable[..., None]
     whole_step: Callable[..., cpu_step.CpuStep] | None = None
     bit_linear: Callable[..., Linear] | None = None
 
@@ -113,6 +115,7 @@ def _reference(why: str) -> Kernels:
         silu_mul=reference_step.silu_mul,
         fused_linear=reference_step.fused_linear,
         attend_slots=reference_attention.attend_slots,
+        record_dependencies=reference_attention.record_dependencies,
     )
 
 
@@ -140,6 +143,7 @@ def _cpu(note: str) -> Kernels:
 
 def _triton(why: str) -> Kernels:
     # Only here: importing Triton takes most of a second, and machines without a GPU lack it.
+    from .attention import dependency
     from .attention import slots as slot_attention
     from .layer import launch as step
     from .matmul import gpu_linear as quant_linear
@@ -157,6 +161,7 @@ def _triton(why: str) -> Kernels:
         silu_mul=step.silu_mul,
         fused_linear=step.fused_linear,
         attend_slots=slot_attention.attend_slots,
+        record_dependencies=dependency.record_dependencies,
         bit_linear=quant_linear.make_bit_linear,
     )
 

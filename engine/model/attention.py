@@ -30,11 +30,17 @@ class Visibility(Protocol):
 
     Attributes:
         row_positions: (rows,) int64, on the device.
+        slot_positions: (slots,) int64, on the device.
     """
 
     @property
     def row_positions(self) -> Tensor:
         """Positions of the rows, (rows,) int64, on the device."""
+        ...
+
+    @property
+    def slot_positions(self) -> Tensor:
+        """Positions of all the cache's rows, (slots,) int64, on the device."""
         ...
 
     def attend(

@@ -179,6 +179,7 @@ class PatchGraph(CapturedPass):
         layers: range | None = None,
         *,
         is_given: bool = False,
+        recorded: frozenset[int] = frozenset(),
     ) -> None:
         """Prepare; arguments as for `CapturedPass`, and what is computed each time.
 
@@ -189,6 +190,7 @@ class PatchGraph(CapturedPass):
             num_rows: rows that are computed each time.
             layers: numbers of the layers that they go through; None: all.
             is_given: they begin with hidden states that are handed in, not with embeddings.
+            recorded: layers whose attention weights are kept for `attention`.
         """
         super().__init__(stack, cache, kernels, 3 * num_rows + 2 + cache.capacity)
         self._num_rows = num_rows
@@ -197,6 +199,17 @@ class PatchGraph(CapturedPass):
         self._given: Tensor | None = None
         if is_given:
             self._given = torch.zeros(size, dtype=stack.dtype, device=stack.device)
+        shape = (num_rows, cache.capacity)
+        self._weights = {
+            number: torch.zeros(shape, device=stack.device)
+            for number in recorded
+            if number in self._layers
+        }
+
+    def attention(self, rows: list[int]) -> dict[int, Tensor]:
+        """Return the last pass's attention weights, layer to (len(rows), slots in use) float32."""
+        used = self._cache.num_rows
+        return {number: weights[rows, :used] for number, weights in self._weights.items()}
 
     @torch.inference_mode()
     def forward(self, slots: Slots, hidden: Tensor | None = None) -> Tensor:
@@ -227,7 +240,8 @@ class PatchGraph(CapturedPass):
         def attend(number: int, queries: Tensor) -> Tensor:
             _, keys, values = (part[number] for part in cache.storage)
             at = (num_slots, positions, slot_positions)
-            return self._kernels.attend_slots(queries, keys, values, *at)
+            weights = self._weights.get(number)
+            return self._kernels.attend_slots(queries, keys, values, *at, weights=weights)
 
         hidden = stack.embed(token_ids) if self._given is None else self._given
         return stack.run(cache, hidden, slots, positions, attend, self._layers)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu.step import CpuStep
+from ...kernels.dispatch import Kernels
 from ..wire.errors import ModelLoadError
 from .attention import Visibility, visibility
 from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph
@@ -145,7 +146,7 @@ class EagerPass:
             hidden = torch.cat([rows.hidden, again]).to(stack.dtype)
 
         def attend(number: int, queries: Tensor) -> Tensor:
-            return _attend(cache, number, queries, seen, record)
+            return _attend(cache, number, queries, seen, record, stack.kernels)
 
         positions = seen.row_positions
         hidden = stack.run(cache, hidden, index, positions, attend, rows.layers, check)
@@ -153,10 +154,7 @@ class EagerPass:
 
 
 class GraphPass:
-    """Captured graphs, for up to 64 rows on a GPU; one for every number of rows and layers.
-
-    A pass that is asked for a record is no graph's: `EagerPass` does the same launches then.
-    """
+    """Captured graphs, for up to 64 rows on a GPU; one for every size, range and record."""
 
     def __init__(self, stack: LayerStack) -> None:
         """Take the layers to capture."""
@@ -175,7 +173,7 @@ class GraphPass:
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""
-        return len(rows.slots) <= FEW_ROWS and rows.record is None
+        return len(rows.slots) <= FEW_ROWS
 
     def decode(self, cache: KVCache, slot: int, check: Check) -> Tensor:
         """Compute a row that sees every slot, to the (vocab_size,) float32 logits after it."""
@@ -189,14 +187,24 @@ class GraphPass:
         """Compute rows, as `Pass` says; `check` is called once, before them."""
         check()
         size = next(size for size in PATCH_ROWS if len(rows.slots) <= size)
-        key = (size, rows.layers, rows.hidden is not None)
+        recorded = frozenset[int]() if rows.record is None else rows.record.layers
+        key = (size, rows.layers, rows.hidden is not None, recorded)
         graph = cache.graphs.get(key)
         if not isinstance(graph, PatchGraph):
             kernels = self._stack.kernels
             graph = cache.graphs[key] = PatchGraph(
-                self._stack, cache, kernels, size, rows.layers, is_given=rows.hidden is not None
+                self._stack,
+                cache,
+                kernels,
+                size,
+                rows.layers,
+                is_given=rows.hidden is not None,
+                recorded=recorded,
             )
-        return graph.forward(rows.slots, rows.hidden)
+        hidden = graph.forward(rows.slots, rows.hidden)
+        if rows.record is not None:
+            rows.record.weights |= graph.attention(rows.record.rows)
+        return hidden
 
 
 class StepPass:
@@ -262,14 +270,20 @@ def _attend(
     queries: Tensor,
     seen: Visibility,
     record: AttentionRecord | None,
+    kernels: Kernels,
 ) -> Tensor:
-    weights = None
-    if record is not None and number in record.layers:
-        weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
     _, keys, values = (part[number] for part in cache.storage)
-    mixed = seen.attend(queries, keys, values, weights)
-    if record is not None and weights is not None:
-        record.weights[number] = weights[record.rows]
+    if record is None or number not in record.layers:
+        return seen.attend(queries, keys, values)
+    weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
+    if len(queries) > FEW_ROWS and queries.is_cuda and kernels.backend == "triton":
+        # Weights of many rows and all heads at once would not fit; a kernel of its own sums them.
+        mixed = seen.attend(queries, keys, values)
+        used = keys[:, : cache.num_rows]
+        kernels.record_dependencies(queries, used, seen.row_positions, seen.slot_positions, weights)
+    else:
+        mixed = seen.attend(queries, keys, values, weights)
+    record.weights[number] = weights[record.rows]
     return mixed
 
 

@@ -208,6 +208,24 @@ def test_patches_of_some_layers_equal_the_forward_pass(dtype):
         assert_close(found, decoder.forward(cache, slots, check, UNCAPTURED), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_leave_the_record_that_the_forward_pass_leaves(dtype):
+    decoder = decoder_of(dtype)
+    cache = filled(decoder, 12)
+    if cache.layer(0)[0].is_cuda and dtype == torch.float32:
+        pytest.skip("the tolerance of float32 is for torch's own products")
+    layers = frozenset([1])
+    graph = PatchGraph(decoder.stack, cache, dispatch.choose(decoder.device), 4, recorded=layers)
+    for slots in ([3, 7, 11], [5], [0, 1, 2, 11]):
+        rows = list(range(len(slots)))[::-1]
+        graph.forward(np.array(slots))
+        record = AttentionRecord(layers, rows)
+        decoder.forward(cache, np.array(slots), check, record)
+        found = graph.attention(rows)
+        assert found.keys() == record.weights.keys() == layers
+        assert_close(found[1], record.weights[1], dtype)
+
+
 def test_only_one_row_at_the_last_position_sees_every_slot():
     cache = filled(decoder_of(torch.float32), 4)
     assert sees_every_slot(cache, np.array([3]))

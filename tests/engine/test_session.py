@@ -103,14 +103,15 @@ def assert_first_layer_is_exact(session, fresh):
 
 @pytest.mark.slow
 def test_random_edits_leave_prefix_exact_and_turn_exact_in_layer_0_and_healing_exact(opened):
-    """Many sequences: `prefix` equals a full prefill; `turn` in text, tokens and layer 0; healed
-    `turn` equals it again."""
+    """Many sequences: `prefix` equals a full prefill; `turn` and `repair` in text, tokens and layer
+    0; healed they equal it again."""
     random = np.random.default_rng(0)
     for _ in range(NUM_SEQUENCES):
         start = int(random.integers(0, len(SOURCE) - MAX_CHARS))
         text = SOURCE[start : start + int(random.integers(0, MAX_CHARS))]
         layout = str(random.choice(["spm", "psm"]))
-        sessions = [opened(text, policy, layout=layout) for policy in ("prefix", "turn")]
+        policies = ("prefix", str(random.choice(["turn", "repair"])))
+        sessions = [opened(text, policy, layout=layout) for policy in policies]
         cursor = int(random.integers(0, len(text) + 1))
         for session in sessions:
             session.set_cursor(cursor)

@@ -106,7 +106,9 @@ def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
     assert "--layout sideways" in error_of(capfd, "complete", place, "--layout", "sideways")
     trace = f"{tmp_path}/none.jsonl"
     assert "no such file" in error_of(capfd, "replay", trace)
-    assert "full, prefix, turn, repair, heal" in error_of(capfd, "replay", trace, "--policy", "fast")
+    assert "full, prefix, turn, repair, heal" in error_of(
+        capfd, "replay", trace, "--policy", "fast"
+    )
     for flag in ("--repair-tokens", "--budget-ms"):
         message = error_of(capfd, "replay", trace, "--policy", "turn", flag, "3")
         assert f"{flag} needs --policy repair" in message
