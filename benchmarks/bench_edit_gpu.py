@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
+from keyturn.engine.prompt.repair import BY_SHARE
 
 Ints = NDArray[np.int64]
 
@@ -103,7 +104,7 @@ class Run:
         decoder = edit_gpu_models.random_decoder(self.config, torch.bfloat16, self._device)
         self._full, self._edited = (
             PromptCache(decoder, num_tokens + 64, find_policy(policy), args.chunk)
-            for policy in ("full", "turn")
+            for policy in ("full", args.policy)
         )
         self.figures: dict[str, Any] = {"num_tokens": num_tokens, "edits": {}}
         self.rows: list[list[object]] = []
@@ -125,6 +126,7 @@ class Run:
         start = time.perf_counter()
         prompt.set_prompt({("prefix",): token_ids})
         prompt.patch(_go_on)
+        prompt.repair(BY_SHARE, _go_on)  # under that policy only
         host = time.perf_counter()
         self._wait()
         return 1e3 * (time.perf_counter() - start), 1e3 * (host - start)
@@ -253,6 +255,7 @@ def main() -> None:
     parser = harness.parser(__doc__ or "")
     parser.add_argument("--only", choices=TARGETS, nargs="+", default=[*TARGETS])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--policy", choices=("turn", "repair"), default="turn")
     parser.add_argument("--repeats", type=int, default=20, help="of each edit")
     parser.add_argument("--chunk", type=int, default=NUM_TOKENS, help="rows of a pass at most")
     parser.add_argument("--tiny", action="store_true", help="shapes that only test the benchmark")

@@ -27,10 +27,11 @@ import torch.multiprocessing as multiprocessing
 from quality.rankings import RANKINGS, Patched
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.prompt.prompt_cache import PromptCache
+from keyturn.engine.prompt.prompt_cache import RECOMPUTED, PromptCache
+from keyturn.engine.prompt.repair import BY_SHARE, SHARE, disagreement
 from keyturn.engine.replay.replay import NUM_SCORED, PARAMS
 from keyturn.engine.replay.scoring import closeness
-from keyturn.engine.replay.trace import Complete, Cursor, Edit, next_place, read_trace
+from keyturn.engine.replay.trace import Complete, Cursor, Edit, Trace, next_place, read_trace
 from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
 
@@ -41,7 +42,14 @@ def main() -> None:
     parser.add_argument("sets", type=Path, help="folder of folders of traces")
     parser.add_argument("--kinds", nargs="+", help="folders; default: all")
     parser.add_argument("--per-kind", type=int, default=50, help="traces of each at most")
-    parser.add_argument("--rankings", nargs="+", default=list(RANKINGS), choices=list(RANKINGS))
+    parser.add_argument("--rankings", nargs="*", default=list(RANKINGS), choices=list(RANKINGS))
+    parser.add_argument(
+        "--policies",
+        nargs="*",
+        default=[],
+        choices=("repair", "turn", "prefix"),
+        help="as shipped",
+    )
     parser.add_argument("--shares", nargs="+", type=float, default=[0.08])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
@@ -94,35 +102,9 @@ def measured(args: argparse.Namespace, work: list[tuple[str, Path]]) -> list[dic
 def of_trace(
     engine: Engine, args: argparse.Namespace, path: Path, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield each ranking's figures at the last completion of a trace."""
+    """Yield each policy's and ranking's figures at the last completion of a trace."""
     trace = read_trace(path)
-    session = opened(engine, "measured", args, trace.path, trace.text, "repair")
-    prefilled = False
-    at: Complete | None = None
-    for index, record in enumerate(trace.records):
-        match record:
-            case Edit():
-                if not prefilled:
-                    session.set_cursor(next_place(trace.records[index:]) or 0)
-                    session.sync(_go_on)
-                    session.prompt.take_counts()
-                    prefilled = True
-                session.edit(record.edits)
-                session.sync(_go_on)
-            case Cursor():
-                session.set_cursor(record.offset)
-                session.sync(_go_on)
-                if not prefilled:
-                    session.prompt.take_counts()
-                prefilled = True
-            case Complete():
-                at = record
-                session.set_cursor(record.offset)
-                session.sync(_go_on)
-                prefilled = True
-            case _:
-                pass
-    assert at is not None, f"{path} completes nothing"
+    session, at = played(engine, args, trace, "repair")
     full = opened(engine, "oracle", args, trace.path, session.text, "full")
     wanted = full.complete(at.offset, PARAMS, _go_on)
     token_ids = list(wanted.token_ids)
@@ -131,33 +113,74 @@ def of_trace(
     token_ids = token_ids[:NUM_SCORED] or [0]
     full.prompt.drop_generated()
     reference = full.prompt.score(token_ids, _go_on)
+
+    def figures(of: Session, **about: object) -> dict[str, Any]:
+        near = closeness(reference, of.prompt.score(token_ids, _go_on))
+        row: dict[str, Any] = {"kl": _mean(near.kl), "top1": _mean(near.same_top1), **about}
+        if args.complete:
+            row["same"] = of.complete(at.offset, PARAMS, _go_on).text == wanted.text
+            of.prompt.drop_generated()
+        return row
+
     prompt = session.prompt
-    prompt.logits(_go_on)
-    edited = np.flatnonzero(provenances(prompt) == 3)  # what the patch computed
-    state = State.of(prompt)
+    before = prompt.logits(_go_on)
+    edited = np.flatnonzero(provenances(prompt) == RECOMPUTED)  # what the patch computed
     num_wanted = prompt.num_tokens
+    shares: dict[str, Any] = {"num_patched": len(edited) / num_wanted, "num_wanted": num_wanted}
+    state = State.of(prompt)
+    for name in args.policies:
+        if name == "repair":
+            num_rows = prompt.repair(BY_SHARE, _go_on)
+            moved = disagreement(before, prompt.logits(_go_on))
+            shares["num_rows"] = num_rows / num_wanted
+            yield figures(session, ranking="repair", share=SHARE, probe=moved, **shares)
+        else:
+            other, _ = played(engine, args, trace, name, key="other")
+            yield figures(other, ranking=name, share=SHARE, **shares | {"num_rows": 0.0})
+            engine.close("other")
     for name in args.rankings:
         for share in args.shares if name not in ("turn", "run_of_32") else args.shares[:1]:
             state.restore(prompt)
             patched = Patched(prompt, full.prompt, edited, seed)
             chosen = RANKINGS[name](patched, math.ceil(share * num_wanted))
             prompt.recompute(chosen, _go_on)
-            near = closeness(reference, prompt.score(token_ids, _go_on))
-            row = {
-                "ranking": name,
-                "share": share,
-                "kl": sum(near.kl) / len(near.kl),
-                "top1": sum(near.same_top1) / len(near.same_top1),
-                "num_rows": len(chosen) / num_wanted,
-                "num_patched": len(edited) / num_wanted,
-                "num_wanted": num_wanted,
-            }
-            if args.complete:
-                row["same"] = session.complete(at.offset, PARAMS, _go_on).text == wanted.text
-                prompt.drop_generated()
-            yield row
+            shares["num_rows"] = len(chosen) / num_wanted
+            yield figures(session, ranking=name, share=share, **shares)
     for key in ("measured", "oracle"):
         engine.close(key)
+
+
+def played(
+    engine: Engine, args: argparse.Namespace, trace: Trace, policy: str, key: str = "measured"
+) -> tuple[Session, Complete]:
+    """Return a session after a trace, patched for its last completion, and that."""
+    session = opened(engine, key, args, trace.path, trace.text, policy)
+    is_filled = False
+    at: Complete | None = None
+
+    def sync() -> None:
+        nonlocal is_filled
+        session.sync(_go_on)
+        if not is_filled:
+            session.prompt.take_counts()
+        is_filled = True
+
+    for index, record in enumerate(trace.records):
+        match record:
+            case Edit():
+                if not is_filled:
+                    session.set_cursor(next_place(trace.records[index:]) or 0)
+                    sync()
+                session.edit(record.edits)
+                sync()
+            case Cursor() | Complete():
+                session.set_cursor(record.offset)
+                sync()
+                at = record if isinstance(record, Complete) else at
+            case _:
+                pass
+    assert at is not None, f"{trace.path}: nothing is completed"
+    return session, at
 
 
 def provenances(prompt: PromptCache) -> np.ndarray:
