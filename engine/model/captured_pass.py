@@ -206,10 +206,13 @@ class PatchGraph(CapturedPass):
             if number in self._layers
         }
 
-    def attention(self, rows: list[int]) -> dict[int, Tensor]:
-        """Return the last pass's attention weights, layer to (len(rows), slots in use) float32."""
+    def attention(self) -> dict[int, Tensor]:
+        """Return the last pass's attention weights, layer to (num_rows, slots in use) float32.
+
+        The next pass overwrites them.
+        """
         used = self._cache.num_rows
-        return {number: weights[rows, :used] for number, weights in self._weights.items()}
+        return {number: weights[:, :used] for number, weights in self._weights.items()}
 
     @torch.inference_mode()
     def forward(self, slots: Slots, hidden: Tensor | None = None) -> Tensor:

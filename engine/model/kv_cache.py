@@ -103,15 +103,14 @@ class KVCache:
             width: values per slot, which makes the record (capacity, width); None is one, and
                 (capacity,).
             holds_slots: its values are numbers of slots. They follow those rows when they are
-                renumbered, and become `fill`, which must be negative, when they are removed; so
-                does any other negative value.
+                renumbered, and become `fill`, which must be -1, when they are removed.
         """
         shape = self.capacity if width is None else (self.capacity, width)
         self._records[name] = np.full(shape, fill, dtype=dtype)
         self._fills[name] = fill
         if holds_slots:
-            if not fill < 0:
-                raise ValueError(f"record '{name}' holds slots: its fill {fill} must be negative")
+            if fill != -1:
+                raise ValueError(f"record '{name}' holds slots: its fill is {fill}, it must be -1")
             self._slot_records.add(name)
 
     def record(self, name: str) -> NDArray:
@@ -204,13 +203,13 @@ class KVCache:
 
     def _renumber_held(self, removed: Slots, source: Slots, target: Slots) -> None:
         """Give the slot numbers that records hold their new values; `num_rows` is the old one."""
-        # One place more than there are slots: negative numbers index it from the end.
+        # One place more than there are slots: -1 is the last.
         number = np.arange(self.num_rows + 1)
         number[source] = target
         for name in self._slot_records:
             held = self.record(name)
             number[removed] = number[-1] = self._fills[name]
-            held[...] = number[np.maximum(held, -1)]
+            np.take(number.astype(held.dtype), held, out=held, mode="wrap")
 
     def _move(self, source: Slots, target: Slots) -> None:
         from_, to = self._on_device(source, target)

@@ -37,14 +37,18 @@ class AttentionRecord:
 
     Attributes:
         layers: the layers wanted.
-        rows: which rows of the forward are wanted, as indices into its `slots`.
+        rows: which rows of the forward are wanted, as indices into its `slots`; None: all.
         weights: filled in: layer to (len(rows), num_rows) float32, mean over heads, one column per
             slot of the cache.
     """
 
     layers: frozenset[int]
-    rows: list[int]
+    rows: list[int] | None = None
     weights: dict[int, Tensor] = field(default_factory=dict)
+
+    def keep(self, layer: int, weights: Tensor, num_rows: int) -> None:
+        """Take a layer's weights, (n, num_rows) of the first `num_rows` rows or more."""
+        self.weights[layer] = weights[:num_rows] if self.rows is None else weights[self.rows]
 
 
 @dataclass(slots=True)
@@ -146,7 +150,14 @@ class EagerPass:
             hidden = torch.cat([rows.hidden, again]).to(stack.dtype)
 
         def attend(number: int, queries: Tensor) -> Tensor:
-            return _attend(cache, number, queries, seen, record, stack.kernels)
+            weights = None
+            if record is not None and number in record.layers:
+                weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
+            _, keys, values = (part[number] for part in cache.storage)
+            mixed = _attend(keys, values, queries, seen, weights, stack.kernels)
+            if record is not None and weights is not None:
+                record.keep(number, weights, num_asked)
+            return mixed
 
         positions = seen.row_positions
         hidden = stack.run(cache, hidden, index, positions, attend, rows.layers, check)
@@ -203,7 +214,8 @@ class GraphPass:
             )
         hidden = graph.forward(rows.slots, rows.hidden)
         if rows.record is not None:
-            rows.record.weights |= graph.attention(rows.record.rows)
+            for layer, weights in graph.attention().items():
+                rows.record.keep(layer, weights, len(rows.slots))
         return hidden
 
 
@@ -249,7 +261,8 @@ class StepPass:
             rows.layers,
         )
         if record is not None:
-            record.weights |= {layer: each[record.rows] for layer, each in weights.items()}
+            for layer, each in weights.items():
+                record.keep(layer, each, len(slots))
         return hidden
 
 
@@ -265,26 +278,22 @@ def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
 
 
 def _attend(
-    cache: KVCache,
-    number: int,
+    keys: Tensor,
+    values: Tensor,
     queries: Tensor,
     seen: Visibility,
-    record: AttentionRecord | None,
+    weights: Tensor | None,
     kernels: Kernels,
 ) -> Tensor:
-    _, keys, values = (part[number] for part in cache.storage)
-    if record is None or number not in record.layers:
-        return seen.attend(queries, keys, values)
-    weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
-    if len(queries) > FEW_ROWS and queries.is_cuda and kernels.backend == "triton":
-        # Weights of many rows and all heads at once would not fit; a kernel of its own sums them.
-        mixed = seen.attend(queries, keys, values)
-        used = keys[:, : cache.num_rows]
-        kernels.record_dependencies(queries, used, seen.row_positions, seen.slot_positions, weights)
-    else:
-        mixed = seen.attend(queries, keys, values, weights)
-    record.weights[number] = weights[record.rows]
-    return mixed
+    """Attend, and write the weights if there is a tensor for them."""
+    if weights is None or not queries.is_cuda or len(queries) <= FEW_ROWS:
+        return seen.attend(queries, keys, values, weights)
+    if kernels.backend != "triton":
+        return seen.attend(queries, keys, values, weights)
+    # Weights of many rows and all heads at once would not fit; a kernel of its own sums them.
+    used = keys[:, : weights.shape[1]]
+    kernels.record_dependencies(queries, used, seen.row_positions, seen.slot_positions, weights)
+    return seen.attend(queries, keys, values)
 
 
 def _padded(slots: Slots) -> Slots:

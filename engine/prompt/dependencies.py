@@ -56,9 +56,9 @@ class Dependencies:
         """What the cursor's row paid to each row when it was last computed, (num_rows,)."""
         return self._cache.record("attention")
 
-    def asked(self, slots: Slots) -> AttentionRecord:
-        """Return what a pass over these rows is to leave behind."""
-        return AttentionRecord(self.layers, list(range(len(slots))))
+    def asked(self) -> AttentionRecord:
+        """Return what a pass is to leave behind of all its rows."""
+        return AttentionRecord(self.layers)
 
     def note(self, slots: Slots, record: AttentionRecord) -> None:
         """Keep what a pass over rows left behind; the last of them is the cursor's.
@@ -96,9 +96,11 @@ class Dependencies:
         changed = np.zeros(self._cache.num_rows + 1, dtype=np.float32)  # the last is for -1: none
         for some, share in zip(slots, shares, strict=True):
             changed[some] = np.maximum(changed[some], share)
-        leaned_on = self._cache.record("leaned_on")
-        rows, entries = np.nonzero(changed[leaned_on])
-        if len(rows):
-            paid = self._cache.record("leaning")[rows, entries] * changed[leaned_on[rows, entries]]
+        leaned_on = self._cache.record("leaned_on").ravel()
+        hits = np.flatnonzero(np.take(changed > 0, leaned_on, mode="wrap"))
+        if len(hits):
+            leaning = self._cache.record("leaning").ravel()
+            paid = leaning[hits] * changed[leaned_on[hits]]
             debt = self.debt
+            rows = hits // NUM_ENTRIES
             debt += np.bincount(rows, paid, minlength=len(debt)).astype(np.float32)

@@ -414,7 +414,7 @@ class PromptCache:
     def _compute(self, slots: Slots, check: Check) -> Tensor:
         """Compute rows, note what they lean on, and return the logits after the last of them."""
         cache, dependencies = self.rows, self.dependencies
-        record = None if dependencies is None else dependencies.asked(slots)
+        record = None if dependencies is None else dependencies.asked()
         started_at = time.perf_counter()
         logits = self.decoder.last_logits(cache, slots, check, record)
         if not logits.is_cuda:  # a GPU is still at work

@@ -40,7 +40,7 @@ class Rows:
         self.compute(slots)
 
     def compute(self, slots):
-        record = self.dependencies.asked(slots)
+        record = self.dependencies.asked()
         shape = (len(slots), self.cache.num_rows)
         each = [self.random.dirichlet(np.ones(shape[1]), shape[0]) for _ in range(2)]
         for layer, weights in zip(record.layers, each, strict=True):
@@ -99,7 +99,7 @@ def test_the_last_row_computed_is_the_cursors():
 def test_only_the_largest_entries_are_kept(monkeypatch):
     cache, dependencies = new()
     slots = cache.append(np.zeros(30, dtype=np.int64), np.arange(30))
-    record = AttentionRecord(frozenset([0]), list(range(30)))
+    record = AttentionRecord(frozenset([0]))
     weights = np.random.default_rng(0).dirichlet(np.ones(30), 30).astype(np.float32)
     record.weights[0] = torch.from_numpy(weights)
     dependencies.note(slots, record)
