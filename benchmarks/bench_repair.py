@@ -5,7 +5,7 @@ ranking from the same state, a share of the prompt's rows is computed again; the
 held against a full prefill's, and with --complete the greedy completion of 64 tokens too.
 
     python benchmarks/make_traces.py --sets FOLDER
-    python benchmarks/bench_repair.py FOLDER --shares 0.08 0.12
+    python benchmarks/bench_repair.py FOLDER --shares 0.06 0.09 0.12
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from quality.rankings import RANKINGS, Patched
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.prompt.prompt_cache import RECOMPUTED, PromptCache
-from keyturn.engine.prompt.repair import BY_SHARE, SHARE, disagreement
+from keyturn.engine.prompt.repair import BY_SHARE, SHARE, RepairLimit, disagreement
 from keyturn.engine.replay.replay import NUM_SCORED, PARAMS
 from keyturn.engine.replay.scoring import closeness
 from keyturn.engine.replay.trace import Complete, Cursor, Edit, Trace, next_place, read_trace
@@ -50,7 +50,7 @@ def main() -> None:
         choices=("repair", "turn", "prefix"),
         help="as shipped",
     )
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.08])
+    parser.add_argument("--shares", nargs="+", type=float, default=[SHARE])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--layout", choices=("spm", "psm"))
@@ -138,6 +138,7 @@ def of_trace(
             other, _ = played(engine, args, trace, name, key="other")
             yield figures(other, ranking=name, share=SHARE, **shares | {"num_rows": 0.0})
             engine.close("other")
+    session.repair_limit = RepairLimit(max_rows=0)  # the rankings choose
     for name in args.rankings:
         for share in args.shares if name not in ("turn", "run_of_32") else args.shares[:1]:
             state.restore(prompt)

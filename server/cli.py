@@ -176,7 +176,7 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
         type=int,
         metavar="N",
         help="stale rows computed again in a round of "
-        "--policy repair; by default 8 %% of the prompt's",
+        "--policy repair; by default 9 %% of the prompt's",
     )
     replay.add_argument(
         "--budget-ms",

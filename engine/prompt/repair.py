@@ -20,15 +20,16 @@ from .dependencies import Dependencies
 
 Floats = NDArray[np.float32]
 
-# Measured on 160 edits elsewhere and 162 that the completion depends on (`bench_repair.py`):
-# between the root of attention, best where it depends, and attention itself, best elsewhere.
+# Between the root of attention, best for edits that a completion depends on, and attention itself,
+# best for those elsewhere (`benchmarks/bench_repair.py`).
 _POWER = np.float32(0.75)
 # What a row is taken to owe that no record says anything of: attention alone ranks it then.
 _LEAST_DEBT = np.float32(2e-3)
 # Of a prompt's rows at most in one round; more gains little for their time.
-SHARE = 0.08
-# Where a round has moved the first token's distribution so far (KL in nats), another is spent.
-DISAGREEMENT = 0.05
+SHARE = 0.09
+# Where a round has moved the first token's distribution so far (KL in nats), another is spent: after
+# one edit in twenty. Of those half would have been completed otherwise, of all such one in eight.
+DISAGREEMENT = 0.02
 
 
 @dataclass(frozen=True, slots=True)
