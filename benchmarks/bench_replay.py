@@ -15,7 +15,7 @@ from keyturn.engine.replay import replay
 from keyturn.server.settings import Settings
 
 TRACES = sorted((harness.ROOT / "examples" / "traces").glob("*.jsonl"))
-COMPARED = ("turn", "heal")
+COMPARED = ("turn", "repair", "heal")
 COLUMNS = {
     "top1_agreement": "top-1",
     "kl_mean": "KL",
@@ -25,6 +25,7 @@ COLUMNS = {
     "num_tokens_wanted": "wanted",
     "num_tokens_kept": "kept",
     "num_tokens_turned": "turned",
+    "num_tokens_repaired": "repaired",
     "num_tokens_recomputed": "recomputed",
     "num_rows_forwarded": "forwarded",
 }
@@ -34,7 +35,7 @@ def main() -> None:
     """Run, print, and save if asked to."""
     parser = harness.parser(__doc__ or "")
     parser.add_argument("traces", nargs="*", type=Path, default=TRACES)
-    parser.add_argument("--policies", default="full,prefix,turn", help="names, with commas")
+    parser.add_argument("--policies", default="full,prefix,turn,repair", help="names, with commas")
     parser.add_argument("--layout", choices=("spm", "psm"))
     args = parser.parse_args()
     settings = Settings(num_threads=args.threads)

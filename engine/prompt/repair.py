@@ -27,8 +27,9 @@ _POWER = np.float32(0.75)
 _LEAST_DEBT = np.float32(2e-3)
 # Of a prompt's rows at most in one round; more gains little for their time.
 SHARE = 0.09
-# Where a round has moved the first token's distribution so far (KL in nats), another is spent: after
-# one edit in twenty. Of those half would have been completed otherwise, of all such one in eight.
+# Where a round has moved the first token's distribution so far (KL in nats), another is spent:
+# after one edit in twenty. Half of those would have been completed otherwise than from a full
+# prefill, and they are one in eight of all such.
 DISAGREEMENT = 0.02
 
 
