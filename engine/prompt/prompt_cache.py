@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
+from ..model.passes import AttentionRecord
 from .dependencies import Dependencies, recorded_layers
 from .edit_plan import Run, moved_rows, rows_between
 from .layout import SegmentKey
@@ -181,7 +182,9 @@ class PromptCache:
                     # The cursor's row goes along: a completion then finds its logits.
                     slots = np.concatenate([slots, self._last_row()])
                     cache.mark_changed()  # what others saw of it is past
-                logits = self._compute(slots, check)
+                record, started_at = self._asked(), time.perf_counter()
+                logits = self.decoder.last_logits(cache, slots, check, record)
+                self._note(slots, record, started_at)
             self._count_forwarded(slots)
             if is_final:
                 self._keep_logits(logits)
@@ -408,21 +411,24 @@ class PromptCache:
 
     def _recompute(self, slots: Slots, check: Check) -> Tensor:
         """Compute rows that are there already: what others saw of them is past."""
-        self.rows.mark_changed()
-        return self._compute(slots, check)
-
-    def _compute(self, slots: Slots, check: Check) -> Tensor:
-        """Compute rows, note what they lean on, and return the logits after the last of them."""
-        cache, dependencies = self.rows, self.dependencies
-        record = None if dependencies is None else dependencies.asked()
-        started_at = time.perf_counter()
+        cache = self.rows
+        cache.mark_changed()
+        record, started_at = self._asked(), time.perf_counter()
         logits = self.decoder.last_logits(cache, slots, check, record)
-        if not logits.is_cuda:  # a GPU is still at work
-            self.decoder.cost.observe(len(slots), (time.perf_counter() - started_at) * 1e3)
-        cache.mark_computed(slots)
-        if dependencies is not None and record is not None:
-            dependencies.note(slots, record)
+        self._note(slots, record, started_at)
         return logits
+
+    def _asked(self) -> AttentionRecord | None:
+        """Return what a pass is to leave behind of its rows."""
+        return None if self.dependencies is None else self.dependencies.asked()
+
+    def _note(self, slots: Slots, record: AttentionRecord | None, started_at: float) -> None:
+        """Note that rows were just computed, what they lean on, and what that took."""
+        if self.decoder.device.type != "cuda":  # a GPU is still at work
+            self.decoder.cost.observe(len(slots), (time.perf_counter() - started_at) * 1e3)
+        self.rows.mark_computed(slots)
+        if self.dependencies is not None and record is not None:
+            self.dependencies.note(slots, record)
 
     def _recompute_lowest_stale(self, max_rows: int, check: Check) -> Slots:
         """Recompute a chunk of stale rows in order of position; return their slots."""
