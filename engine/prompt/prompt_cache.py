@@ -16,7 +16,8 @@ from torch import Tensor
 from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
 from .dependencies import Dependencies, recorded_layers
-from .edit_plan import Run, moved_rows, rows_between
+from .dropped_rows import DroppedRows
+from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between
 from .layout import SegmentKey
 from .policy import Policy
 from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, worth
@@ -100,6 +101,9 @@ class PromptCache:
         self._chunk_tokens = chunk_tokens
         self._cache: KVCache | None = None
         self.dependencies: Dependencies | None = None
+        self._dropped: DroppedRows | None = None
+        self._max_dropped_bytes: int | None = None
+        self._num_placed = 0  # tokens of the prompt that rows were last placed for
         self._token_ids: Ints = _NO_ROWS
         self._segments: dict[int, Ints] = {}  # tokens of each, by number
         self._segment_of: Ints = _NO_ROWS  # number of each token's segment, and of what follows
@@ -122,8 +126,20 @@ class PromptCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the cache holds."""
-        return 0 if self._cache is None else self._cache.num_bytes
+        """Memory that the cache holds, and what it keeps of dropped rows."""
+        num_bytes = self.num_dropped_bytes
+        return num_bytes if self._cache is None else num_bytes + self._cache.num_bytes
+
+    @property
+    def num_dropped_bytes(self) -> int:
+        """Memory of dropped rows that are kept."""
+        return 0 if self._dropped is None else self._dropped.num_bytes
+
+    def bound_dropped(self, num_bytes: int) -> None:
+        """Keep at most so many bytes of dropped rows, from now on."""
+        self._max_dropped_bytes = num_bytes
+        if self._dropped is not None:
+            self._dropped.bound(num_bytes)
 
     @property
     def num_stale(self) -> int:
@@ -134,7 +150,7 @@ class PromptCache:
 
     def drop(self) -> None:
         """Give the memory back; the next `patch` prefills."""
-        self._cache = self.dependencies = self._last_logits = None
+        self._cache = self.dependencies = self._dropped = self._last_logits = None
         self._patched_version = -1
 
     # Following the prompt
@@ -206,11 +222,53 @@ class PromptCache:
             segments = self._segment_of[at : at + length]
             cache.record("segment")[order[source : source + length]] = segments
         used = sorted((run.source, run.length) for run in runs)
-        removed = order[rows_between(used, len(order))]
+        numbers = rows_between(used, len(order))
+        removed = order[numbers]
+        if self._dropped is not None and len(removed) >= SHORTEST_RUN:
+            self._keep_dropped(removed, numbers, self._dropped)
         if self.dependencies is not None and len(order):
             self.dependencies.charge((removed, _beside_longer(runs, order)), (1.0, 0.5))
         cache.remove(removed)
-        return rows_between([(run.at, run.length) for run in runs], self.num_tokens)
+        self._num_placed = self.num_tokens
+        missing = rows_between([(run.at, run.length) for run in runs], self.num_tokens)
+        if self._dropped is not None and max(len(removed), len(missing)) >= SHORTEST_RUN:
+            missing = self._bring_back(missing, self._dropped)
+            self._dropped.trim()
+        return missing
+
+    def _keep_dropped(self, removed: Slots, numbers: Ints, dropped: DroppedRows) -> None:
+        """Keep rows of the last prompt that are about to be removed, but nothing generated.
+
+        Their debt is noted before it grows by what goes with them: that may return with them too.
+        """
+        of_prompt = self.rows.positions[removed] < self._num_placed
+        removed, numbers = removed[of_prompt], numbers[of_prompt]
+        if self.dependencies is None:
+            debt = np.zeros(len(removed), dtype=np.float32)
+        else:
+            debt = self.dependencies.debt[removed]
+        dropped.keep(removed, numbers, debt)
+
+    def _bring_back(self, missing: Ints, dropped: DroppedRows) -> Ints:
+        """Turn dropped rows to the places where their tokens are wanted; return what is missing.
+
+        They have seen another text, or none may know whether: nothing followed what they leaned on
+        while they were away. So they owe as much as the rows that owe much, for repair to look at
+        them where the cursor's row does.
+        """
+        cache, dependencies = self.rows, self.dependencies
+        least = 0.0 if dependencies is None else dependencies.high_debt()
+        is_missing = np.zeros(self.num_tokens, dtype=bool)
+        is_missing[missing] = True
+        for at, token_ids, debt, rows in dropped.find(missing, self._token_ids, self._segment_of):
+            positions = np.arange(at, at + len(token_ids))
+            slots = cache.insert(token_ids, positions, rows)
+            cache.record("segment")[slots] = self._segment_of[positions]
+            cache.record("provenance")[slots] = TURNED
+            if dependencies is not None:
+                dependencies.debt[slots] = np.maximum(debt, least)
+            is_missing[positions] = False
+        return np.flatnonzero(is_missing)
 
     def _resident(self, order: Slots) -> dict[int, Ints]:
         """Return the tokens of the rows in order of position, by segment."""
@@ -394,6 +452,10 @@ class PromptCache:
             if self._policy.repairs:
                 layers = recorded_layers(decoder.config.num_layers)
                 self.dependencies = Dependencies(self._cache, layers)
+            if self._policy.keeps_dropped:
+                self._dropped = DroppedRows(self._cache)
+                if self._max_dropped_bytes is not None:
+                    self._dropped.bound(self._max_dropped_bytes)
         return self._cache
 
     def _last_row(self) -> Slots:
