@@ -1,8 +1,8 @@
 """How soon a completion is ready, and how many rows that takes, when text or cursor returns.
 
 In a real file whose prompt has about 2,000 tokens 20 lines are deleted and come back, are cut and
-pasted elsewhere, a function is moved past others, the cursor goes 200 lines away and comes back, and
-the whole file is replaced by what a formatter would make of it. The policies take turns, each on its
+pasted elsewhere, are moved in one edit; the cursor goes 200 lines away and comes back; and the
+whole file is replaced by what a formatter would make of it. The policies take turns, each on its
 own session and from a cache that was just prefilled. Ready is the patch, with repair where there is
 any, plus the first token; closeness is that token's distribution against a full prefill.
 """
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import harness
 from bench_edit_latency import ONE_TOKEN, SOURCE, go_on, line_start
+from torch import Tensor
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.prompt.repair import disagreement
@@ -25,6 +26,7 @@ from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
 
 POLICIES = ("prefix", "turn", "repair")
+Found = dict[str, dict[str, float]]
 LINES, FAR_LINES = 20, 200
 
 
@@ -54,11 +56,12 @@ def main() -> None:
     figures: dict[str, dict[str, object]] = {}
     rows: list[list[object]] = []
     checks = []
+    expected: dict[str, Tensor] = {}
     for kind in kinds(text):
-        expected = first_logits(sessions["full"], *kind.steps[-1])
-        found: dict[str, dict[str, float]] = {}
+        expected[kind.name] = first_logits(sessions["full"], *kind.steps[-1])
+        found: Found = {}
 
-        def ready_ms(policy: str, kind: Kind = kind, found: dict = found) -> float:
+        def ready_ms(policy: str, kind: Kind = kind, found: Found = found) -> float:
             session = sessions[policy]
             session.drop_cache()
             for step in kind.steps[:-1]:
@@ -72,7 +75,7 @@ def main() -> None:
                 "num_turned": counts.num_turned,
                 "num_repaired": counts.num_repaired,
                 "num_rows_forwarded": session.prompt.num_rows_forwarded - before,
-                "kl": disagreement(session.prompt.logits(go_on), expected),
+                "kl": disagreement(session.prompt.logits(go_on), expected[kind.name]),
             }
             return ready
 
@@ -139,7 +142,7 @@ def complete(session: Session, text: str, cursor: int) -> float:
     return patched_ms + session.complete(cursor, ONE_TOKEN, go_on).ttft_ms
 
 
-def first_logits(session: Session, text: str, cursor: int):
+def first_logits(session: Session, text: str, cursor: int) -> Tensor:
     """Return the logits of a completion's first token."""
     complete(session, text, cursor)
     return session.prompt.logits(go_on)

@@ -33,6 +33,7 @@ class _Span(NamedTuple):
     segment: int
     token_ids: Ints
     hashes: Hashes
+    seen: Ints
     debt: Floats
     rows: Tensor
 
@@ -43,14 +44,29 @@ class Returning(NamedTuple):
     Attributes:
         at: the first wanted token.
         token_ids: of the rows, (n,).
+        seen: of those computed as fresh rows, what over, (n,), as `histories` says it; else 0.
         debt: that they had when they were dropped, (n,).
         rows: for `KVCache.insert`.
     """
 
     at: int
     token_ids: Ints
+    seen: Ints
     debt: Floats
     rows: Tensor
+
+
+def histories(token_ids: Ints) -> Ints:
+    """Return a hash of each token together with all before it, (n,).
+
+    It stands for all of them where rows are told exact: of 64 bits, two are not alike by chance.
+    """
+    # Any odd numbers do, another for every place.
+    places = np.arange(1, len(token_ids) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    places ^= places >> np.uint64(29)
+    mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(32)
+    return np.cumsum(mixed * (places | np.uint64(1)), dtype=np.uint64).view(np.int64)
 
 
 class DroppedRows:
@@ -71,6 +87,7 @@ class DroppedRows:
         self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
         self._max_bytes = self._most_bytes
         self.num_bytes = 0
+        cache.add_record("seen", np.int64, 0)
 
     def bound(self, num_bytes: int) -> None:
         """Hold at most so many bytes, and never more than two caches' rows."""
@@ -114,6 +131,7 @@ class DroppedRows:
                     int(segments[start]),
                     token_ids,
                     run_hashes(token_ids),
+                    cache.record("seen")[of_span],
                     debt[start:end].copy(),
                     rows,
                 )
@@ -127,6 +145,30 @@ class DroppedRows:
                 self.num_bytes -= span.rows.nbytes
                 del self._spans[number]
                 return
+
+    def find_exact(self, improvable: Ints, seen: Ints, segment_of: Ints) -> list[Returning]:
+        """Find kept rows that are exact: the tokens before them are those they saw.
+
+        Args:
+            improvable: (n,) ascending places of the wanted tokens that no row serves so well.
+            seen: (m,) `histories` of all that is wanted.
+            segment_of: (m,) or longer, the segment of each.
+        """
+        returning: list[Returning] = []
+        place_of = {}
+        is_left = np.zeros(len(seen), dtype=bool)
+        is_left[improvable] = True
+        for span in reversed(self._spans):
+            if not place_of:
+                place_of = dict(zip(seen.tolist(), range(len(seen)), strict=True))
+            at = np.array([place_of.get(value, -1) for value in span.seen.tolist()])
+            fits = np.flatnonzero((at >= 0) & (segment_of[at] == span.segment) & is_left[at])
+            # What was seen at one place was seen there alone: spans and places go in step.
+            for start, end in _stretches(fits, at[fits] - fits):
+                part = slice(int(fits[start]), int(fits[end - 1]) + 1)
+                returning.append(_part(span, part, int(at[fits[start]])))
+                is_left[at[part]] = False
+        return returning
 
     def find(self, missing: Ints, token_ids: Ints, segment_of: Ints) -> list[Returning]:
         """Find kept rows for missing tokens, the newest first.
@@ -164,12 +206,7 @@ class DroppedRows:
                 runs = [run for run in runs if run.length >= SHORTEST_RUN]
                 for source, to, length in runs:
                     part = slice(source, source + length)
-                    yield Returning(
-                        at + start + to,
-                        span.token_ids[part],
-                        span.debt[part],
-                        span.rows[:, :, part],
-                    )
+                    yield _part(span, part, at + start + to)
                 left += [(start + low, start + high) for low, high in _gaps(runs, end - start)]
             gaps = left
 
@@ -181,6 +218,12 @@ class DroppedRows:
         is_shared = np.isin(np.concatenate([s.hashes for s in spans]), run_hashes(wanted))
         owners = np.repeat(np.arange(len(spans)), [len(span.hashes) for span in spans])
         return [spans[number] for number in np.unique(owners[is_shared]).tolist()]
+
+
+def _part(span: _Span, part: slice, at: int) -> Returning:
+    return Returning(
+        at, span.token_ids[part], span.seen[part], span.debt[part], span.rows[:, :, part]
+    )
 
 
 def _stretches(numbers: Ints, segments: Ints) -> list[tuple[int, int]]:

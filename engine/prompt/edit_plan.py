@@ -115,6 +115,18 @@ def rows_between(spans: Sequence[tuple[int, int]], end: int) -> Ints:
     return _joined(between)
 
 
+def without(runs: Sequence[Run], spans: Sequence[tuple[int, int]]) -> list[Run]:
+    """Return the runs less the wanted tokens in ascending (start, length) spans."""
+    found = []
+    for source, at, length in runs:
+        reached, end = at, at + length
+        for start, count in [*spans, (end, 0)]:
+            if reached < min(start, end):
+                found.append(Run(source + reached - at, reached, min(start, end) - reached))
+            reached = max(reached, start + count)
+    return found
+
+
 def _joined(parts: list[Ints]) -> Ints:
     # One part, which is nearly all rows after most edits, is not copied.
     return parts[0] if len(parts) == 1 else np.concatenate([_NO_ROWS, *parts])

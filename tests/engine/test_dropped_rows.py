@@ -10,7 +10,7 @@ from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.prompt.dependencies import Dependencies
 from keyturn.engine.prompt.dropped_rows import DroppedRows
 from keyturn.engine.prompt.edit_plan import SHORTEST_RUN
-from keyturn.engine.prompt.repair import choose, worth
+from keyturn.engine.prompt.repair import RepairLimit, choose, worth
 
 from ..tolerance import assert_close
 from .test_session import GREEDY, SOURCE, applied, assert_same_prompt, check, new_engine
@@ -91,8 +91,30 @@ def test_undo_of_a_deletion_computes_the_cursor_row_only_and_so_does_every_redo(
     for _ in range(3):
         assert computed(session, replaced(session, before, FUNCTIONS[1])) == 1
         assert computed(session, replaced(session, FUNCTIONS[1], before)) == 1
-    assert session.prompt.num_stale > 0
+        assert session.prompt.num_stale == 0  # all is as it was
     assert_heals_to_a_full_prefill(session, opened, len(TEXT))
+
+
+def test_undo_after_repair_computes_again_only_what_was_repaired(opened):
+    session = opened()
+    computed(session, replaced(session, FUNCTIONS[2], ""))
+    num_repaired = session.prompt.repair(RepairLimit(max_rows=10), check)
+    assert num_repaired >= 10
+    computed(session, replaced(session, FUNCTIONS[3], FUNCTIONS[2] + FUNCTIONS[3]))
+    # And what the deletion had torn apart.
+    assert 0 < session.prompt.repair(RepairLimit(max_rows=1000), check) <= num_repaired + AROUND
+    assert session.prompt.num_stale == 0
+    assert_heals_to_a_full_prefill(session, opened, len(TEXT))
+
+
+def test_place_that_was_left_is_exact_when_the_cursor_returns(opened):
+    near, far = TEXT.index(FUNCTIONS[1]), TEXT.index(FUNCTIONS[6])
+    session = opened(cursor=near)
+    before = session.prompt.score([5, 6, 7], check)
+    computed(session, jumped(session, far))
+    computed(session, jumped(session, near))
+    assert session.prompt.num_stale == 0
+    assert_close(session.prompt.score([5, 6, 7], check), before, torch.float32)
 
 
 def test_prefix_policy_computes_again_what_returns(opened):
@@ -164,7 +186,7 @@ def test_returned_rows_owe_as_much_as_those_that_owe_much(opened, monkeypatch):
     computed(session, replaced(session, FUNCTIONS[2], ""))
     num_cut = num_tokens - session.prompt.num_tokens
     monkeypatch.setattr(Dependencies, "high_debt", lambda _: 7.0)  # more than any row can owe
-    computed(session, replaced(session, FUNCTIONS[3], FUNCTIONS[2] + FUNCTIONS[3]))
+    computed(session, replaced(session, FUNCTIONS[5], FUNCTIONS[2] + FUNCTIONS[5]))
     in_debt = np.flatnonzero(session.prompt.dependencies.debt >= 7)
     assert num_cut - AROUND <= len(in_debt) <= num_cut
     chosen = choose(
