@@ -191,16 +191,20 @@ class Engine:
         if self.device.type == "cuda":
             num_rows = session.model.capacity  # reserved at once, see `KVCache.num_bytes`
         coming = num_rows * self._row_bytes(session.model.decoder.config)
-        held = max(coming, session.prompt.num_bytes)
-        used = sum(
-            other.prompt.num_bytes for other in self.sessions.values() if other is not session
-        )
-        for other in self.sessions.values():
-            if used + held <= self.config.cache_bytes:
-                break
-            if other is not session and other.prompt.num_bytes:
-                used -= other.prompt.num_bytes
-                other.drop_cache()
+        prompts = [other.prompt for other in self.sessions.values() if other is not session]
+        own = session.prompt
+        room = self.config.cache_bytes - max(coming, own.num_bytes - own.num_dropped_bytes)
+        room -= sum(prompt.num_bytes for prompt in prompts)
+        # What a document has dropped goes before what another one shows.
+        for prompt in prompts:
+            if room < 0:
+                room += prompt.num_dropped_bytes
+                prompt.bound_dropped(0)
+        for prompt in prompts:
+            if room < 0:
+                room += prompt.num_bytes
+                prompt.drop()
+        own.bound_dropped(max(0, room))
 
     def status(self) -> dict[str, Any]:
         """Return what is loaded and held, as plain data."""

@@ -1,6 +1,6 @@
 """How far a keystroke travels in our own code: bounds that hold, to be lowered.
 
-What makes them higher is a new subject: the last was what rows lean on.
+What makes them higher is a new subject: the last were what rows lean on, and rows that return.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from keyturn.kernels.cpu import step
 
 from .keystroke_path import HANDS, README, files_of, picture, report, trace
 
-MOST_FILES, MOST_FRAMES = 34, 12
+MOST_FILES, MOST_FRAMES = 35, 12
 
 
 needs_the_end = pytest.mark.skipif(

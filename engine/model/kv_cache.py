@@ -63,6 +63,8 @@ class KVCache:
         self._moved = everything.view(-1, capacity, config.head_dim)
         if config.head_dim * dtype.itemsize % torch.int64.itemsize == 0:
             self._moved = self._moved.view(torch.int64)
+        # Of these the keys of a row at any position can be made again, likewise in words.
+        self._sources = self._moved.unflatten(0, (3, -1))[::2]
         self.capacity = capacity
         self.table = RotaryTable(config, capacity, device)
         self.graphs: dict[object, object] = {}
@@ -158,6 +160,35 @@ class KVCache:
         self.token_ids[start:end] = token_ids
         self.positions[start:end] = positions
         return np.arange(start, end)
+
+    def copied(self, slots: Slots) -> Tensor:
+        """Return a copy of rows, for `insert`: unrotated keys and values of all layers.
+
+        It is (2, num_layers * num_kv_heads, n, words); nothing else reads it.
+        """
+        return self._sources.index_select(2, torch.from_numpy(slots).to(self._keys.device))
+
+    def insert(
+        self, token_ids: NDArray[np.int64], positions: NDArray[np.int64], rows: Tensor
+    ) -> Slots:
+        """Put copied rows back: keys are rotated once, from the unrotated ones, as in a turn.
+
+        They are stale, and so are the rows at later positions.
+
+        Args:
+            token_ids: (n,) theirs.
+            positions: (n,) that no other row has.
+            rows: from `copied`, or a part of it: (2, num_layers * num_kv_heads, n, words).
+
+        Raises:
+            ContextTooLong: the capacity is used up; nothing was changed.
+        """
+        slots = self.append(token_ids, positions)
+        self._sources[:, :, slots[0] : slots[-1] + 1] = rows
+        self._turn(slots, positions)
+        self.mark_changed()
+        self.num_fresh = min(self.num_fresh, int(positions.min()))
+        return slots
 
     def _check_fits(self, num_tokens: int) -> None:
         if num_tokens > self.capacity:
@@ -303,6 +334,11 @@ class KVCache:
         if self._keys.is_cuda:
             return total
         return total // self.capacity * self._num_touched
+
+    @property
+    def copied_row_bytes(self) -> int:
+        """Memory of one row in what `copied` returns."""
+        return self._sources[:, :, 0].numel() * self._sources.element_size()
 
     def _on_device(
         self, first: NDArray[np.int64], second: NDArray[np.int64]

@@ -24,6 +24,9 @@ Floats = NDArray[np.float32]
 # (of 30 layers 9 and 19; 14 alone twice as badly).
 _DEPTHS = (0.3, 0.65)
 
+# Of the rows in debt, up to this quantile: what a row owes that was away.
+_HIGH = 0.9
+
 
 def recorded_layers(num_layers: int) -> frozenset[int]:
     """Return the numbers of the layers whose attention is recorded."""
@@ -85,6 +88,11 @@ class Dependencies:
     def _of(self, slots: Slots) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
         cache = self._cache
         return cache.record("leaned_on")[slots], cache.record("leaning")[slots]
+
+    def high_debt(self) -> float:
+        """Return what only a tenth of the rows owe more than; 0 without rows in debt."""
+        debt = self.debt
+        return float(np.quantile(debt[debt > 0], _HIGH)) if debt.any() else 0.0
 
     def charge(self, slots: Sequence[Slots], shares: Sequence[float]) -> None:
         """Put every row into debt by what it paid to changed rows; before those are removed.

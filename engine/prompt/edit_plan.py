@@ -68,7 +68,7 @@ def match_rows(resident: Mapping[Key, Ints], wanted: Mapping[Key, Ints]) -> list
     found: list[Run] = []
     new_start = 0
     for key, new in wanted.items():
-        runs = _common_runs(resident[key], new) if key in resident else []
+        runs = common_runs(resident[key], new) if key in resident else []
         # Where most of a segment is new, its few old rows were computed for another place.
         moves = 2 * sum(run.length for run in runs) >= len(new)
         for run in runs:
@@ -115,12 +115,24 @@ def rows_between(spans: Sequence[tuple[int, int]], end: int) -> Ints:
     return _joined(between)
 
 
+def without(runs: Sequence[Run], spans: Sequence[tuple[int, int]]) -> list[Run]:
+    """Return the runs less the wanted tokens in ascending (start, length) spans."""
+    found = []
+    for source, at, length in runs:
+        reached, end = at, at + length
+        for start, count in [*spans, (end, 0)]:
+            if reached < min(start, end):
+                found.append(Run(source + reached - at, reached, min(start, end) - reached))
+            reached = max(reached, start + count)
+    return found
+
+
 def _joined(parts: list[Ints]) -> Ints:
     # One part, which is nearly all rows after most edits, is not copied.
     return parts[0] if len(parts) == 1 else np.concatenate([_NO_ROWS, *parts])
 
 
-def _common_runs(old: Ints, new: Ints) -> list[Run]:
+def common_runs(old: Ints, new: Ints) -> list[Run]:
     """Return the runs that agree, increasing in both."""
     head = common_prefix(old, new)
     tail = _common_suffix(old[head:], new[head:])
@@ -159,7 +171,7 @@ def anchored_runs(old: Ints, new: Ints, sample_from: int = _MANY) -> list[Run]:
     shortest = min(len(old), len(new))
     if shortest < SHORTEST_RUN:
         return []
-    old_hashes, new_hashes = _hashes(old), _hashes(new)
+    old_hashes, new_hashes = run_hashes(old), run_hashes(new)
     runs = [Run(len(old), len(new), 0)]
     if shortest >= sample_from:
         # What agrees between edits is long and found by a sample, the same of either sequence.
@@ -253,7 +265,7 @@ def _chained(old_at: Ints, new_at: Ints) -> list[tuple[int, int]]:
     return list(zip(old_at[is_end].tolist(), new_at[is_end].tolist(), strict=True))
 
 
-def _hashes(ids: Ints) -> Hashes:
+def run_hashes(ids: Ints) -> Hashes:
     """Return a hash of each run of `SHORTEST_RUN` tokens, a power of two.
 
     Two runs hashed alike cost an anchor; they are never taken for the same, for what an anchor

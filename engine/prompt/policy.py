@@ -30,6 +30,7 @@ class Policy:
         reuse: returns the resident rows that serve the wanted tokens, as `match_rows` does.
         crosses_segments: rows may serve another segment than they were computed for.
         starts_anew: every layout is computed from nothing: the oracle.
+        keeps_dropped: rows that are dropped are kept for a while and turned back into place.
         repairs: rows keep what they leaned on, and the stale ones that matter are computed again
             before a completion.
         heals_first: a completion is computed only over fresh rows.
@@ -40,6 +41,7 @@ class Policy:
     reuse: Callable[[Rows, Rows], list[Run]]
     crosses_segments: bool = False
     starts_anew: bool = False
+    keeps_dropped: bool = False
     repairs: bool = False
     heals_first: bool = False
     heals_when_idle: bool = False
@@ -55,9 +57,9 @@ def _common_prefix(resident: Rows, wanted: Rows) -> list[Run]:
 _KNOWN = (
     Policy("full", _common_prefix, crosses_segments=True, starts_anew=True),
     Policy("prefix", _common_prefix, crosses_segments=True),
-    Policy("turn", match_rows),
-    Policy("repair", match_rows, repairs=True, heals_when_idle=True),
-    Policy("heal", match_rows, heals_first=True, heals_when_idle=True),
+    Policy("turn", match_rows, keeps_dropped=True),
+    Policy("repair", match_rows, keeps_dropped=True, repairs=True, heals_when_idle=True),
+    Policy("heal", match_rows, keeps_dropped=True, heals_first=True, heals_when_idle=True),
 )
 
 

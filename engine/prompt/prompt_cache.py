@@ -17,7 +17,8 @@ from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
 from ..model.passes import AttentionRecord
 from .dependencies import Dependencies, recorded_layers
-from .edit_plan import Run, moved_rows, rows_between
+from .dropped_rows import DroppedRows, Returning, histories
+from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between, without
 from .layout import SegmentKey
 from .policy import Policy
 from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, worth
@@ -101,7 +102,11 @@ class PromptCache:
         self._chunk_tokens = chunk_tokens
         self._cache: KVCache | None = None
         self.dependencies: Dependencies | None = None
+        self._dropped: DroppedRows | None = None
+        self._max_dropped_bytes: int | None = None
+        self._num_placed = 0  # tokens of the prompt that rows were last placed for
         self._token_ids: Ints = _NO_ROWS
+        self._histories: Ints = _NO_ROWS  # of the tokens
         self._segments: dict[int, Ints] = {}  # tokens of each, by number
         self._segment_of: Ints = _NO_ROWS  # number of each token's segment, and of what follows
         self._numbers: dict[SegmentKey, int] = {}  # of every segment there ever was
@@ -123,8 +128,20 @@ class PromptCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the cache holds."""
-        return 0 if self._cache is None else self._cache.num_bytes
+        """Memory that the cache holds, and what it keeps of dropped rows."""
+        num_bytes = self.num_dropped_bytes
+        return num_bytes if self._cache is None else num_bytes + self._cache.num_bytes
+
+    @property
+    def num_dropped_bytes(self) -> int:
+        """Memory of dropped rows that are kept."""
+        return 0 if self._dropped is None else self._dropped.num_bytes
+
+    def bound_dropped(self, num_bytes: int) -> None:
+        """Keep at most so many bytes of dropped rows, from now on."""
+        self._max_dropped_bytes = num_bytes
+        if self._dropped is not None:
+            self._dropped.bound(num_bytes)
 
     @property
     def num_stale(self) -> int:
@@ -135,7 +152,7 @@ class PromptCache:
 
     def drop(self) -> None:
         """Give the memory back; the next `patch` prefills."""
-        self._cache = self.dependencies = self._last_logits = None
+        self._cache = self.dependencies = self._dropped = self._last_logits = None
         self._patched_version = -1
 
     # Following the prompt
@@ -158,6 +175,7 @@ class PromptCache:
             return
         self._version += 1
         self._token_ids, self._segment_of = token_ids, segment_of
+        self._histories = histories(token_ids) if self._policy.keeps_dropped else _NO_ROWS
         self._segments = dict(zip(numbers, segments.values(), strict=True))
         if self._policy.starts_anew and self._cache is not None:
             self._cache.clear()
@@ -182,7 +200,7 @@ class PromptCache:
                     # The cursor's row goes along: a completion then finds its logits.
                     slots = np.concatenate([slots, self._last_row()])
                     cache.mark_changed()  # what others saw of it is past
-                record, started_at = self._asked(), time.perf_counter()
+                record, started_at = self._asked(slots), time.perf_counter()
                 logits = self.decoder.last_logits(cache, slots, check, record)
                 self._note(slots, record, started_at)
             self._count_forwarded(slots)
@@ -190,6 +208,7 @@ class PromptCache:
                 self._keep_logits(logits)
         if cache.generation != generation:
             self._is_owing, self._owed_at_first = True, None
+        self._note_exact(_NO_ROWS)
         cache.by_position()  # for the next patch; a GPU is still at work
         self._patched_version = self._version
 
@@ -201,6 +220,9 @@ class PromptCache:
         cache = self.rows
         order = cache.by_position()
         runs = self._policy.reuse(self._resident(order), self._segments)
+        exact: list[Returning] = []
+        if self._dropped is not None and self._dropped.num_bytes:
+            runs, exact = self._prefer_exact(runs, order, self._dropped)
         slots, positions = moved_rows(runs, order, cache.positions)
         if len(slots):
             cache.turn(slots, positions)
@@ -209,11 +231,111 @@ class PromptCache:
             segments = self._segment_of[at : at + length]
             cache.record("segment")[order[source : source + length]] = segments
         used = sorted((run.source, run.length) for run in runs)
-        removed = order[rows_between(used, len(order))]
+        numbers = rows_between(used, len(order))
+        removed = order[numbers]
+        if self._dropped is not None and len(removed) >= SHORTEST_RUN:
+            self._keep_dropped(removed, numbers, self._dropped)
         if self.dependencies is not None and len(order):
             self.dependencies.charge((removed, _beside_longer(runs, order)), (1.0, 0.5))
         cache.remove(removed)
-        return rows_between([(run.at, run.length) for run in runs], self.num_tokens)
+        self._num_placed = self.num_tokens
+        self._insert(exact, 0.0)
+        served = [(run.at, run.length) for run in runs]
+        served += [(piece.at, len(piece.token_ids)) for piece in exact]
+        missing = rows_between(sorted(served), self.num_tokens)
+        if self._dropped is not None and max(len(removed), len(missing)) >= SHORTEST_RUN:
+            missing = self._bring_back(missing, self._dropped)
+            self._dropped.trim()
+        return missing
+
+    def _prefer_exact(
+        self, runs: list[Run], order: Slots, dropped: DroppedRows
+    ) -> tuple[list[Run], list[Returning]]:
+        """Find dropped rows that saw what is there now, and the runs without what those replace.
+
+        After a return the rows there may have seen another place's suffix.
+        """
+        if self.num_tokens - sum(run.length for run in runs) < SHORTEST_RUN:
+            return runs, []
+        seen = self.rows.record("seen")
+        is_exact = np.zeros(self.num_tokens, dtype=bool)
+        for source, at, length in runs:
+            part = slice(at, at + length)
+            is_exact[part] = seen[order[source : source + length]] == self._histories[part]
+        improvable = np.flatnonzero(~is_exact)
+        exact = dropped.find_exact(improvable, self._histories, self._segment_of)
+        spans = sorted((piece.at, len(piece.token_ids)) for piece in exact)
+        return without(runs, spans) if spans else runs, exact
+
+    def _keep_dropped(self, removed: Slots, numbers: Ints, dropped: DroppedRows) -> None:
+        """Keep rows of the last prompt that are about to be removed, but nothing generated.
+
+        Their debt is noted before it grows by what goes with them: that may return with them too.
+        """
+        of_prompt = self.rows.positions[removed] < self._num_placed
+        removed, numbers = removed[of_prompt], numbers[of_prompt]
+        if self.dependencies is None:
+            debt = np.zeros(len(removed), dtype=np.float32)
+        else:
+            debt = self.dependencies.debt[removed]
+        dropped.keep(removed, numbers, debt)
+
+    def _bring_back(self, missing: Ints, dropped: DroppedRows) -> Ints:
+        """Turn dropped rows to the places where their tokens are wanted; return what is missing.
+
+        They have seen another text, or none may know whether: nothing followed what they leaned on
+        while they were away. So they owe as much as the rows that owe much, for repair to look at
+        them where the cursor's row does.
+        """
+        least = 0.0 if self.dependencies is None else self.dependencies.high_debt()
+        found = dropped.find(missing, self._token_ids, self._segment_of)
+        self._insert(found, least)
+        is_missing = np.zeros(self.num_tokens, dtype=bool)
+        is_missing[missing] = True
+        for piece in found:
+            is_missing[piece.at : piece.at + len(piece.token_ids)] = False
+        return np.flatnonzero(is_missing)
+
+    def _insert(self, returning: Sequence[Returning], least_debt: float) -> None:
+        """Turn dropped rows into their places."""
+        cache = self.rows
+        for at, token_ids, seen, debt, rows in returning:
+            positions = np.arange(at, at + len(token_ids))
+            slots = cache.insert(token_ids, positions, rows)
+            cache.record("segment")[slots] = self._segment_of[positions]
+            cache.record("provenance")[slots] = TURNED
+            cache.record("seen")[slots] = seen
+            if self.dependencies is not None:
+                self.dependencies.debt[slots] = np.maximum(debt, least_debt)
+
+    def _note_exact(self, computed: Slots) -> None:
+        """Note which rows are exact: those just computed over none that is not, as it were fresh.
+
+        A row stays what it is wherever it is turned: when the tokens before it are those again that
+        it was computed over, it is exact again. So undoing a change makes fresh what it had made
+        stale, but for what was computed in between.
+        """
+        if self._dropped is None:
+            return
+        cache = self.rows
+        of_prompt = np.flatnonzero(cache.positions < self.num_tokens)
+        positions = cache.positions[of_prompt]
+        is_exact = np.zeros(self.num_tokens + 1, dtype=bool)  # the last never is
+        is_exact[positions] = cache.record("seen")[of_prompt] == self._histories[positions]
+        is_exact[: cache.num_fresh] = True
+        is_exact[cache.positions[computed]] = True
+        cache.num_fresh = max(cache.num_fresh, int(is_exact.argmin()))
+        is_fresh = positions < cache.num_fresh
+        cache.record("seen")[of_prompt[is_fresh]] = self._histories[positions[is_fresh]]
+        if self.dependencies is not None:
+            self.dependencies.debt[of_prompt[is_fresh]] = 0
+
+    def _is_exact(self) -> NDArray[np.bool_]:
+        """Return of each row whether it is known to be what a full prefill would give."""
+        positions = self.rows.positions
+        at = np.minimum(positions, self.num_tokens - 1)
+        seen = self.rows.record("seen")
+        return (positions < self.num_tokens) & (seen == self._histories[at])
 
     def _resident(self, order: Slots) -> dict[int, Ints]:
         """Return the tokens of the rows in order of position, by segment."""
@@ -294,7 +416,10 @@ class PromptCache:
         before = self.logits(check)  # what the cursor's row attends to
         for _ in range(_ROUNDS):
             max_rows = limit.rows(self.num_tokens, self.decoder.cost)
-            slots = choose(self.rows, worth(self.dependencies), self.num_tokens, max_rows)
+            worths = worth(self.dependencies)
+            worths[self._is_exact()] = -1
+            slots = choose(self.rows, worths, self.num_tokens, max_rows)
+            slots = slots[worths[slots] >= 0]
             if not len(slots):
                 break
             self.recompute(slots, check)
@@ -397,6 +522,10 @@ class PromptCache:
             if self._policy.repairs:
                 layers = recorded_layers(decoder.config.num_layers)
                 self.dependencies = Dependencies(self._cache, layers)
+            if self._policy.keeps_dropped:
+                self._dropped = DroppedRows(self._cache)
+                if self._max_dropped_bytes is not None:
+                    self._dropped.bound(self._max_dropped_bytes)
         return self._cache
 
     def _last_row(self) -> Slots:
@@ -413,13 +542,15 @@ class PromptCache:
         """Compute rows that are there already: what others saw of them is past."""
         cache = self.rows
         cache.mark_changed()
-        record, started_at = self._asked(), time.perf_counter()
+        record, started_at = self._asked(slots), time.perf_counter()
         logits = self.decoder.last_logits(cache, slots, check, record)
         self._note(slots, record, started_at)
         return logits
 
-    def _asked(self) -> AttentionRecord | None:
-        """Return what a pass is to leave behind of its rows."""
+    def _asked(self, slots: Slots) -> AttentionRecord | None:
+        """Return what a pass over these rows is to leave behind."""
+        if self._dropped is not None:
+            self.rows.record("seen")[slots] = 0  # left half computed, a row is nothing
         return None if self.dependencies is None else self.dependencies.asked()
 
     def _note(self, slots: Slots, record: AttentionRecord | None, started_at: float) -> None:
@@ -427,6 +558,7 @@ class PromptCache:
         if self.decoder.device.type != "cuda":  # a GPU is still at work
             self.decoder.cost.observe(len(slots), (time.perf_counter() - started_at) * 1e3)
         self.rows.mark_computed(slots)
+        self._note_exact(slots)
         if self.dependencies is not None and record is not None:
             self.dependencies.note(slots, record)
 

@@ -1,0 +1,245 @@
+"""Rows that a prompt has dropped, kept for a while: the same tokens may come again.
+
+Undo and redo, a block cut here and pasted there, a function moved, a cursor that goes away and
+comes back: what returns is turned to its new place and not computed again. Only within its segment
+of the layout, as all that is turned: text that crosses the cursor changes its meaning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model.kv_cache import KVCache, Slots
+from ..wire.errors import memory_error
+from .edit_plan import SHORTEST_RUN, Hashes, Run, common_runs, run_hashes
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+# Of the cache's rows, so many times: a place that was left and the one before it.
+_CAPACITIES = 2
+
+
+class _Span(NamedTuple):
+    """Rows dropped together, one after another in one segment; `rows` is `KVCache.copied`'s."""
+
+    segment: int
+    token_ids: Ints
+    hashes: Hashes
+    seen: Ints
+    debt: Floats
+    rows: Tensor
+
+
+class Returning(NamedTuple):
+    """Kept rows that serve wanted tokens.
+
+    Attributes:
+        at: the first wanted token.
+        token_ids: of the rows, (n,).
+        seen: of those computed as fresh rows, what over, (n,), as `histories` says it; else 0.
+        debt: that they had when they were dropped, (n,).
+        rows: for `KVCache.insert`.
+    """
+
+    at: int
+    token_ids: Ints
+    seen: Ints
+    debt: Floats
+    rows: Tensor
+
+
+def histories(token_ids: Ints) -> Ints:
+    """Return a hash of each token together with all before it, (n,).
+
+    It stands for all of them where rows are told exact: of 64 bits, two are not alike by chance.
+    """
+    # Any odd numbers do, another for every place.
+    places = np.arange(1, len(token_ids) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    places ^= places >> np.uint64(29)
+    mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(32)
+    return np.cumsum(mixed * (places | np.uint64(1)), dtype=np.uint64).view(np.int64)
+
+
+class DroppedRows:
+    """Spans that one cache has dropped, the oldest first out.
+
+    Spans of fewer than `SHORTEST_RUN` rows are not kept: to compute them costs little, and the
+    ordinary keystroke drops no more. A span stays when its rows have returned: what was cut once
+    may be pasted twice.
+
+    Attributes:
+        num_bytes: memory that the spans hold.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        """Keep nothing yet."""
+        self._cache = cache
+        self._spans: deque[_Span] = deque()  # the oldest first
+        self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
+        self._max_bytes = self._most_bytes
+        self.num_bytes = 0
+        cache.add_record("seen", np.int64, 0)
+
+    def bound(self, num_bytes: int) -> None:
+        """Hold at most so many bytes, and never more than two caches' rows."""
+        self._max_bytes = min(num_bytes, self._most_bytes)
+        self.trim()
+
+    def trim(self) -> None:
+        """Let the oldest spans go until the rest is within the bound."""
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= self._spans.popleft().rows.nbytes
+
+    def keep(self, slots: Slots, numbers: Ints, debt: Floats) -> None:
+        """Copy rows that are about to be dropped, as far as they lie in spans worth keeping.
+
+        More may be held than the bound until `trim` is called: what returns in the same patch is
+        to be found first.
+
+        Args:
+            slots: (n,) in order of position.
+            numbers: (n,) their ranks among all rows in order of position.
+            debt: (n,) theirs.
+        """
+        cache = self._cache
+        segments = cache.record("segment")[slots]
+        for start, end in _stretches(numbers, segments):
+            of_span = slots[start:end]
+            if len(of_span) * cache.copied_row_bytes > self._max_bytes:
+                continue
+            try:
+                rows = cache.copied(of_span)
+            except Exception as error:
+                if memory_error(error) is None:
+                    raise
+                self._spans.clear()  # they are a luxury, and there is no room for it
+                self.num_bytes = 0
+                return
+            token_ids = cache.token_ids[of_span]
+            self._forget(int(segments[start]), token_ids)
+            self._spans.append(
+                _Span(
+                    int(segments[start]),
+                    token_ids,
+                    run_hashes(token_ids),
+                    cache.record("seen")[of_span],
+                    debt[start:end].copy(),
+                    rows,
+                )
+            )
+            self.num_bytes += rows.nbytes
+
+    def _forget(self, segment: int, token_ids: Ints) -> None:
+        """Let a span of the very same tokens go: the newer rows saw what is there now."""
+        for number, span in enumerate(self._spans):
+            if span.segment == segment and np.array_equal(span.token_ids, token_ids):
+                self.num_bytes -= span.rows.nbytes
+                del self._spans[number]
+                return
+
+    def find_exact(self, improvable: Ints, seen: Ints, segment_of: Ints) -> list[Returning]:
+        """Find kept rows that are exact: the tokens before them are those they saw.
+
+        Args:
+            improvable: (n,) ascending places of the wanted tokens that no row serves so well.
+            seen: (m,) `histories` of all that is wanted.
+            segment_of: (m,) or longer, the segment of each.
+        """
+        returning: list[Returning] = []
+        place_of = {}
+        is_left = np.zeros(len(seen), dtype=bool)
+        is_left[improvable] = True
+        for span in reversed(self._spans):
+            if not place_of:
+                place_of = dict(zip(seen.tolist(), range(len(seen)), strict=True))
+            at = np.array([place_of.get(value, -1) for value in span.seen.tolist()])
+            fits = np.flatnonzero((at >= 0) & (segment_of[at] == span.segment) & is_left[at])
+            # What was seen at one place was seen there alone: spans and places go in step.
+            for start, end in _stretches(fits, at[fits] - fits):
+                part = slice(int(fits[start]), int(fits[end - 1]) + 1)
+                returning.append(_part(span, part, int(at[fits[start]])))
+                is_left[at[part]] = False
+        return returning
+
+    def find(self, missing: Ints, token_ids: Ints, segment_of: Ints) -> list[Returning]:
+        """Find kept rows for missing tokens, the newest first.
+
+        Nothing is found for a segment of which most would still be new: as in `match_rows`, the
+        few rows were computed for another place.
+
+        Args:
+            missing: (n,) ascending places of the wanted tokens that no row serves.
+            token_ids: (m,) all that is wanted.
+            segment_of: (m,) or longer, the segment of each.
+        """
+        found: dict[int, list[Returning]] = {}
+        for start, end in _stretches(missing, segment_of[missing]):
+            at = int(missing[start])
+            segment = int(segment_of[at])
+            pieces = self._fill(segment, token_ids[at : at + end - start], at)
+            found.setdefault(segment, []).extend(pieces)
+        num_missing = Counter(segment_of[missing].tolist())
+        returning = []
+        for segment, pieces in found.items():
+            num_wanted = np.count_nonzero(segment_of[: len(token_ids)] == segment)
+            num_found = sum(len(piece.token_ids) for piece in pieces)
+            if 2 * (num_missing[segment] - num_found) <= num_wanted:
+                returning += pieces
+        return returning
+
+    def _fill(self, segment: int, wanted: Ints, at: int) -> Iterator[Returning]:
+        """Yield the kept rows of a segment for a stretch of wanted tokens that begins at `at`."""
+        gaps = [(0, len(wanted))]
+        for span in self._with_common_run(segment, wanted):
+            left = []
+            for start, end in gaps:
+                runs = common_runs(span.token_ids, wanted[start:end])
+                runs = [run for run in runs if run.length >= SHORTEST_RUN]
+                for source, to, length in runs:
+                    part = slice(source, source + length)
+                    yield _part(span, part, at + start + to)
+                left += [(start + low, start + high) for low, high in _gaps(runs, end - start)]
+            gaps = left
+
+    def _with_common_run(self, segment: int, wanted: Ints) -> list[_Span]:
+        """Return the spans of a segment that share a run with the wanted tokens, newest first."""
+        spans = [span for span in reversed(self._spans) if span.segment == segment]
+        if not spans:
+            return []
+        is_shared = np.isin(np.concatenate([s.hashes for s in spans]), run_hashes(wanted))
+        owners = np.repeat(np.arange(len(spans)), [len(span.hashes) for span in spans])
+        return [spans[number] for number in np.unique(owners[is_shared]).tolist()]
+
+
+def _part(span: _Span, part: slice, at: int) -> Returning:
+    return Returning(
+        at, span.token_ids[part], span.seen[part], span.debt[part], span.rows[:, :, part]
+    )
+
+
+def _stretches(numbers: Ints, segments: Ints) -> list[tuple[int, int]]:
+    """Return (start, end) of what ascends by ones in one segment, `SHORTEST_RUN` or longer."""
+    if len(numbers) < SHORTEST_RUN:
+        return []
+    is_break = (np.diff(numbers) != 1) | (segments[1:] != segments[:-1])
+    bounds = [0, *(np.flatnonzero(is_break) + 1).tolist(), len(numbers)]
+    return [(start, end) for start, end in pairwise(bounds) if end - start >= SHORTEST_RUN]
+
+
+def _gaps(runs: list[Run], end: int) -> list[tuple[int, int]]:
+    """Return (start, end) of what ascending runs leave of 0 .. end - 1, if long enough."""
+    found, reached = [], 0
+    for run in [*runs, Run(0, end, 0)]:
+        if run.at - reached >= SHORTEST_RUN:
+            found.append((reached, run.at))
+        reached = run.at + run.length
+    return found
