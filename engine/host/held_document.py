@@ -183,7 +183,10 @@ class HeldDocument:
         return asdict(completion)
 
     def note_warm(self) -> None:
-        """Note that the cache is that of text and cursor."""
+        """Note that the cache is that of text and cursor; a narrow window has still to grow."""
+        if self.session is not None and self.session.is_narrow:
+            self.behind = Urgency.WARM
+            return
         self.behind = None
         self.answer_waiting(None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -147,7 +147,7 @@ class PromptCache:
                 one. What is generated continues the last.
         """
         token_ids = np.concatenate(list(segments.values()))
-        numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in segments]
+        numbers = self._numbered(segments)
         # What is generated after the last token continues the last segment, even an empty one.
         segment_of = np.append(np.repeat(numbers, list(map(len, segments.values()))), numbers[-1])
         is_same = np.array_equal(token_ids, self._token_ids) and np.array_equal(
@@ -160,6 +160,22 @@ class PromptCache:
         self._segments = dict(zip(numbers, segments.values(), strict=True))
         if self._policy.starts_anew and self._cache is not None:
             self._cache.clear()
+
+    def num_missing(self, segments: Mapping[SegmentKey, Ints]) -> int:
+        """Return how many rows `patch` would compute for a prompt; no row is touched.
+
+        Args:
+            segments: as for `set_prompt`.
+        """
+        num_tokens = sum(map(len, segments.values()))
+        if self._cache is None or self._policy.starts_anew:
+            return num_tokens
+        wanted = dict(zip(self._numbered(segments), segments.values(), strict=True))
+        runs = self._policy.reuse(self._resident(self._cache.by_position()), wanted)
+        return num_tokens - sum(run.length for run in runs)
+
+    def _numbered(self, keys: Iterable[SegmentKey]) -> list[int]:
+        return [self._numbers.setdefault(key, len(self._numbers)) for key in keys]
 
     def patch(self, check: Check) -> None:
         """Keep, turn and drop rows under the policy and compute the missing ones in order.
