@@ -206,7 +206,7 @@ class Settings:
 
 
 # On the command line a completion takes the time it takes: its text must not depend on the load.
-COMMAND_LINE = Settings(time_budget_ms=0.0, cold_budget_ms=0.0)
+COMMAND_LINE = Settings(time_budget_ms=0.0)
 
 # Flags of the command line that are not called as their setting.
 _FLAGS = {"num_threads": "--threads", "host_idle_s": "--idle-s"}
