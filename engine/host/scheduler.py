@@ -134,9 +134,7 @@ class Scheduler:
                     session = document.session
                     assert session is not None, "a document without a session is never behind"
                     try:
-                        # In a narrow window at first, so that a completion finds something.
-                        session.grow(self._check(urgency, document))
-                        document.note_warm()
+                        document.follow(session, self._check(urgency, document))
                     except Exception as error:
                         self._note_unfinished(urgency, document, error)
                 self._note_status()
