@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--distance", type=int, default=1000, help="tokens from edit to cursor")
     args = parser.parse_args()
     # A window that holds the text whole, however many characters its tokens have.
-    settings = Settings(num_threads=args.threads, window_tokens=2 * args.context)
+    settings = Settings(num_threads=args.threads, window_tokens=2 * args.context, cold_budget_ms=0)
     engine = Engine(settings.engine_config())
     with SOURCE.open(encoding="utf-8") as file:
         text = json.loads(file.readline())["open"]["text"]

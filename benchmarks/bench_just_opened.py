@@ -33,8 +33,8 @@ from keyturn.engine.replay.scoring import percentile
 
 NUM_FILES, NUM_BUSY = 44, 2
 TARGET = ">= 0.95"
-# Neither a computation's own time nor the cache's is bounded.
-UNLIMITED = {"time_budget_ms": 0, "cold_wait_ms": 0}
+# Neither a computation's own time nor the cache's is bounded, and the window is whole.
+UNLIMITED = {"time_budget_ms": 0, "cold_wait_ms": 0, "cold_budget_ms": 0}
 # Short files need no window, and what is long enough to be guessed is no bracket.
 _MIN_CHARS, _MIN_LINE, _MAX_LINE = 3000, 8, 60
 _LANGUAGE_IDS = {"py": "python", "js": "javascript", "ts": "typescript"}

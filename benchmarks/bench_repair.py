@@ -84,7 +84,9 @@ _COLUMNS += ("exact_match_full", "ratio_to_ours", "num_rows")
 
 def measured(args: argparse.Namespace, work: list[tuple[str, Path]]) -> list[dict[str, Any]]:
     """Return a row for every trace, ranking and share."""
-    settings = Settings(num_threads=args.threads, dtype=args.dtype, device=args.device)
+    settings = Settings(
+        num_threads=args.threads, dtype=args.dtype, device=args.device, cold_budget_ms=0
+    )
     engine = Engine(settings.engine_config())
     rows: list[dict[str, Any]] = []
     for number, (kind, trace) in enumerate(work):

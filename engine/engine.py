@@ -14,6 +14,7 @@ from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
+from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
 from .session import Model, Session
 from .wire.config import QUANTS, EngineConfig
@@ -173,6 +174,10 @@ class Engine:
             make_room=self._make_room,
             repair_limit=RepairLimit(self.config.repair_budget_ms),
             heals=self.config.heal,
+            # A GPU computes the whole window in that time.
+            cold_limit=WHOLE
+            if self.device.type == "cuda"
+            else ColdLimit(self.config.cold_budget_ms),
         )
         self.sessions[key] = session
         self.sessions.move_to_end(key)
@@ -215,6 +220,7 @@ class Engine:
             "models": sorted(self._models),
             "repair_budget_ms": self.config.repair_budget_ms,
             "heal": self.config.heal,
+            "cold_budget_ms": self.config.cold_budget_ms,
             "num_documents": len(self.sessions),
             "cache_bytes": sum(session.prompt.num_bytes for session in self.sessions.values()),
             "cache_budget_bytes": self.config.cache_bytes,

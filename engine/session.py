@@ -10,9 +10,10 @@ from .generation.generate import generate
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
 from .prompt.fim import FimTemplate
+from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow
 from .prompt.policy import find_policy
 from .prompt.prompt_cache import PromptCache
-from .prompt.prompt_encoder import PromptEncoder
+from .prompt.prompt_encoder import Prompt, PromptEncoder
 from .prompt.repair import BY_SHARE, RepairLimit
 from .tokens.tokenizer import Tokenizer
 from .wire.config import Completion, CompletionParams
@@ -60,7 +61,8 @@ class Session:
         policy: how edits are served.
         repair_limit: how many rows are repaired before a completion, if the policy repairs.
         heals: what `heal` does, one of `config.HEALS`.
-        encoder: lays out and encodes the prompt.
+        cold_limit: how many rows are computed before a completion; of more the window is narrowed.
+        window: lays out and encodes the prompt, narrow at a place where nothing is computed.
         prompt: the cache's rows for the prompt, as of the last `sync`.
     """
 
@@ -76,6 +78,7 @@ class Session:
         make_room: Callable[[Session, int], None],
         repair_limit: RepairLimit = BY_SHARE,
         heals: str = "full",
+        cold_limit: ColdLimit = WHOLE,
     ) -> None:
         """Open a document; nothing is computed yet.
 
@@ -89,6 +92,8 @@ class Session:
             make_room: called with the session and the rows it will hold before any are added.
             repair_limit: how many rows are repaired before a completion, if the policy repairs.
             heals: what `heal` does, one of `config.HEALS`.
+            cold_limit: how many rows are computed before a completion without the window being
+                narrowed, if the policy repairs.
 
         Raises:
             BadRequest: there is no such policy.
@@ -103,14 +108,15 @@ class Session:
         self.heals = heals
         self._make_room = make_room
         self._document = Document(text)
-        self.encoder = PromptEncoder(
-            template,
-            model.tokenizer,
-            self.layout_name,
-            model.window_tokens,
-            model.chars_per_token,
-            path,
-        )
+        layout_name = self.layout_name
+
+        def make_encoder(window_tokens: int) -> PromptEncoder:
+            return PromptEncoder(
+                template, model.tokenizer, layout_name, window_tokens, model.chars_per_token, path
+            )
+
+        self.cold_limit = cold_limit if self.policy.repairs else WHOLE
+        self.window = GrowingWindow(make_encoder, model.window_tokens, chunk_tokens)
         # In `_document.shown`: where prefix and suffix meet; typed text may follow it.
         self._anchor: int | None = None
         self._cursor = 0
@@ -182,12 +188,20 @@ class Session:
         """Rows that are not what a full prefill would give."""
         return self.prompt.num_stale
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the prompt shows less than the whole window does; `grow` ends that."""
+        return self.window.width is not None
+
     def drop_cache(self) -> None:
         """Give the cache's memory back; the next `sync` prefills."""
         self.prompt.drop()
+        self._laid_out = None
 
     def sync(self, check: Check) -> None:
         """Patch the cache to the text and the anchor under the policy; without an anchor, nothing.
+
+        Where more rows are missing than the session's limit the window is narrowed.
 
         Raises:
             ContextTooLong: not even the smallest window fits the cache.
@@ -197,7 +211,36 @@ class Session:
         if self._anchor is None:
             return
         if self._laid_out != (self._num_edits, self._anchor, self._cursor):
-            self._lay_out(self._anchor)
+            place = self._document.shown, self._anchor, self._cursor
+            self._lay_out(self.window.fit(*place, self.prompt, self.cold_limit))
+        self._patch(check)
+
+    def grow(self, check: Check) -> None:
+        """Widen a narrow window until it is whole, a pass at a time.
+
+        What is left by `check` is resumed from the last pass that was completed; in between `sync`
+        finds the window as wide as that.
+
+        Raises:
+            OutOfMemory, Cancelled, Interrupted: as `sync`.
+        """
+        self.sync(check)
+        while self.is_narrow and self._anchor is not None:
+            place = self._document.shown, self._anchor, self._cursor
+            prompt, widened = self.window.next(*place, self.prompt)
+            self._lay_out(prompt)
+            laid_out, self._laid_out = self._laid_out, None  # if it is left, `sync` begins anew
+            self._patch(check)
+            widened()
+            self._laid_out = laid_out
+
+    def _sync_whole(self, check: Check) -> None:
+        if self.is_narrow or self._laid_out != (self._num_edits, self._anchor, self._cursor):
+            assert self._anchor is not None, "a completion has a cursor"
+            self._lay_out(self.window.fit_whole(self._document.shown, self._anchor, self._cursor))
+        self._patch(check)
+
+    def _patch(self, check: Check) -> None:
         self._make_room(self, self.prompt.num_tokens)
         self.prompt.patch(check)
 
@@ -231,7 +274,7 @@ class Session:
             params: budgets and sampling.
             check: called between layers and tokens.
             on_text: receives each piece of the text once, as it comes, and its probability.
-            heal: recompute what is stale first, whatever the policy.
+            heal: show the whole window and recompute what is stale first, whatever the policy.
 
         Raises:
             BadPosition, ContextTooLong, OutOfMemory, Cancelled, Interrupted.
@@ -240,7 +283,10 @@ class Session:
         prompt, model = self.prompt, self.model
         forwarded_before = prompt.num_rows_forwarded
         self.set_cursor(offset)
-        self.sync(check)
+        if heal:
+            self._sync_whole(check)
+        else:
+            self.sync(check)
         if self.policy.heals_first or heal:
             prompt.heal_now(check)
         elif self.policy.repairs:
@@ -270,9 +316,8 @@ class Session:
             probabilities=generated.probabilities,
         )
 
-    def _lay_out(self, anchor: int) -> None:
+    def _lay_out(self, prompt: Prompt) -> None:
         """Tell the prompt cache what the prompt is, and note the text to be generated again."""
-        prompt = self.encoder.encode(self._document.shown, anchor, self._cursor)
         self.prompt.set_prompt(prompt.tokens)
         self._forced = self._document.shown[prompt.layout.prompt_end : self._cursor]
         self._anchor = prompt.anchor

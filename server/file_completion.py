@@ -54,7 +54,8 @@ def complete_here(
             is_told = True
             progress(f"prefilling {session.num_prompt_tokens} tokens")
 
-    return session.complete(offset, params, check), loaded.languages
+    # Exact, as a host answers it.
+    return session.complete(offset, params, check, heal=True), loaded.languages
 
 
 async def complete_in_host(

@@ -92,6 +92,13 @@ class Settings:
         _number(0, 600_000),
         "longest repair of the cache after an edit, before a completion; 0 is no limit",
     )
+    # Under a second a suggestion still counts as an answer; a repair and decoding come on top.
+    cold_budget_ms: float = _setting(
+        600.0,
+        _number(0, 600_000),
+        "longest computation before a completion at a new place: the window is narrow at first "
+        "where the whole would take longer, and grows; 0 is always the whole",
+    )
     heal: str = _setting(
         "worthwhile",
         _choice(*HEALS),
@@ -183,6 +190,7 @@ class Settings:
             quant=self.quant,
             repair_budget_ms=self.repair_budget_ms,
             heal=self.heal,
+            cold_budget_ms=self.cold_budget_ms,
         )
 
     def completion_params(self, stop: tuple[str, ...] = ()) -> CompletionParams:

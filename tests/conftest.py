@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors[at + "mlp.up_proj.weight"] = weight(64, hidden)
         tensors[at + "mlp.down_proj.weight"] = weight(hidden, 64)
     save_file(tensors, str(folder / "model.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def continuing_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model without marks for filling in the middle."""
+    folder = tmp_path / "continuing"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.replace("fim_", "old_"), encoding="utf-8")
     return folder

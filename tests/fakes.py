@@ -22,6 +22,7 @@ class FakeSession:
         self.model, self.policy = model, policy
         self.cursor: int | None = None
         self.synced: str | None = None
+        self.grown: str | None = None
         self.num_stale = 0
         self.num_checks = 0
 
@@ -61,6 +62,17 @@ class FakeSession:
         self._steps("slow-sync", check)
         self.synced = self.text
         self.num_stale = 10
+
+    @property
+    def is_narrow(self) -> bool:
+        return "narrow" in self.text.split() and self.grown != self.text
+
+    def grow(self, check: Check) -> None:
+        self.sync(check)
+        if self.is_narrow:
+            self.engine.note("grow", self)
+            self._steps("slow-grow", check)
+            self.grown = self.text
 
     def heal(self, max_rows: int, check: Check) -> int:
         self.engine.note("heal", self)

@@ -1,6 +1,7 @@
 """How far a keystroke travels in our own code: bounds that hold, to be lowered.
 
-What makes them higher is a new subject: the last were what rows lean on, and rows that return.
+What makes them higher is a new subject: the last were what rows lean on, rows
+that return and a window that grows.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from keyturn.kernels.cpu import step
 
 from .keystroke_path import HANDS, README, files_of, picture, report, trace
 
-MOST_FILES, MOST_FRAMES = 35, 12
+MOST_FILES, MOST_FRAMES = 36, 12
 
 
 needs_the_end = pytest.mark.skipif(

@@ -88,7 +88,7 @@ def ask_engine(
 def _ask_engine(
     tasks: Iterable[Task], model: str, layout: str | None, threads: int
 ) -> list[Answer]:
-    engine = Engine(Settings(num_threads=threads).engine_config())
+    engine = Engine(Settings(num_threads=threads, cold_budget_ms=0).engine_config())
     engine.load(model)
     return [_ask(engine, task, model, layout) for task in tasks]
 

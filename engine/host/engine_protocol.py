@@ -44,6 +44,11 @@ class EngineSession(Protocol):
         """Rows that `heal` would recompute; less than the stale ones where not all are worth it."""
         ...
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the prompt shows less than the whole window does."""
+        ...
+
     def edit(self, edits: Sequence[tuple[int, int, str]]) -> None:
         """Apply edits (start, end, text), all in code points of the text before any of them.
 
@@ -62,7 +67,13 @@ class EngineSession(Protocol):
         """
 
     def sync(self, check: Check) -> None:
-        """Make the cache follow text and cursor; without a cursor, nothing."""
+        """Make the cache follow text and cursor, in a narrow window where that takes too long.
+
+        Without a cursor, nothing.
+        """
+
+    def grow(self, check: Check) -> None:
+        """`sync`, and widen a narrow window until it is whole."""
 
     def heal(self, max_rows: int, check: Check) -> object:
         """Recompute stale rows, at most so many."""

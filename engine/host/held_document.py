@@ -179,12 +179,19 @@ class HeldDocument:
             self._fall_behind(Urgency.WARM)
             raise
         self._was_completed = True
-        self.note_warm()
+        self._note_warm(session)
         return asdict(completion)
 
-    def note_warm(self) -> None:
-        """Note that the cache is that of text and cursor."""
-        self.behind = None
+    def follow(self, session: EngineSession, check: Check) -> None:
+        """Make the cache that of text and cursor, a narrow window's first, then the whole one's."""
+        session.sync(check)
+        self.answer_waiting(None)
+        session.grow(check)
+        self._note_warm(session)
+
+    def _note_warm(self, session: EngineSession) -> None:
+        """Note that the cache is that of text and cursor; a narrow window has still to grow."""
+        self.behind = Urgency.WARM if session.is_narrow else None
         self.answer_waiting(None)
 
     def answer_waiting(self, result: object) -> None:

@@ -88,7 +88,8 @@ class Scheduler:
     def status(self) -> dict[str, Any]:
         """Return the engine's status after the last job, as plain data; waits for nothing.
 
-        Beside the engine's own: `num_stale_rows` that are not what a prefill would give,
+        Beside the engine's own: `num_narrow` documents whose window has still to grow,
+        `num_stale_rows` that are not what a prefill would give,
         `num_rows_to_heal` of them that healing is going to recompute, `num_queued`
         requests, and `is_idle`: nothing is queued, behind its text or to be healed.
         """
@@ -133,8 +134,7 @@ class Scheduler:
                     session = document.session
                     assert session is not None, "a document without a session is never behind"
                     try:
-                        session.sync(self._check(urgency, document))
-                        document.note_warm()
+                        document.follow(session, self._check(urgency, document))
                     except Exception as error:
                         self._note_unfinished(urgency, document, error)
                 self._note_status()
@@ -353,6 +353,7 @@ class Scheduler:
         sessions = [document.session for document in self._documents.values() if document.session]
         self._engine_status = {
             **self._engine.status(),
+            "num_narrow": sum(session.is_narrow for session in sessions),
             "num_stale_rows": sum(session.num_stale for session in sessions),
             "num_rows_to_heal": sum(session.num_to_heal for session in sessions),
         }

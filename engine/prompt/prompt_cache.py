@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -165,7 +165,7 @@ class PromptCache:
                 one. What is generated continues the last.
         """
         token_ids = np.concatenate(list(segments.values()))
-        numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in segments]
+        numbers = self._numbered(segments)
         # What is generated after the last token continues the last segment, even an empty one.
         segment_of = np.append(np.repeat(numbers, list(map(len, segments.values()))), numbers[-1])
         is_same = np.array_equal(token_ids, self._token_ids) and np.array_equal(
@@ -179,6 +179,29 @@ class PromptCache:
         self._segments = dict(zip(numbers, segments.values(), strict=True))
         if self._policy.starts_anew and self._cache is not None:
             self._cache.clear()
+
+    def num_missing(self, segments: Mapping[SegmentKey, Ints]) -> int:
+        """Return how many rows `patch` would compute for a prompt; no row is touched.
+
+        Args:
+            segments: as for `set_prompt`.
+        """
+        token_ids = np.concatenate(list(segments.values()))
+        if self._cache is None or self._policy.starts_anew:
+            return len(token_ids)
+        numbers = self._numbered(segments)
+        wanted = dict(zip(numbers, segments.values(), strict=True))
+        runs = self._policy.reuse(self._resident(self._cache.by_position()), wanted)
+        missing = rows_between([(run.at, run.length) for run in runs], len(token_ids))
+        num_found = 0
+        if self._dropped is not None and len(missing) >= SHORTEST_RUN:
+            segment_of = np.repeat(numbers, list(map(len, segments.values())))
+            found = self._dropped.find(missing, token_ids, segment_of)
+            num_found = sum(len(piece.token_ids) for piece in found)
+        return len(missing) - num_found
+
+    def _numbered(self, keys: Iterable[SegmentKey]) -> list[int]:
+        return [self._numbers.setdefault(key, len(self._numbers)) for key in keys]
 
     def patch(self, check: Check) -> None:
         """Keep, turn and drop rows under the policy and compute the missing ones in order.

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from ..engine import Engine
+from ..prompt.growing_window import WHOLE
 from ..prompt.policy import find_policy
 from ..prompt.repair import BY_SHARE, RepairLimit
 from ..session import Session
@@ -119,6 +120,7 @@ class _Replay:
         )
         self.session.repair_limit = self.repair_limit
         self.session.heals = "full"  # as the trace format says
+        self.session.cold_limit = WHOLE  # what is computed must not depend on the machine
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Carry out the records in order."""
@@ -160,7 +162,7 @@ class _Replay:
             make_room=lambda *_: None,
         )
         # A text of a length between depends on whether it was shorter or longer before.
-        oracle.encoder.says_header = self.session.encoder.says_header
+        oracle.window.whole.says_header = self.session.window.whole.says_header
         return oracle
 
     def _prefill(self, anchor: int | None) -> None:

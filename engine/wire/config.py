@@ -31,6 +31,8 @@ class EngineConfig:
         repair_budget_ms: what repair may take before a completion, as `RepairLimit.max_ms`.
         heal: what idle time heals: "full": every stale row, in order; "worthwhile": by what rows
             are worth, until little is left to gain; "off": nothing.
+        cold_budget_ms: what may be computed before a completion, as `ColdLimit.max_ms`; where it
+            is more, under a policy that repairs, the window is narrow at first and grows.
     """
 
     device: str
@@ -42,6 +44,7 @@ class EngineConfig:
     quant: str | None = None
     repair_budget_ms: float | None = None
     heal: str = "full"
+    cold_budget_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

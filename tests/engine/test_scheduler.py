@@ -513,3 +513,28 @@ def test_text_is_streamed_only_when_it_is_asked_for(driver):
     )  # fmt: skip
     driver.result(number)
     assert driver.events == []
+
+
+def test_completion_is_answered_in_a_narrow_window_that_grows_afterwards(driver):
+    driver.result(driver.open("a", "narrow", visible=False))
+    driver.result(driver.complete("a", 1, 3))
+    wait_until(lambda: "grow" in [what for what, _ in driver.engine.log])
+    whats = [what for what, _ in driver.engine.log]
+    assert whats.index("complete") < whats.index("grow")
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert driver.scheduler.status()["num_narrow"] == 0
+
+
+def test_completion_does_not_wait_for_a_growing_window_and_growth_is_resumed(driver):
+    driver.result(driver.open("a", "narrow slow-grow", visible=True))
+    wait_until(lambda: "grow" in [what for what, _ in driver.engine.log])
+    assert driver.result(driver.put("warm", doc="a", version=1, cursor=3)) is None
+    for number in range(2, 4):
+        driver.result(driver.complete("a", 1, 3))
+        assert driver.engine.sessions[("c", "a")].grown is None
+        wait_until(lambda num=number: [what for what, _ in driver.engine.log].count("grow") >= num)
+        assert driver.scheduler.status()["num_narrow"] == 1
+    driver.put("replace", doc="a", version=2, text="narrow")
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert driver.engine.sessions[("c", "a")].grown == "narrow"
+    assert driver.engine.log.index(("grow", "a")) < driver.engine.log.index(("heal", "a"))

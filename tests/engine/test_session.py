@@ -1,6 +1,5 @@
 """The product's one claim: a patched cache against a full prefill, under random edits."""
 
-import shutil
 import sysconfig
 from pathlib import Path
 
@@ -193,16 +192,6 @@ def test_completion_accepted_after_healing_is_not_computed_again(opened):
     session.sync(check)
     assert session.prompt.num_rows_forwarded == forwarded
     assert session.num_stale > 0  # they were decoded over what was stale then
-
-
-@pytest.fixture
-def continuing_model(tiny_model, tmp_path):
-    """The tiny model without marks for filling in the middle."""
-    folder = tmp_path / "continuing"
-    shutil.copytree(tiny_model, folder)
-    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    (folder / "tokenizer.json").write_text(tokenizer.replace("fim_", "old_"), encoding="utf-8")
-    return folder
 
 
 def test_model_without_marks_continues_the_text_and_regenerates_white_space(
