@@ -213,7 +213,8 @@ class Session:
         if self._laid_out != (self._num_edits, self._anchor, self._cursor):
             place = self._document.shown, self._anchor, self._cursor
             self._lay_out(self.window.fit(*place, self.prompt, self.cold_limit))
-        self._patch(check)
+        self._make_room(self, self.prompt.num_tokens)
+        self.prompt.patch(check)
 
     def grow(self, check: Check) -> None:
         """Widen a narrow window until it is whole, a pass at a time.

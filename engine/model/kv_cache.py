@@ -30,8 +30,9 @@ class KVCache:
     Attributes:
         num_rows: rows in use; slots are 0 .. num_rows - 1.
         num_fresh: rows at positions below this are fresh, all others stale. A row is fresh only if
-            every earlier one was when it was computed and none has changed since, so the fresh
-            rows are always the first ones and one number tells them all.
+            every earlier one was when it was computed and none has changed since, or all are again
+            what they were then; so the fresh rows are always the first ones and one number tells
+            them all.
         generation: raised by every change of rows that a later row may have seen: those that were
             turned, recomputed, removed or put in before another. What is appended or removed at
             the end leaves it.

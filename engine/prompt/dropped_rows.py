@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..model.kv_cache import KVCache, Slots
 from ..wire.errors import memory_error
-from .edit_plan import SHORTEST_RUN, Hashes, Run, common_runs, run_hashes
+from .edit_plan import SHORTEST_RUN, Hashes, Run, common_runs, run_hashes, without
+from .exactness import Exactness
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -44,7 +45,7 @@ class Returning(NamedTuple):
     Attributes:
         at: the first wanted token.
         token_ids: of the rows, (n,).
-        seen: of those computed as fresh rows, what over, (n,), as `histories` says it; else 0.
+        seen: their record of that name, (n,); see `Exactness`.
         debt: that they had when they were dropped, (n,).
         rows: for `KVCache.insert`.
     """
@@ -56,19 +57,6 @@ class Returning(NamedTuple):
     rows: Tensor
 
 
-def histories(token_ids: Ints) -> Ints:
-    """Return a hash of each token together with all before it, (n,).
-
-    It stands for all of them where rows are told exact: of 64 bits, two are not alike by chance.
-    """
-    # Any odd numbers do, another for every place.
-    places = np.arange(1, len(token_ids) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    places ^= places >> np.uint64(29)
-    mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(32)
-    return np.cumsum(mixed * (places | np.uint64(1)), dtype=np.uint64).view(np.int64)
-
-
 class DroppedRows:
     """Spans that one cache has dropped, the oldest first out.
 
@@ -78,16 +66,17 @@ class DroppedRows:
 
     Attributes:
         num_bytes: memory that the spans hold.
+        exactness: which of the cache's rows are exact.
     """
 
     def __init__(self, cache: KVCache) -> None:
-        """Keep nothing yet."""
+        """Keep nothing yet; the cache has the record "segment"."""
         self._cache = cache
         self._spans: deque[_Span] = deque()  # the oldest first
         self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
         self._max_bytes = self._most_bytes
         self.num_bytes = 0
-        cache.add_record("seen", np.int64, 0)
+        self.exactness = Exactness(cache)
 
     def bound(self, num_bytes: int) -> None:
         """Hold at most so many bytes, and never more than two caches' rows."""
@@ -146,21 +135,37 @@ class DroppedRows:
                 del self._spans[number]
                 return
 
-    def find_exact(self, improvable: Ints, seen: Ints, segment_of: Ints) -> list[Returning]:
-        """Find kept rows that are exact: the tokens before them are those they saw.
+    def prefer_exact(
+        self, runs: list[Run], order: Slots, segment_of: Ints
+    ) -> tuple[list[Run], list[Returning]]:
+        """Find kept rows that are exact where the resident ones are not, and what runs then remain.
+
+        After a return the resident rows may have seen another place's suffix.
 
         Args:
-            improvable: (n,) ascending places of the wanted tokens that no row serves so well.
-            seen: (m,) `histories` of all that is wanted.
-            segment_of: (m,) or longer, the segment of each.
+            runs: resident rows that serve the wanted tokens, as `match_rows` returns them.
+            order: (r,) slots of the resident rows, in order of position.
+            segment_of: (m,) or longer, the segment of each wanted token.
         """
+        wanted = self.exactness.histories
+        if not self._spans or len(wanted) - sum(run.length for run in runs) < SHORTEST_RUN:
+            return runs, []
+        seen = self._cache.record("seen")
+        is_exact = np.zeros(len(wanted), dtype=bool)
+        for source, at, length in runs:
+            part = slice(at, at + length)
+            is_exact[part] = seen[order[source : source + length]] == wanted[part]
+        exact = self._find_exact(np.flatnonzero(~is_exact), wanted, segment_of)
+        spans = sorted((piece.at, len(piece.token_ids)) for piece in exact)
+        return without(runs, spans), exact
+
+    def _find_exact(self, improvable: Ints, seen: Ints, segment_of: Ints) -> list[Returning]:
+        """Return the kept rows that are exact at some of the places (n,) that could be better."""
         returning: list[Returning] = []
-        place_of = {}
+        place_of = dict(zip(seen.tolist(), range(len(seen)), strict=True))
         is_left = np.zeros(len(seen), dtype=bool)
         is_left[improvable] = True
         for span in reversed(self._spans):
-            if not place_of:
-                place_of = dict(zip(seen.tolist(), range(len(seen)), strict=True))
             at = np.array([place_of.get(value, -1) for value in span.seen.tolist()])
             fits = np.flatnonzero((at >= 0) & (segment_of[at] == span.segment) & is_left[at])
             # What was seen at one place was seen there alone: spans and places go in step.

@@ -17,8 +17,8 @@ from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
 from ..model.passes import AttentionRecord
 from .dependencies import Dependencies, recorded_layers
-from .dropped_rows import DroppedRows, Returning, histories
-from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between, without
+from .dropped_rows import DroppedRows, Returning
+from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between
 from .layout import SegmentKey
 from .policy import Policy
 from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, worth
@@ -106,7 +106,6 @@ class PromptCache:
         self._max_dropped_bytes: int | None = None
         self._num_placed = 0  # tokens of the prompt that rows were last placed for
         self._token_ids: Ints = _NO_ROWS
-        self._histories: Ints = _NO_ROWS  # of the tokens
         self._segments: dict[int, Ints] = {}  # tokens of each, by number
         self._segment_of: Ints = _NO_ROWS  # number of each token's segment, and of what follows
         self._numbers: dict[SegmentKey, int] = {}  # of every segment there ever was
@@ -175,7 +174,6 @@ class PromptCache:
             return
         self._version += 1
         self._token_ids, self._segment_of = token_ids, segment_of
-        self._histories = histories(token_ids) if self._policy.keeps_dropped else _NO_ROWS
         self._segments = dict(zip(numbers, segments.values(), strict=True))
         if self._policy.starts_anew and self._cache is not None:
             self._cache.clear()
@@ -244,8 +242,9 @@ class PromptCache:
         order = cache.by_position()
         runs = self._policy.reuse(self._resident(order), self._segments)
         exact: list[Returning] = []
-        if self._dropped is not None and self._dropped.num_bytes:
-            runs, exact = self._prefer_exact(runs, order, self._dropped)
+        if self._dropped is not None:
+            self._dropped.exactness.follow(self._token_ids)
+            runs, exact = self._dropped.prefer_exact(runs, order, self._segment_of)
         slots, positions = moved_rows(runs, order, cache.positions)
         if len(slots):
             cache.turn(slots, positions)
@@ -270,25 +269,6 @@ class PromptCache:
             missing = self._bring_back(missing, self._dropped)
             self._dropped.trim()
         return missing
-
-    def _prefer_exact(
-        self, runs: list[Run], order: Slots, dropped: DroppedRows
-    ) -> tuple[list[Run], list[Returning]]:
-        """Find dropped rows that saw what is there now, and the runs without what those replace.
-
-        After a return the rows there may have seen another place's suffix.
-        """
-        if self.num_tokens - sum(run.length for run in runs) < SHORTEST_RUN:
-            return runs, []
-        seen = self.rows.record("seen")
-        is_exact = np.zeros(self.num_tokens, dtype=bool)
-        for source, at, length in runs:
-            part = slice(at, at + length)
-            is_exact[part] = seen[order[source : source + length]] == self._histories[part]
-        improvable = np.flatnonzero(~is_exact)
-        exact = dropped.find_exact(improvable, self._histories, self._segment_of)
-        spans = sorted((piece.at, len(piece.token_ids)) for piece in exact)
-        return without(runs, spans) if spans else runs, exact
 
     def _keep_dropped(self, removed: Slots, numbers: Ints, dropped: DroppedRows) -> None:
         """Keep rows of the last prompt that are about to be removed, but nothing generated.
@@ -332,33 +312,11 @@ class PromptCache:
                 self.dependencies.debt[slots] = np.maximum(debt, least_debt)
 
     def _note_exact(self, computed: Slots) -> None:
-        """Note which rows are exact: those just computed over none that is not, as it were fresh.
-
-        A row stays what it is wherever it is turned: when the tokens before it are those again that
-        it was computed over, it is exact again. So undoing a change makes fresh what it had made
-        stale, but for what was computed in between.
-        """
-        if self._dropped is None:
-            return
-        cache = self.rows
-        of_prompt = np.flatnonzero(cache.positions < self.num_tokens)
-        positions = cache.positions[of_prompt]
-        is_exact = np.zeros(self.num_tokens + 1, dtype=bool)  # the last never is
-        is_exact[positions] = cache.record("seen")[of_prompt] == self._histories[positions]
-        is_exact[: cache.num_fresh] = True
-        is_exact[cache.positions[computed]] = True
-        cache.num_fresh = max(cache.num_fresh, int(is_exact.argmin()))
-        is_fresh = positions < cache.num_fresh
-        cache.record("seen")[of_prompt[is_fresh]] = self._histories[positions[is_fresh]]
-        if self.dependencies is not None:
-            self.dependencies.debt[of_prompt[is_fresh]] = 0
-
-    def _is_exact(self) -> NDArray[np.bool_]:
-        """Return of each row whether it is known to be what a full prefill would give."""
-        positions = self.rows.positions
-        at = np.minimum(positions, self.num_tokens - 1)
-        seen = self.rows.record("seen")
-        return (positions < self.num_tokens) & (seen == self._histories[at])
+        """Let rows be fresh that are exact, again or just computed, as all before them are."""
+        if self._dropped is not None:
+            fresh = self._dropped.exactness.note(computed)
+            if self.dependencies is not None:
+                self.dependencies.debt[fresh] = 0
 
     def _resident(self, order: Slots) -> dict[int, Ints]:
         """Return the tokens of the rows in order of position, by segment."""
@@ -411,6 +369,7 @@ class PromptCache:
         if self.num_stale <= _SHORT_TAIL or self.dependencies is None:
             return self.heal(max_rows, check)
         if not (num_rows := self.num_worthwhile):
+            self._is_owing = False  # what repair would do is done
             return 0
         worths = worth(self.dependencies)
         slots = choose(self.rows, worths, self.num_tokens, min(num_rows, max_rows))
@@ -440,7 +399,8 @@ class PromptCache:
         for _ in range(_ROUNDS):
             max_rows = limit.rows(self.num_tokens, self.decoder.cost)
             worths = worth(self.dependencies)
-            worths[self._is_exact()] = -1
+            if self._dropped is not None:
+                worths[self._dropped.exactness.of_rows()] = -1
             slots = choose(self.rows, worths, self.num_tokens, max_rows)
             slots = slots[worths[slots] >= 0]
             if not len(slots):
@@ -573,7 +533,7 @@ class PromptCache:
     def _asked(self, slots: Slots) -> AttentionRecord | None:
         """Return what a pass over these rows is to leave behind."""
         if self._dropped is not None:
-            self.rows.record("seen")[slots] = 0  # left half computed, a row is nothing
+            self._dropped.exactness.forget(slots)  # left half computed, a row is nothing
         return None if self.dependencies is None else self.dependencies.asked()
 
     def _note(self, slots: Slots, record: AttentionRecord | None, started_at: float) -> None:

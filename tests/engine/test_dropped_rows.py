@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.prompt.dependencies import Dependencies
@@ -13,6 +15,7 @@ from keyturn.engine.prompt.edit_plan import SHORTEST_RUN
 from keyturn.engine.prompt.repair import RepairLimit, choose, worth
 
 from ..tolerance import assert_close
+from .test_kv_cache import new_cache, write
 from .test_session import GREEDY, SOURCE, applied, assert_same_prompt, check, new_engine
 
 # Functions of some hundred characters each, no two alike.
@@ -273,6 +276,43 @@ def test_formatter_pass_over_the_whole_file_keeps_most_rows(opened):
     computed(session, lambda: session.set_text(formatted))
     counts = session.prompt.take_counts()
     assert counts.num_kept + counts.num_turned >= 0.8 * counts.num_wanted
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_what_is_found_has_the_tokens_and_segment_that_are_missing(data):
+    """Whatever was dropped and is wanted, of few blocks that come again and again."""
+    blocks = [np.arange(20 * block, 20 * block + 20) for block in range(6)]
+    some_blocks = st.lists(st.integers(0, 5), min_size=1, max_size=5)
+    cache = new_cache(capacity=120)
+    cache.add_record("segment", np.int64, -1)
+    dropped = DroppedRows(cache)
+    for _ in range(data.draw(st.integers(1, 3))):
+        tokens = np.concatenate([blocks[block] for block in data.draw(some_blocks)])
+        write(cache, cache.append(tokens, np.arange(len(tokens))))
+        cache.record("segment")[:] = data.draw(st.integers(0, 1))
+        numbers = np.sort(
+            data.draw(st.permutations(range(len(tokens))))[data.draw(st.integers(0, 9)) :]
+        )
+        dropped.keep(cache.by_position()[numbers], numbers, np.zeros(len(numbers), np.float32))
+        cache.remove(np.arange(cache.num_rows))
+    wanted = np.concatenate([blocks[block] for block in data.draw(some_blocks)])
+    segment_of = np.repeat(data.draw(st.permutations([0, 1])), [len(wanted) // 2, len(wanted)])
+    missing = np.arange(len(wanted))[data.draw(st.integers(0, 30)) :]
+    is_missing = np.isin(np.arange(len(wanted)), missing)
+    for piece in dropped.find(missing, wanted, segment_of):
+        places = slice(piece.at, piece.at + len(piece.token_ids))
+        assert len(piece.token_ids) >= SHORTEST_RUN
+        assert piece.token_ids.tolist() == wanted[places].tolist()
+        assert len(set(segment_of[places].tolist())) == 1
+        assert is_missing[places].all()
+        is_missing[places] = False  # nothing twice
+        slots = cache.insert(piece.token_ids, np.arange(piece.at, places.stop), piece.rows)
+        fresh = new_cache(capacity=120)
+        write(fresh, fresh.append(piece.token_ids, np.arange(piece.at, places.stop)))
+        for layer in (0, 1):
+            for ours, theirs in zip(cache.layer(layer), fresh.layer(layer), strict=True):
+                assert torch.equal(ours[:, slots[0] :], theirs)
 
 
 @pytest.mark.slow
