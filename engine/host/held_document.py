@@ -179,17 +179,10 @@ class HeldDocument:
             self._fall_behind(Urgency.WARM)
             raise
         self._was_completed = True
-        self._note_warm(session)
+        self.note_warm(session)
         return asdict(completion)
 
-    def follow(self, session: EngineSession, check: Check) -> None:
-        """Make the cache that of text and cursor, a narrow window's first, then the whole one's."""
-        session.sync(check)
-        self.answer_waiting(None)
-        session.grow(check)
-        self._note_warm(session)
-
-    def _note_warm(self, session: EngineSession) -> None:
+    def note_warm(self, session: EngineSession) -> None:
         """Note that the cache is that of text and cursor; a narrow window has still to grow."""
         self.behind = Urgency.WARM if session.is_narrow else None
         self.answer_waiting(None)

@@ -134,7 +134,11 @@ class Scheduler:
                     session = document.session
                     assert session is not None, "a document without a session is never behind"
                     try:
-                        document.follow(session, self._check(urgency, document))
+                        check = self._check(urgency, document)
+                        session.sync(check)
+                        document.answer_waiting(None)  # in a narrow window
+                        session.grow(check)
+                        document.note_warm(session)
                     except Exception as error:
                         self._note_unfinished(urgency, document, error)
                 self._note_status()
