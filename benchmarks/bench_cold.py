@@ -100,6 +100,7 @@ def summarised(width: int | None, rows: list[Row], whole: list[Row]) -> Row:
     kept = [row["exact"] for row, full in zip(rows, whole, strict=True) if full["exact"]]
     times = [row["ttft_ms"] for row in rows]
     sooner = [full["ttft_ms"] / row["ttft_ms"] for row, full in zip(rows, whole, strict=True)]
+    was_grown = any("grown_exact" in row for row in rows)
     grown = [
         row.get("grown_exact", row["exact"])
         for row, full in zip(rows, whole, strict=True)
@@ -114,7 +115,7 @@ def summarised(width: int | None, rows: list[Row], whole: list[Row]) -> Row:
         "num_exact": sum(row["exact"] for row in rows),
         "num_same": sum(a["line"] == b["line"] for a, b in zip(rows, whole, strict=True)),
         "kept_share": sum(kept) / len(kept) if kept else None,
-        "kept_share_grown": sum(grown) / len(grown) if grown else None,
+        "kept_share_grown": sum(grown) / len(grown) if was_grown and grown else None,
     }
 
 

@@ -231,7 +231,8 @@ class Session:
             prompt, widened = self.window.next(*place, self.prompt)
             self._lay_out(prompt)
             laid_out, self._laid_out = self._laid_out, None  # if it is left, `sync` begins anew
-            self._patch(check)
+            self._make_room(self, self.prompt.num_tokens)
+            self.prompt.patch(check)
             widened()
             self._laid_out = laid_out
 
@@ -239,9 +240,6 @@ class Session:
         if self.is_narrow or self._laid_out != (self._num_edits, self._anchor, self._cursor):
             assert self._anchor is not None, "a completion has a cursor"
             self._lay_out(self.window.fit_whole(self._document.shown, self._anchor, self._cursor))
-        self._patch(check)
-
-    def _patch(self, check: Check) -> None:
         self._make_room(self, self.prompt.num_tokens)
         self.prompt.patch(check)
 
