@@ -143,11 +143,17 @@ async def _asked(
         link.close()
 
 
+# A file is completed over its whole window, and healed: what these say is never asked.
+_NOT_OF_FILES = ("repair_budget_ms", "heal", "cold_budget_ms")
+
+
 def _gives_the_same(found: dict[str, Any], settings: Settings) -> bool:
     """Return whether a host completes as an engine of this process would, without any loading."""
     asked, real = asdict(settings.engine_config()), found["engine"]
     if real is None or model_name(settings) not in found.get("models", ()):
         return False
+    for name in _NOT_OF_FILES:
+        asked.pop(name)
     for name in ("device", "dtype"):
         if asked.pop(name) not in (real[name], found.get(name)):
             return False

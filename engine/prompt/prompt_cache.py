@@ -21,7 +21,7 @@ from .dropped_rows import DroppedRows, Returning
 from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between
 from .layout import SegmentKey
 from .policy import Policy
-from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, worth
+from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, stale_rows, worth
 
 Ints = NDArray[np.int64]
 
@@ -229,6 +229,7 @@ class PromptCache:
                 self._keep_logits(logits)
         if cache.generation != generation:
             self._is_owing, self._owed_at_first = True, None
+            cache.record("done")[:] = False
         self._note_exact(_NO_ROWS)
         cache.by_position()  # for the next patch; a GPU is still at work
         self._patched_version = self._version
@@ -346,9 +347,9 @@ class PromptCache:
         """Rows that `heal_worthwhile` would still compute; 0 when little is left to gain."""
         if self.dependencies is None or self.num_stale <= _SHORT_TAIL:
             return self.num_stale
-        positions = self.rows.positions
         owes = owed(self.dependencies)
-        of_stale = owes[(positions >= self.rows.num_fresh) & (positions < self.num_tokens - 1)]
+        owes[self._is_done()] = 0
+        of_stale = owes[stale_rows(self.rows, self.num_tokens)]
         total = float(of_stale.sum())
         if self._owed_at_first is None:
             self._owed_at_first = total
@@ -371,10 +372,10 @@ class PromptCache:
         if not (num_rows := self.num_worthwhile):
             self._is_owing = False  # what repair would do is done
             return 0
-        worths = worth(self.dependencies)
-        slots = choose(self.rows, worths, self.num_tokens, min(num_rows, max_rows))
+        slots = self._chosen(self.dependencies, min(num_rows, max_rows))
         with_last = np.append(slots, self._last_row())
         self._keep_logits(self._recompute(with_last, check))
+        self.rows.record("done")[slots] = True
         self.num_rows_healed += len(with_last)
         return len(with_last)
 
@@ -398,11 +399,7 @@ class PromptCache:
         before = self.logits(check)  # what the cursor's row attends to
         for _ in range(_ROUNDS):
             max_rows = limit.rows(self.num_tokens, self.decoder.cost)
-            worths = worth(self.dependencies)
-            if self._dropped is not None:
-                worths[self._dropped.exactness.of_rows()] = -1
-            slots = choose(self.rows, worths, self.num_tokens, max_rows)
-            slots = slots[worths[slots] >= 0]
+            slots = self._chosen(self.dependencies, max_rows)
             if not len(slots):
                 break
             self.recompute(slots, check)
@@ -414,12 +411,28 @@ class PromptCache:
         self._is_owing = False
         return done
 
+    def _chosen(self, dependencies: Dependencies, max_rows: int) -> Slots:
+        """Return the stale rows that are worth most among those that are not done."""
+        worths = worth(dependencies)
+        worths[self._is_done()] = -1
+        slots = choose(self.rows, worths, self.num_tokens, max_rows)
+        return slots[worths[slots] >= 0]
+
+    def _is_done(self) -> NDArray[np.bool_]:
+        """Return of each row whether it is exact, or was computed again since the last change.
+
+        A row that owes through others that are stale owes something each time; it is done once.
+        """
+        done = self.rows.record("done")
+        return done if self._dropped is None else done | self._dropped.exactness.of_rows()
+
     def recompute(self, slots: Slots, check: Check) -> None:
         """Compute rows of the prompt again, in order of position, and the cursor's with them."""
         if len(slots):
             logits = self._recompute(np.append(slots, self._last_row()), check)
             self._count_forwarded(slots)
             self.rows.record("provenance")[slots] = REPAIRED
+            self.rows.record("done")[slots] = True
             self.num_rows_forwarded += 1  # the cursor's
             self._keep_logits(logits)
 
@@ -502,6 +515,7 @@ class PromptCache:
             self._cache = KVCache(decoder.config, self._capacity, decoder.dtype, decoder.device)
             self._cache.add_record("segment", np.int64, -1)
             self._cache.add_record("provenance", np.int8, RECOMPUTED)
+            self._cache.add_record("done", np.bool_, False)
             if self._policy.repairs:
                 layers = recorded_layers(decoder.config.num_layers)
                 self.dependencies = Dependencies(self._cache, layers)

@@ -45,6 +45,8 @@ def options(tiny_model: Path) -> dict[str, Any]:
         "time_budget_ms": 0,
         "debounce_ms": 0,
         "host_idle_s": 30,
+        "heal": "full",
+        "cold_budget_ms": 0,
     }
 
 

@@ -19,7 +19,9 @@ ERRORS = Path(__file__).parent.parent.parent / "engine" / "wire" / "errors.py"
 SOURCE = ERRORS.read_text(encoding="utf-8").replace("return kind(message)", "return ")
 SOURCE = SOURCE[max(0, SOURCE.index("return \n") - 1500) :]
 GREEDY = CompletionParams(24, 0.0, 1.0, 0, (), 0.0)
-SETTINGS = replace(Settings(), num_threads=1, dtype="float32", host_idle_s=20.0)
+SETTINGS = replace(
+    Settings(), num_threads=1, dtype="float32", host_idle_s=20.0, heal="full", cold_budget_ms=0.0
+)
 
 pytestmark = pytest.mark.slow
 
