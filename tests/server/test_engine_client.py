@@ -448,7 +448,8 @@ def test_a_look_changes_nothing(address):
         async with editing(address) as editor:
             editor.open("a", "a")
             await editor.text("a")
-            before = await editor.client.host_status()
+            while not (before := await editor.client.host_status())["is_idle"]:
+                await asyncio.sleep(0.02)
             found = await look(address, 5)
             assert found["engine"]["device"] == "auto"
             assert {name: found[name] for name in before} == before
