@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 
 import harness
-import torch
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.replay.scoring import closeness
@@ -24,8 +23,8 @@ from keyturn.server.settings import Settings
 
 SOURCE = harness.ROOT / "engine" / "host" / "scheduler.py"
 FEW_TOKENS = Settings(max_tokens=4, time_budget_ms=0.0).completion_params()
-# What a full prefill of the same tokens in other chunks differs by, in logits.
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.5}
+# In logits, float32: sums in another order for other chunks of rows. 1.3e-5 were seen.
+TOLERANCE = 1e-4
 _WARM_UP = 500  # edits before memory is looked at first
 
 
@@ -124,7 +123,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256, help="tokens")
     parser.add_argument("--file", type=Path, default=SOURCE)
     args = parser.parse_args()
-    settings = Settings(num_threads=args.threads, window_tokens=args.window, heal="full")
+    settings = Settings(
+        num_threads=args.threads, window_tokens=args.window, heal="full", dtype="float32"
+    )
     engine = Engine(settings.engine_config())
     text = args.file.read_text(encoding="utf-8")
     session = engine.open("a", text, path=args.file.name, model=args.model, policy="repair")
@@ -167,7 +168,7 @@ def main() -> None:
     checks = [
         harness.check("edits", float(args.edits), "", ">= 5000"),
         harness.check("same tokens as a full prefill", float(same_tokens), "", ">= 1"),
-        harness.check("logits off a full prefill's", off, "", f"<= {TOLERANCE[engine.dtype]}"),
+        harness.check("logits off a full prefill's", off, "", f"<= {TOLERANCE}"),
         harness.check("cache", cache_mib, "MiB", f"<= {bound}"),
         harness.check("memory grown after the start", grown_mib, "MiB", f"<= {bound}"),
     ]

@@ -27,7 +27,8 @@ import torch.multiprocessing as multiprocessing
 from quality.rankings import RANKINGS, Patched
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.prompt.prompt_cache import RECOMPUTED, PromptCache
+from keyturn.engine.prompt.placement import RECOMPUTED
+from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.prompt.repair import BY_SHARE, SHARE, RepairLimit, disagreement
 from keyturn.engine.replay.replay import NUM_SCORED, PARAMS
 from keyturn.engine.replay.scoring import closeness

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tree_sitter import Node
+
 from keyturn.engine.syntax.languages import parser_of
 
 from .hunks import Hunk
@@ -35,14 +37,20 @@ def moves(text: str, language: str, largest: int) -> Iterator[list[Hunk]]:
                     )
 
 
-def families(text: str, language: str) -> Iterator[list[int]]:
-    """Yield for each run of functions side by side where the lines of each begin."""
-    source = text.encode()
-    places = code_points(source)
+def _nodes(source: bytes, language: str) -> Iterator[Node]:
+    """Yield the named nodes of a file, each before those in it."""
     nodes = [parser_of(GRAMMARS[language]).parse(source).root_node]
     while nodes:
         node = nodes.pop()
         nodes.extend(reversed(node.named_children))
+        yield node
+
+
+def families(text: str, language: str) -> Iterator[list[int]]:
+    """Yield for each run of functions side by side where the lines of each begin."""
+    source = text.encode()
+    places = code_points(source)
+    for node in _nodes(source, language):
         run: list[int] = []
         above = None  # where the comments right above begin
         for child in node.named_children:
@@ -68,10 +76,7 @@ def functions(text: str, language: str) -> Iterator[tuple[int, int]]:
     """Yield the whole lines, [start, end), of each function that has them for itself."""
     source = text.encode()
     places = code_points(source)
-    nodes = [parser_of(GRAMMARS[language]).parse(source).root_node]
-    while nodes:
-        node = nodes.pop()
-        nodes.extend(reversed(node.named_children))
+    for node in _nodes(source, language):
         if node.type not in _FUNCTIONS:
             continue
         start = text.rfind("\n", 0, places[node.start_byte]) + 1

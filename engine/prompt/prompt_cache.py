@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,25 +16,23 @@ from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
 from ..model.passes import AttentionRecord
 from .dependencies import Dependencies, recorded_layers
-from .dropped_rows import DroppedRows, Returning
-from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between
 from .layout import SegmentKey
+from .placement import KEPT, RECOMPUTED, REPAIRED, Placement, Wanted
 from .policy import Policy
 from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, stale_rows, worth
 
 Ints = NDArray[np.int64]
-
-# Where a row's keys and values come from since the last completion (record "provenance").
-KEPT, TURNED, REPAIRED, RECOMPUTED = range(4)
 
 # Added to the positions of rows that a pass must not see: they come after all that it computes.
 _MASKED = 1 << 40
 
 # Of repair before a completion, at most.
 _ROUNDS = 2
-# Healing by what rows are worth ends when so much of it is left; and where so few rows are stale
-# to the end that to compute them all, in order, makes the whole cache exact.
-_LEFT_UNHEALED, _SHORT_TAIL = 0.05, 256
+# Healing by what rows are worth ends when so much of it is left: over four edits of the evaluation
+# sets it took a quarter of the CPU time of healing all, and left a KL of 0.00002 to 0.003; down to
+# a twentieth it took as long as healing all, for hardly less. Where only so few rows are stale to
+# the end, computing them all, in order, makes the whole cache exact.
+_LEFT_UNHEALED, _SHORT_TAIL = 0.4, 256
 
 _NO_ROWS: Slots = np.empty(0, dtype=np.int64)
 
@@ -102,12 +99,9 @@ class PromptCache:
         self._chunk_tokens = chunk_tokens
         self._cache: KVCache | None = None
         self.dependencies: Dependencies | None = None
-        self._dropped: DroppedRows | None = None
+        self._placement: Placement | None = None
         self._max_dropped_bytes: int | None = None
-        self._num_placed = 0  # tokens of the prompt that rows were last placed for
-        self._token_ids: Ints = _NO_ROWS
-        self._segments: dict[int, Ints] = {}  # tokens of each, by number
-        self._segment_of: Ints = _NO_ROWS  # number of each token's segment, and of what follows
+        self._wanted = Wanted(_NO_ROWS, _NO_ROWS, {})
         self._numbers: dict[SegmentKey, int] = {}  # of every segment there ever was
         self._version = 0  # of the prompt
         self._patched_version = -1  # of the prompt that the rows are those of
@@ -118,12 +112,12 @@ class PromptCache:
     @property
     def token_ids(self) -> Ints:
         """Tokens of the prompt, only to be read."""
-        return self._token_ids
+        return self._wanted.token_ids
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the prompt."""
-        return len(self._token_ids)
+        return len(self._wanted.token_ids)
 
     @property
     def num_bytes(self) -> int:
@@ -134,13 +128,14 @@ class PromptCache:
     @property
     def num_dropped_bytes(self) -> int:
         """Memory of dropped rows that are kept."""
-        return 0 if self._dropped is None else self._dropped.num_bytes
+        placement = self._placement
+        return 0 if placement is None or placement.dropped is None else placement.dropped.num_bytes
 
     def bound_dropped(self, num_bytes: int) -> None:
         """Keep at most so many bytes of dropped rows, from now on."""
         self._max_dropped_bytes = num_bytes
-        if self._dropped is not None:
-            self._dropped.bound(num_bytes)
+        if self._placement is not None and self._placement.dropped is not None:
+            self._placement.dropped.bound(num_bytes)
 
     @property
     def num_stale(self) -> int:
@@ -151,7 +146,7 @@ class PromptCache:
 
     def drop(self) -> None:
         """Give the memory back; the next `patch` prefills."""
-        self._cache = self.dependencies = self._dropped = self._last_logits = None
+        self._cache = self.dependencies = self._placement = self._last_logits = None
         self._patched_version = -1
 
     # Following the prompt
@@ -163,18 +158,14 @@ class PromptCache:
             segments: tokens of each segment of the layout, in order; rows are only reused within
                 one. What is generated continues the last.
         """
-        token_ids = np.concatenate(list(segments.values()))
-        numbers = self._numbered(segments)
-        # What is generated after the last token continues the last segment, even an empty one.
-        segment_of = np.append(np.repeat(numbers, list(map(len, segments.values()))), numbers[-1])
-        is_same = np.array_equal(token_ids, self._token_ids) and np.array_equal(
-            segment_of, self._segment_of
+        wanted = self._numbered(segments)
+        is_same = np.array_equal(wanted.token_ids, self._wanted.token_ids) and np.array_equal(
+            wanted.segment_of, self._wanted.segment_of
         )
         if is_same and not self._policy.starts_anew:
             return
         self._version += 1
-        self._token_ids, self._segment_of = token_ids, segment_of
-        self._segments = dict(zip(numbers, segments.values(), strict=True))
+        self._wanted = wanted
         if self._policy.starts_anew and self._cache is not None:
             self._cache.clear()
 
@@ -184,22 +175,17 @@ class PromptCache:
         Args:
             segments: as for `set_prompt`.
         """
-        token_ids = np.concatenate(list(segments.values()))
-        if self._cache is None or self._policy.starts_anew:
-            return len(token_ids)
-        numbers = self._numbered(segments)
-        wanted = dict(zip(numbers, segments.values(), strict=True))
-        runs = self._policy.reuse(self._resident(self._cache.by_position()), wanted)
-        missing = rows_between([(run.at, run.length) for run in runs], len(token_ids))
-        num_found = 0
-        if self._dropped is not None and len(missing) >= SHORTEST_RUN:
-            segment_of = np.repeat(numbers, list(map(len, segments.values())))
-            found = self._dropped.find(missing, token_ids, segment_of)
-            num_found = sum(len(piece.token_ids) for piece in found)
-        return len(missing) - num_found
+        wanted = self._numbered(segments)
+        if self._placement is None or self._policy.starts_anew:
+            return len(wanted.token_ids)
+        return self._placement.num_missing(wanted)
 
-    def _numbered(self, keys: Iterable[SegmentKey]) -> list[int]:
-        return [self._numbers.setdefault(key, len(self._numbers)) for key in keys]
+    def _numbered(self, segments: Mapping[SegmentKey, Ints]) -> Wanted:
+        numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in segments]
+        # What is generated after the last token continues the last segment, even an empty one.
+        segment_of = np.append(np.repeat(numbers, list(map(len, segments.values()))), numbers[-1])
+        tokens = list(segments.values())
+        return Wanted(np.concatenate(tokens), segment_of, dict(zip(numbers, tokens, strict=True)))
 
     def patch(self, check: Check) -> None:
         """Keep, turn and drop rows under the policy and compute the missing ones in order.
@@ -212,120 +198,28 @@ class PromptCache:
             return
         cache = self.rows
         generation = cache.generation
-        missing = self._place()
-        for start in range(0, len(missing), self._chunk_tokens):
-            at = missing[start : start + self._chunk_tokens]
-            is_final = start + self._chunk_tokens >= len(missing)
-            with self._append(self._token_ids[at], at) as slots:
-                if is_final and at[-1] != self.num_tokens - 1:
-                    # The cursor's row goes along: a completion then finds its logits.
-                    slots = np.concatenate([slots, self._last_row()])
-                    cache.mark_changed()  # what others saw of it is past
-                record, started_at = self._asked(slots), time.perf_counter()
-                logits = self.decoder.last_logits(cache, slots, check, record)
-                self._note(slots, record, started_at)
-            self._count_forwarded(slots)
-            if is_final:
-                self._keep_logits(logits)
-        if cache.generation != generation:
-            self._is_owing, self._owed_at_first = True, None
-            cache.record("done")[:] = False
-        self._note_exact(_NO_ROWS)
+        try:
+            missing = self._places.place(self._wanted)
+            for start in range(0, len(missing), self._chunk_tokens):
+                at = missing[start : start + self._chunk_tokens]
+                is_final = start + self._chunk_tokens >= len(missing)
+                with self._append(self.token_ids[at], at) as slots:
+                    if is_final and at[-1] != self.num_tokens - 1:
+                        # The cursor's row goes along: a completion then finds its logits.
+                        slots = np.concatenate([slots, self._last_row()])
+                        cache.mark_changed()  # what others saw of it is past
+                    record, started_at = self._asked(slots), time.perf_counter()
+                    logits = self.decoder.last_logits(cache, slots, check, record)
+                    self._note(slots, record, started_at)
+                self._count_forwarded(slots)
+                if is_final:
+                    self._keep_logits(logits)
+        finally:  # left half done, it has changed rows all the same
+            if cache.generation != generation:
+                self._is_owing, self._owed_at_first = True, None
+                cache.record("done")[:] = False
         cache.by_position()  # for the next patch; a GPU is still at work
         self._patched_version = self._version
-
-    def _place(self) -> Ints:
-        """Keep, turn and drop rows; return the positions whose rows are missing.
-
-        What a GPU takes longest for is launched first; it works while the rest is found out here.
-        """
-        cache = self.rows
-        order = cache.by_position()
-        runs = self._policy.reuse(self._resident(order), self._segments)
-        exact: list[Returning] = []
-        if self._dropped is not None:
-            self._dropped.exactness.follow(self._token_ids)
-            runs, exact = self._dropped.prefer_exact(runs, order, self._segment_of)
-        slots, positions = moved_rows(runs, order, cache.positions)
-        if len(slots):
-            cache.turn(slots, positions)
-            cache.record("provenance")[slots] = TURNED
-        for source, at, length in runs if self._policy.crosses_segments else ():
-            segments = self._segment_of[at : at + length]
-            cache.record("segment")[order[source : source + length]] = segments
-        used = sorted((run.source, run.length) for run in runs)
-        numbers = rows_between(used, len(order))
-        removed = order[numbers]
-        if self._dropped is not None and len(removed) >= SHORTEST_RUN:
-            self._keep_dropped(removed, numbers, self._dropped)
-        if self.dependencies is not None and len(order):
-            self.dependencies.charge((removed, _beside_longer(runs, order)), (1.0, 0.5))
-        cache.remove(removed)
-        self._num_placed = self.num_tokens
-        self._insert(exact, 0.0)
-        served = [(run.at, run.length) for run in runs]
-        served += [(piece.at, len(piece.token_ids)) for piece in exact]
-        missing = rows_between(sorted(served), self.num_tokens)
-        if self._dropped is not None and max(len(removed), len(missing)) >= SHORTEST_RUN:
-            missing = self._bring_back(missing, self._dropped)
-            self._dropped.trim()
-        return missing
-
-    def _keep_dropped(self, removed: Slots, numbers: Ints, dropped: DroppedRows) -> None:
-        """Keep rows of the last prompt that are about to be removed, but nothing generated.
-
-        Their debt is noted before it grows by what goes with them: that may return with them too.
-        """
-        of_prompt = self.rows.positions[removed] < self._num_placed
-        removed, numbers = removed[of_prompt], numbers[of_prompt]
-        if self.dependencies is None:
-            debt = np.zeros(len(removed), dtype=np.float32)
-        else:
-            debt = self.dependencies.debt[removed]
-        dropped.keep(removed, numbers, debt)
-
-    def _bring_back(self, missing: Ints, dropped: DroppedRows) -> Ints:
-        """Turn dropped rows to the places where their tokens are wanted; return what is missing.
-
-        They have seen another text, or none may know whether: nothing followed what they leaned on
-        while they were away. So they owe as much as the rows that owe much, for repair to look at
-        them where the cursor's row does.
-        """
-        least = 0.0 if self.dependencies is None else self.dependencies.high_debt()
-        found = dropped.find(missing, self._token_ids, self._segment_of)
-        self._insert(found, least)
-        is_missing = np.zeros(self.num_tokens, dtype=bool)
-        is_missing[missing] = True
-        for piece in found:
-            is_missing[piece.at : piece.at + len(piece.token_ids)] = False
-        return np.flatnonzero(is_missing)
-
-    def _insert(self, returning: Sequence[Returning], least_debt: float) -> None:
-        """Turn dropped rows into their places."""
-        cache = self.rows
-        for at, token_ids, seen, debt, rows in returning:
-            positions = np.arange(at, at + len(token_ids))
-            slots = cache.insert(token_ids, positions, rows)
-            cache.record("segment")[slots] = self._segment_of[positions]
-            cache.record("provenance")[slots] = TURNED
-            cache.record("seen")[slots] = seen
-            if self.dependencies is not None:
-                self.dependencies.debt[slots] = np.maximum(debt, least_debt)
-
-    def _note_exact(self, computed: Slots) -> None:
-        """Let rows be fresh that are exact, again or just computed, as all before them are."""
-        if self._dropped is not None:
-            fresh = self._dropped.exactness.note(computed)
-            if self.dependencies is not None:
-                self.dependencies.debt[fresh] = 0
-
-    def _resident(self, order: Slots) -> dict[int, Ints]:
-        """Return the tokens of the rows in order of position, by segment."""
-        cache = self.rows
-        token_ids, segments = cache.token_ids.take(order), cache.record("segment").take(order)
-        inner = np.flatnonzero(segments[1:] != segments[:-1]) + 1
-        bounds = [0, *inner.tolist(), len(order)] if len(order) else []
-        return {int(segments[start]): token_ids[start:end] for start, end in pairwise(bounds)}
 
     def heal(self, max_rows: int, check: Check) -> int:
         """Recompute stale rows in order, from the lowest stale position.
@@ -423,8 +317,7 @@ class PromptCache:
 
         A row that owes through others that are stale owes something each time; it is done once.
         """
-        done = self.rows.record("done")
-        return done if self._dropped is None else done | self._dropped.exactness.of_rows()
+        return self.rows.record("done") | self._places.is_exact()
 
     def recompute(self, slots: Slots, check: Check) -> None:
         """Compute rows of the prompt again, in order of position, and the cursor's with them."""
@@ -513,17 +406,19 @@ class PromptCache:
         if self._cache is None:
             decoder = self.decoder
             self._cache = KVCache(decoder.config, self._capacity, decoder.dtype, decoder.device)
-            self._cache.add_record("segment", np.int64, -1)
-            self._cache.add_record("provenance", np.int8, RECOMPUTED)
             self._cache.add_record("done", np.bool_, False)
             if self._policy.repairs:
                 layers = recorded_layers(decoder.config.num_layers)
                 self.dependencies = Dependencies(self._cache, layers)
-            if self._policy.keeps_dropped:
-                self._dropped = DroppedRows(self._cache)
-                if self._max_dropped_bytes is not None:
-                    self._dropped.bound(self._max_dropped_bytes)
+            self._placement = Placement(self._cache, self._policy, self.dependencies)
+            if self._max_dropped_bytes is not None:
+                self.bound_dropped(self._max_dropped_bytes)
         return self._cache
+
+    @property
+    def _places(self) -> Placement:
+        assert self._placement is not None, "made with the cache"
+        return self._placement
 
     def _last_row(self) -> Slots:
         return np.flatnonzero(self.rows.positions == self.num_tokens - 1)
@@ -532,7 +427,8 @@ class PromptCache:
         """Append rows, for a pass to compute."""
         cache = self.rows
         slots = cache.append(token_ids, positions)
-        cache.record("segment")[slots] = self._segment_of[np.minimum(positions, self.num_tokens)]
+        segment_of = self._wanted.segment_of
+        cache.record("segment")[slots] = segment_of[np.minimum(positions, self.num_tokens)]
         return _Appended(cache, slots)
 
     def _recompute(self, slots: Slots, check: Check) -> Tensor:
@@ -546,8 +442,7 @@ class PromptCache:
 
     def _asked(self, slots: Slots) -> AttentionRecord | None:
         """Return what a pass over these rows is to leave behind."""
-        if self._dropped is not None:
-            self._dropped.exactness.forget(slots)  # left half computed, a row is nothing
+        self._places.forget(slots)  # left half computed, a row is nothing
         return None if self.dependencies is None else self.dependencies.asked()
 
     def _note(self, slots: Slots, record: AttentionRecord | None, started_at: float) -> None:
@@ -555,7 +450,7 @@ class PromptCache:
         if self.decoder.device.type != "cuda":  # a GPU is still at work
             self.decoder.cost.observe(len(slots), (time.perf_counter() - started_at) * 1e3)
         self.rows.mark_computed(slots)
-        self._note_exact(slots)
+        self._places.note_exact(slots)
         if self.dependencies is not None and record is not None:
             self.dependencies.note(slots, record)
 
@@ -582,13 +477,3 @@ class PromptCache:
     def _count_forwarded(self, slots: Slots) -> None:
         self.rows.record("provenance")[slots] = RECOMPUTED
         self.num_rows_forwarded += len(slots)
-
-
-def _beside_longer(runs: Sequence[Run], order: Slots) -> Slots:
-    """Return the rows on either side of what is inserted where less was before."""
-    found = []
-    for run, following in pairwise(runs):
-        end, new_end = run.source + run.length, run.at + run.length
-        if following.at - new_end > max(0, following.source - end):
-            found += [order[end - 1], order[following.source]]
-    return np.array(found, dtype=np.int64)
