@@ -62,8 +62,8 @@ class Contender:
         )
         self.about = self._answer()
 
-    def run(self, token_ids: list[int], num_decoded: int) -> dict[str, float]:
-        """Prefill and decode once; returns "prefill_s" and "step_ms"."""
+    def run(self, token_ids: list[int], num_decoded: int) -> dict[str, Any]:
+        """Prefill and decode once; returns what `cpu_peer.serve_lines` says."""
         assert self._process.stdin
         task = {"token_ids": token_ids, "num_decoded": num_decoded}
         self._process.stdin.write(json.dumps(task) + "\n")

@@ -1,4 +1,4 @@
-"""The peer of the CPU benchmark, in an interpreter of its own: llama.cpp's server by xllamacpp.
+"""The peer of the CPU benchmarks, in an interpreter of its own: llama.cpp's server by xllamacpp.
 
 Reads a line of JSON per task and answers with one; where to get it: `INSTALL`.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,15 @@ from typing import Any, TextIO
 
 INSTALL = "python3 -m venv peer && peer/bin/pip install --only-binary :all: xllamacpp numpy gguf"
 
-Run = Callable[[list[int], int], dict[str, float]]
+Run = Callable[[list[int], int], dict[str, Any]]
 
 
 def serve_lines(ready: dict[str, Any], run: Run, answers: TextIO) -> None:
     """Say what is ready; run a task per line of stdin, which nothing but waits for.
 
-    A task is {"token_ids": a prompt, "num_decoded": tokens to generate after it}; the answer has
-    "prefill_s", until the first token is known, and "step_ms", the mean of the steps after it.
+    A task is {"token_ids": a prompt, "num_decoded": tokens to generate after it}; the answer of a
+    cold one has "prefill_s", until the first token is known, and "step_ms", the mean of the steps
+    after it; the answer of a peer that keeps its cache is `kept`'s.
     """
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
@@ -70,6 +72,9 @@ def main() -> None:
     parser.add_argument("--q8", action="store_true", help="its weights as Q8_0 instead")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--capacity", type=int, default=4096, help="tokens of prompt and answer")
+    parser.add_argument("--keep", action="store_true", help="the cache from prompt to prompt")
+    parser.add_argument("--reuse", type=int, default=0, help="with --keep: n_cache_reuse")
+    parser.add_argument("--cache-ram", type=int, default=0, help="MiB for copies of old prompts")
     args = parser.parse_args()
     answers = take_stdout()
     with tempfile.TemporaryDirectory() as folder:
@@ -77,30 +82,33 @@ def main() -> None:
         if args.q8:
             model = Path(folder) / "q8.gguf"
             write_q8(args.model, model)
-        _serve(model, args.threads, args.capacity, answers)
+        _serve(model, args, answers)
 
 
-def _serve(model: Path, num_threads: int, capacity: int, answers: TextIO) -> None:
+def _serve(model: Path, args: argparse.Namespace, answers: TextIO) -> None:
     import xllamacpp  # type: ignore[import-not-found]
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
-    params.n_ctx, params.n_parallel, params.port = capacity, 1, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = num_threads
-    params.cache_ram_mib = 0  # no copies of old prompts
+    params.n_ctx, params.n_parallel, params.port = args.capacity, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
+    params.cache_ram_mib = args.cache_ram
     server = xllamacpp.Server(params)
 
-    def run(token_ids: list[int], num_decoded: int) -> dict[str, float]:
-        # The first token comes with the prompt.
-        task = {"prompt": token_ids, "n_predict": num_decoded + 1, "temperature": 0}
-        task |= {"samplers": ["temperature"], "cache_prompt": False, "ignore_eos": True}
+    def ask(token_ids: list[int], num_tokens: int, **more: object) -> dict[str, Any]:
+        task = {"prompt": token_ids, "n_predict": num_tokens, "temperature": 0}
+        task |= {"samplers": ["temperature"], **more}
         request = urllib.request.Request(
             f"{server.listening_address}/completion",
             json.dumps(task).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as response:
-            timings = json.load(response)["timings"]
+            return json.load(response)
+
+    def cold(token_ids: list[int], num_decoded: int) -> dict[str, Any]:
+        # The first token comes with the prompt.
+        timings = ask(token_ids, num_decoded + 1, cache_prompt=False, ignore_eos=True)["timings"]
         asked = (len(token_ids), num_decoded + 1)
         found = (timings["prompt_n"], timings["predicted_n"])
         if asked != found:
@@ -111,7 +119,22 @@ def _serve(model: Path, num_threads: int, capacity: int, answers: TextIO) -> Non
             "step_ms": timings["predicted_ms"] / num_decoded,
         }
 
-    serve_lines({"version": xllamacpp.__version__}, run, answers)
+    def kept(token_ids: list[int], num_decoded: int) -> dict[str, Any]:
+        """Return tokens redone, ms to the first token by its own clock and by ours, and text."""
+        start = time.perf_counter()
+        told = ask(token_ids, num_decoded + 1, cache_prompt=True, n_cache_reuse=args.reuse)
+        request_ms = (time.perf_counter() - start) * 1e3
+        timings = told["timings"]
+        if timings["prompt_n"] + timings["cache_n"] != len(token_ids):
+            raise RuntimeError(f"of {len(token_ids)} tokens llama.cpp accounts for {timings}")
+        return {
+            "num_redone": timings["prompt_n"],
+            "ready_ms": timings["prompt_ms"],
+            "request_ms": request_ms - timings["predicted_ms"],
+            "text": told["content"],
+        }
+
+    serve_lines({"version": xllamacpp.__version__}, kept if args.keep else cold, answers)
 
 
 if __name__ == "__main__":
