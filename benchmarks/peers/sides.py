@@ -65,14 +65,14 @@ class Own:
             self._session.edit([step.change])
             self._session.sync(go_on)
         patched_ms = (time.perf_counter() - start) * 1e3
-        completion = self._session.complete(step.cursor, _params(1), go_on)
+        completion = self._session.complete(step.cursor, greedy(1), go_on)
         ready_ms = patched_ms + completion.ttft_ms
         num_redone = prompt.num_rows_forwarded - before
         return Ready(prompt.num_tokens, num_redone, ready_ms, ready_ms)
 
     def suggestion(self, cursor: int) -> str:
         """Complete at the cursor."""
-        return self._session.complete(cursor, _params(SUGGESTED_TOKENS), go_on).text
+        return self._session.complete(cursor, greedy(SUGGESTED_TOKENS), go_on).text
 
     def rest(self) -> None:
         """Have the whole window, and heal as the settings say for half of a pause."""
@@ -135,5 +135,6 @@ def accepted(side: Side, cursor: int) -> Ready:
     return took
 
 
-def _params(num_tokens: int) -> CompletionParams:
+def greedy(num_tokens: int) -> CompletionParams:
+    """Return what asks for the likeliest tokens, so many at most, whatever they take."""
     return Settings(max_tokens=num_tokens, time_budget_ms=0.0).completion_params()

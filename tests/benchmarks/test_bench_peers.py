@@ -62,7 +62,7 @@ def test_peer_is_asked_for_the_same_tokens_as_ours(tiny_model, layout):
     peer = sides.Peer(server, model, layout, 0, text)
     peer.step(steps.Step("a key", (200, 200, "x"), 201))
     session.edit([(200, 200, "x")])
-    session.complete(201, sides._params(1), lambda: None)
+    session.complete(201, sides.greedy(1), lambda: None)
     ours, (theirs,) = session.prompt.token_ids.tolist(), server.prompts
     assert sorted(ours) == sorted(theirs)
     assert (ours == theirs) == (layout == session.layout_name)
