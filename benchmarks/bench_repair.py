@@ -208,7 +208,7 @@ class State:
     records: dict[str, Any]
     num_fresh: int
 
-    NAMES = ("provenance", "done", "seen", "leaned_on", "leaning", "debt", "attention")
+    NAMES = ("provenance", "standing", "seen", "leaned_on", "leaning", "debt", "attention")
 
     @staticmethod
     def of(prompt: PromptCache) -> State:

@@ -18,14 +18,25 @@ from torch import Tensor
 
 from ..model.kv_cache import KVCache, Slots
 from ..wire.errors import memory_error
-from .edit_plan import SHORTEST_RUN, Hashes, Run, common_runs, run_hashes, without
-from .exactness import Exactness
+from .edit_plan import (
+    SHORTEST_RUN,
+    Hashes,
+    Run,
+    common_runs,
+    rows_between,
+    run_hashes,
+    true_spans,
+    without,
+)
+from .exactness import Exactness, OverwrittenRows, Returning
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 # Of the cache's rows, so many times: a place that was left and the one before it.
 _CAPACITIES = 2
+# Of what may be held, for rows that were computed again: a few edits' worth.
+_OVERWRITTEN_SHARE = 0.25
 
 
 class _Span(NamedTuple):
@@ -35,24 +46,7 @@ class _Span(NamedTuple):
     token_ids: Ints
     hashes: Hashes
     seen: Ints
-    debt: Floats
-    rows: Tensor
-
-
-class Returning(NamedTuple):
-    """Kept rows that serve wanted tokens.
-
-    Attributes:
-        at: the first wanted token.
-        token_ids: of the rows, (n,).
-        seen: their record of that name, (n,); see `Exactness`.
-        debt: that they had when they were dropped, (n,).
-        rows: for `KVCache.insert`.
-    """
-
-    at: int
-    token_ids: Ints
-    seen: Ints
+    standing: NDArray[np.int8]
     debt: Floats
     rows: Tensor
 
@@ -60,12 +54,11 @@ class Returning(NamedTuple):
 class DroppedRows:
     """Spans that one cache has dropped, the oldest first out.
 
-    Spans of fewer than `SHORTEST_RUN` rows are not kept: to compute them costs little, and the
-    ordinary keystroke drops no more. A span stays when its rows have returned: what was cut once
-    may be pasted twice.
+    Fewer than `SHORTEST_RUN` rows make no span: they only come back where the very text stands
+    again that they were computed over, as do rows that were computed again. A span stays when its
+    rows have returned: what was cut once may be pasted twice.
 
     Attributes:
-        num_bytes: memory that the spans hold.
         exactness: which of the cache's rows are exact.
     """
 
@@ -75,8 +68,14 @@ class DroppedRows:
         self._spans: deque[_Span] = deque()  # the oldest first
         self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
         self._max_bytes = self._most_bytes
-        self.num_bytes = 0
+        self._span_bytes = 0
         self.exactness = Exactness(cache)
+        self._overwritten = OverwrittenRows(cache)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is held."""
+        return self._span_bytes + self._overwritten.num_bytes
 
     def bound(self, num_bytes: int) -> None:
         """Hold at most so many bytes, and never more than two caches' rows."""
@@ -85,8 +84,30 @@ class DroppedRows:
 
     def trim(self) -> None:
         """Let the oldest spans go until the rest is within the bound."""
-        while self.num_bytes > self._max_bytes:
-            self.num_bytes -= self._spans.popleft().rows.nbytes
+        if self._overwritten.num_bytes > _OVERWRITTEN_SHARE * self._max_bytes:
+            self._overwritten.clear()
+        while self._spans and self.num_bytes > self._max_bytes:
+            self._span_bytes -= self._spans.popleft().rows.nbytes
+
+    def keep_overwritten(self, slots: Slots, debt: Floats) -> None:
+        """Copy rows that are about to be computed again.
+
+        Args:
+            slots: (n,) the rows.
+            debt: (n,) theirs.
+        """
+        is_other = ~self.exactness.is_of_this_text()[slots]
+        self._keep_one_by_one(slots[is_other], debt[is_other])
+        self.trim()
+
+    def _keep_one_by_one(self, slots: Slots, debt: Floats) -> None:
+        num_rows = int(_OVERWRITTEN_SHARE * self._max_bytes) // self._cache.copied_row_bytes
+        try:
+            self._overwritten.keep(slots, debt, num_rows)
+        except Exception as error:
+            if memory_error(error) is None:
+                raise
+            self._overwritten.clear()
 
     def keep(self, slots: Slots, numbers: Ints, debt: Floats) -> None:
         """Copy rows that are about to be dropped, as far as they lie in spans worth keeping.
@@ -101,7 +122,11 @@ class DroppedRows:
         """
         cache = self._cache
         segments = cache.record("segment")[slots]
-        for start, end in _stretches(numbers, segments):
+        stretches = _stretches(numbers, segments)
+        alone = rows_between([(start, end - start) for start, end in stretches], len(slots))
+        if len(alone) > 1:  # one row is computed as soon as put back
+            self._keep_one_by_one(slots[alone], debt[alone])
+        for start, end in stretches:
             of_span = slots[start:end]
             if len(of_span) * cache.copied_row_bytes > self._max_bytes:
                 continue
@@ -111,7 +136,7 @@ class DroppedRows:
                 if memory_error(error) is None:
                     raise
                 self._spans.clear()  # they are a luxury, and there is no room for it
-                self.num_bytes = 0
+                self._span_bytes = 0
                 return
             token_ids = cache.token_ids[of_span]
             self._forget(int(segments[start]), token_ids)
@@ -121,50 +146,65 @@ class DroppedRows:
                     token_ids,
                     run_hashes(token_ids),
                     cache.record("seen")[of_span],
+                    cache.record("standing")[of_span],
                     debt[start:end].copy(),
                     rows,
                 )
             )
-            self.num_bytes += rows.nbytes
+            self._span_bytes += rows.nbytes
 
     def _forget(self, segment: int, token_ids: Ints) -> None:
         """Let a span of the very same tokens go: the newer rows saw what is there now."""
         for number, span in enumerate(self._spans):
             if span.segment == segment and np.array_equal(span.token_ids, token_ids):
-                self.num_bytes -= span.rows.nbytes
+                self._span_bytes -= span.rows.nbytes
                 del self._spans[number]
                 return
 
-    def prefer_exact(
-        self, runs: list[Run], order: Slots, segment_of: Ints
+    def prefer_own(
+        self, runs: list[Run], order: Slots, segment_of: Ints, changed_from: int
     ) -> tuple[list[Run], list[Returning]]:
-        """Find kept rows that are exact where the resident ones are not, and what runs then remain.
+        """Find kept rows computed over this very text where the resident ones were not.
 
-        After a return the resident rows may have seen another place's suffix.
+        After a return the resident rows may have seen another place's suffix, after an undo what
+        was undone.
 
         Args:
             runs: resident rows that serve the wanted tokens, as `match_rows` returns them.
             order: (r,) slots of the resident rows, in order of position.
             segment_of: (m,) or longer, the segment of each wanted token.
+            changed_from: before it the text is what it was: no better rows are kept.
+
+        Returns:
+            The runs that remain, and what is kept.
         """
         wanted = self.exactness.histories
-        if not self._spans or len(wanted) - sum(run.length for run in runs) < SHORTEST_RUN:
+        if changed_from >= len(wanted) - 1 or not self.num_bytes:
             return runs, []
         seen = self._cache.record("seen")
-        is_exact = np.zeros(len(wanted), dtype=bool)
+        is_left = np.arange(len(wanted)) >= changed_from
         for source, at, length in runs:
             part = slice(at, at + length)
-            is_exact[part] = seen[order[source : source + length]] == wanted[part]
-        exact = self._find_exact(np.flatnonzero(~is_exact), wanted, segment_of)
-        spans = sorted((piece.at, len(piece.token_ids)) for piece in exact)
-        return without(runs, spans), exact
+            is_left[part] &= seen[order[source : source + length]] != wanted[part]
+        found: list[Returning] = []
+        num_missing = len(wanted) - sum(run.length for run in runs)
+        if self._spans and num_missing >= SHORTEST_RUN:
+            found += self._find_own(is_left, wanted, segment_of)
+        found += self._overwritten.find(np.flatnonzero(is_left), wanted)
+        is_found = np.zeros(len(wanted), dtype=bool)
+        for piece in found:
+            is_found[piece.positions] = True
+        return without(runs, true_spans(is_found)), found
 
-    def _find_exact(self, improvable: Ints, seen: Ints, segment_of: Ints) -> list[Returning]:
-        """Return the kept rows that are exact at some of the places (n,) that could be better."""
+    def _find_own(
+        self, is_left: NDArray[np.bool_], seen: Ints, segment_of: Ints
+    ) -> list[Returning]:
+        """Return the rows of spans that were computed over this text, for places that are left.
+
+        Those are left no more.
+        """
         returning: list[Returning] = []
         place_of = dict(zip(seen.tolist(), range(len(seen)), strict=True))
-        is_left = np.zeros(len(seen), dtype=bool)
-        is_left[improvable] = True
         for span in reversed(self._spans):
             at = np.array([place_of.get(value, -1) for value in span.seen.tolist()])
             fits = np.flatnonzero((at >= 0) & (segment_of[at] == span.segment) & is_left[at])
@@ -196,7 +236,7 @@ class DroppedRows:
         returning = []
         for segment, pieces in found.items():
             num_wanted = np.count_nonzero(segment_of[: len(token_ids)] == segment)
-            num_found = sum(len(piece.token_ids) for piece in pieces)
+            num_found = sum(len(piece.positions) for piece in pieces)
             if 2 * (num_missing[segment] - num_found) <= num_wanted:
                 returning += pieces
         return returning
@@ -226,9 +266,9 @@ class DroppedRows:
 
 
 def _part(span: _Span, part: slice, at: int) -> Returning:
-    return Returning(
-        at, span.token_ids[part], span.seen[part], span.debt[part], span.rows[:, :, part]
-    )
+    records = span.seen[part], span.standing[part], span.debt[part]
+    positions = np.arange(at, at + len(records[0]))
+    return Returning(positions, *records, span.rows[:, :, part])
 
 
 def _stretches(numbers: Ints, segments: Ints) -> list[tuple[int, int]]:

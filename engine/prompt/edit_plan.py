@@ -115,6 +115,12 @@ def rows_between(spans: Sequence[tuple[int, int]], end: int) -> Ints:
     return _joined(between)
 
 
+def true_spans(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return (start, length) of what is true without a gap, ascending."""
+    edges = np.flatnonzero(np.diff(flags, prepend=False, append=False)).tolist()
+    return [(start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
 def without(runs: Sequence[Run], spans: Sequence[tuple[int, int]]) -> list[Run]:
     """Return the runs less the wanted tokens in ascending (start, length) spans."""
     found = []

@@ -1,18 +1,30 @@
-"""Which rows are exact: what a full prefill of the tokens that are there now would give.
+"""What each row was computed over, and which rows are exact: what a full prefill would give.
 
 A row stays what it is wherever it is turned. When the tokens before it are those again that it was
-computed over, it is exact again: so undoing a change makes fresh what that had made stale, but for
-what was computed in between.
+computed over, it is again as good as it was then: so undoing a change makes fresh what that had
+made stale, and what was computed again in between is put back (`OverwrittenRows`).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..model.kv_cache import KVCache, Slots
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+# How good a row is while the text before it is what it was computed over (record "standing"):
+# computed where none was, or as the cursor's; computed again for what it is worth; exact.
+PATCHED, DONE, EXACT = range(3)
+
+# Texts that are remembered as settled.
+_NUM_SETTLED = 64
 
 
 class Exactness:
@@ -23,14 +35,20 @@ class Exactness:
     """
 
     def __init__(self, cache: KVCache) -> None:
-        """Add the record: of rows that were fresh when they were computed; else 0."""
+        """Add the records: of what a row was computed over, 0 for what nobody knows."""
         self._cache = cache
         self.histories: Ints = np.empty(0, dtype=np.int64)
         cache.add_record("seen", np.int64, 0)
+        cache.add_record("standing", np.int8, PATCHED)
+        # By a text's last history, how many rows had been computed over it.
+        self._settled: OrderedDict[int, int] = OrderedDict()
 
-    def follow(self, token_ids: Ints) -> None:
-        """Say what the prompt is now."""
-        self.histories = histories(token_ids)
+    def follow(self, token_ids: Ints) -> int:
+        """Say what the prompt is now; return the first place with another history than before."""
+        old, self.histories = self.histories, histories(token_ids)
+        length = min(len(old), len(token_ids))
+        is_new = old[:length] != self.histories[:length]
+        return int(is_new.argmax()) if is_new.any() else length
 
     def forget(self, slots: Slots) -> None:
         """Take rows for nothing: a pass begins to compute them, and may be left half done."""
@@ -42,23 +60,139 @@ class Exactness:
         Exact are those that are so again, and those just computed over none that is not.
         """
         cache, num_tokens = self._cache, len(self.histories)
+        seen, standing = cache.record("seen"), cache.record("standing")
         of_prompt = np.flatnonzero(cache.positions < num_tokens)
         positions = cache.positions[of_prompt]
+        seen[computed] = self.histories[cache.positions[computed]]
+        standing[computed] = PATCHED
         is_exact = np.zeros(num_tokens + 1, dtype=bool)  # the last never is
-        is_exact[positions] = cache.record("seen")[of_prompt] == self.histories[positions]
+        of_this = seen[of_prompt] == self.histories[positions]
+        is_exact[positions] = of_this & (standing[of_prompt] == EXACT)
         is_exact[: cache.num_fresh] = True
         is_exact[cache.positions[computed]] = True
         cache.num_fresh = max(cache.num_fresh, int(is_exact.argmin()))
         is_fresh = positions < cache.num_fresh
         fresh = of_prompt[is_fresh]
-        cache.record("seen")[fresh] = self.histories[positions[is_fresh]]
+        seen[fresh] = self.histories[positions[is_fresh]]
+        standing[fresh] = EXACT
         return fresh
 
-    def of_rows(self) -> NDArray[np.bool_]:
-        """Return of each row whether it is known to be exact, (num_rows,)."""
+    def note_done(self, slots: Slots) -> None:
+        """Note that rows just computed were computed for what they are worth."""
+        standing = self._cache.record("standing")
+        standing[slots] = np.maximum(standing[slots], DONE)
+
+    def is_of_this_text(self) -> NDArray[np.bool_]:
+        """Return of each row whether it was computed over what is before it now, (num_rows,)."""
         positions, last = self._cache.positions, len(self.histories) - 1
         seen = self._cache.record("seen")
         return (positions <= last) & (seen == self.histories[np.minimum(positions, last)])
+
+    def is_done(self) -> NDArray[np.bool_]:
+        """Return of each row whether it is exact or done over this very text, (num_rows,)."""
+        return self.is_of_this_text() & (self._cache.record("standing") != PATCHED)
+
+    def note_settled(self) -> None:
+        """Note that nothing more is to be done before a completion from this text."""
+        if len(self.histories):
+            text = int(self.histories[-1])
+            self._settled[text] = int(np.count_nonzero(self.is_of_this_text()))
+            self._settled.move_to_end(text)
+            if len(self._settled) > _NUM_SETTLED:
+                self._settled.popitem(last=False)
+
+    def is_settled(self) -> bool:
+        """Return whether the rows are as good as when this text was noted so."""
+        num_then = self._settled.get(int(self.histories[-1])) if len(self.histories) else None
+        return num_then is not None and int(np.count_nonzero(self.is_of_this_text())) >= num_then
+
+
+class Returning(NamedTuple):
+    """Kept rows that serve wanted tokens.
+
+    Attributes:
+        positions: of those tokens, (n,) ascending.
+        seen, standing: the rows' records of these names, (n,); see `Exactness`.
+        debt: that they had when they were kept, (n,).
+        rows: for `KVCache.insert`.
+    """
+
+    positions: Ints
+    seen: Ints
+    standing: NDArray[np.int8]
+    debt: Floats
+    rows: Tensor
+
+
+class OverwrittenRows:
+    """Copies of rows that were computed again or dropped one by one, the newest so many.
+
+    They serve where the very text stands again that they were computed over, wherever they lie.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        """Keep nothing yet; the cache has the records of `Exactness`."""
+        self._cache = cache
+        self._rows: Tensor | None = None
+        self._next = 0  # the oldest of them
+        self._seen: Ints = np.empty(0, dtype=np.int64)
+        self._standing: NDArray[np.int8] = np.empty(0, dtype=np.int8)
+        self._debt: Floats = np.empty(0, dtype=np.float32)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is held."""
+        return 0 if self._rows is None else self._rows.nbytes
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._rows = None
+        self._seen = self._seen[:0]
+
+    def keep(self, slots: Slots, debt: Floats, most_rows: int) -> None:
+        """Copy rows that are about to be computed again or dropped.
+
+        Args:
+            slots: (n,) the rows.
+            debt: (n,) theirs.
+            most_rows: that are held, once there are any.
+        """
+        seen = self._cache.record("seen")[slots]
+        is_known = seen != 0
+        slots, seen, debt = slots[is_known], seen[is_known], debt[is_known]
+        size = most_rows if self._rows is None else len(self._seen)
+        if not 0 < len(slots) <= size:
+            return
+        copied = self._cache.copied(slots)
+        if self._rows is None:
+            self._rows = copied.new_empty((*copied.shape[:2], size, copied.shape[3]))
+            self._seen = np.zeros(size, dtype=np.int64)
+            self._standing = np.zeros(size, dtype=np.int8)
+            self._debt = np.zeros(size, dtype=np.float32)
+            self._next = 0
+        self._seen[np.isin(self._seen, seen)] = 0  # what is newer is better
+        at = (self._next + np.arange(len(slots))) % size
+        self._next = (self._next + len(slots)) % size
+        self._rows[:, :, at] = copied
+        self._seen[at], self._debt[at] = seen, debt
+        self._standing[at] = self._cache.record("standing")[slots]
+
+    def find(self, improvable: Ints, histories: Ints) -> list[Returning]:
+        """Return the kept rows that were computed over the text before some places.
+
+        Args:
+            improvable: (n,) the places, ascending.
+            histories: (m,) of the prompt.
+        """
+        if self._rows is None:
+            return []
+        _, kept, which = np.intersect1d(self._seen, histories[improvable], return_indices=True)
+        if not len(kept):
+            return []
+        ascending = np.argsort(which)
+        kept, positions = kept[ascending], improvable[which[ascending]]
+        records = self._seen[kept], self._standing[kept], self._debt[kept]
+        return [Returning(positions, *records, self._rows[:, :, kept])]
 
 
 def histories(token_ids: Ints) -> Ints:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from ..model.kv_cache import KVCache, Slots
 from .dependencies import Dependencies
-from .dropped_rows import DroppedRows, Returning
+from .dropped_rows import DroppedRows
 from .edit_plan import SHORTEST_RUN, Run, moved_rows, rows_between
+from .exactness import Returning
 from .policy import Policy
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 _NO_ROWS: Slots = np.empty(0, dtype=np.int64)
 
@@ -65,7 +67,7 @@ class Placement:
         if self.dropped is None or len(missing) < SHORTEST_RUN:
             return len(missing)
         found = self.dropped.find(missing, wanted.token_ids, wanted.segment_of)
-        return len(missing) - sum(len(piece.token_ids) for piece in found)
+        return len(missing) - sum(len(piece.positions) for piece in found)
 
     def place(self, wanted: Wanted) -> Ints:
         """Keep, turn, drop and bring back rows; return the positions whose rows are missing.
@@ -75,10 +77,10 @@ class Placement:
         cache = self._cache
         order = cache.by_position()
         runs = self._policy.reuse(self._resident(order), wanted.segments)
-        exact: list[Returning] = []
+        own: list[Returning] = []
         if self.dropped is not None:
-            self.dropped.exactness.follow(wanted.token_ids)
-            runs, exact = self.dropped.prefer_exact(runs, order, wanted.segment_of)
+            changed_from = self.dropped.exactness.follow(wanted.token_ids)
+            runs, own = self.dropped.prefer_own(runs, order, wanted.segment_of, changed_from)
         slots, positions = moved_rows(runs, order, cache.positions)
         if len(slots):
             cache.turn(slots, positions)
@@ -89,16 +91,15 @@ class Placement:
         used = sorted((run.source, run.length) for run in runs)
         numbers = rows_between(used, len(order))
         removed = order[numbers]
-        if self.dropped is not None and len(removed) >= SHORTEST_RUN:
+        if self.dropped is not None and len(removed) > 1:
             self._keep_dropped(removed, numbers, self.dropped)
         if self._dependencies is not None and len(order):
             self._dependencies.charge((removed, _beside_longer(runs, order)), (1.0, 0.5))
         cache.remove(removed)
         self._num_placed = len(wanted.token_ids)
-        self._insert(exact, 0.0, wanted)
-        served = [(run.at, run.length) for run in runs]
-        served += [(piece.at, len(piece.token_ids)) for piece in exact]
-        missing = rows_between(sorted(served), len(wanted.token_ids))
+        self._insert(own, 0.0, wanted)
+        missing = rows_between([(run.at, run.length) for run in runs], len(wanted.token_ids))
+        missing = _less(missing, own)
         if self.dropped is not None and max(len(removed), len(missing)) >= SHORTEST_RUN:
             missing = self._bring_back(missing, self.dropped, wanted)
             self.dropped.trim()
@@ -112,11 +113,13 @@ class Placement:
         """
         of_prompt = self._cache.positions[removed] < self._num_placed
         removed, numbers = removed[of_prompt], numbers[of_prompt]
+        dropped.keep(removed, numbers, self._debt(removed))
+
+    def _debt(self, slots: Slots) -> Floats:
+        """Return what rows owe, (n,); nothing where nobody asks."""
         if self._dependencies is None:
-            debt = np.zeros(len(removed), dtype=np.float32)
-        else:
-            debt = self._dependencies.debt[removed]
-        dropped.keep(removed, numbers, debt)
+            return np.zeros(len(slots), dtype=np.float32)
+        return self._dependencies.debt[slots]
 
     def _bring_back(self, missing: Ints, dropped: DroppedRows, wanted: Wanted) -> Ints:
         """Turn dropped rows to the places where their tokens are wanted; return what is missing.
@@ -128,21 +131,17 @@ class Placement:
         least = 0.0 if self._dependencies is None else self._dependencies.high_debt()
         found = dropped.find(missing, wanted.token_ids, wanted.segment_of)
         self._insert(found, least, wanted)
-        is_missing = np.zeros(len(wanted.token_ids), dtype=bool)
-        is_missing[missing] = True
-        for piece in found:
-            is_missing[piece.at : piece.at + len(piece.token_ids)] = False
-        return np.flatnonzero(is_missing)
+        return _less(missing, found)
 
     def _insert(self, returning: Sequence[Returning], least_debt: float, wanted: Wanted) -> None:
         """Turn dropped rows into their places."""
         cache = self._cache
-        for at, token_ids, seen, debt, rows in returning:
-            positions = np.arange(at, at + len(token_ids))
-            slots = cache.insert(token_ids, positions, rows)
+        for positions, seen, standing, debt, rows in returning:
+            slots = cache.insert(wanted.token_ids[positions], positions, rows)
             cache.record("segment")[slots] = wanted.segment_of[positions]
             cache.record("provenance")[slots] = TURNED
             cache.record("seen")[slots] = seen
+            cache.record("standing")[slots] = standing
             if self._dependencies is not None:
                 self._dependencies.debt[slots] = np.maximum(debt, least_debt)
 
@@ -157,6 +156,7 @@ class Placement:
     def forget(self, slots: Slots) -> None:
         """Take rows for nothing: a pass begins to compute them."""
         if self.dropped is not None:
+            self.dropped.keep_overwritten(slots, self._debt(slots))
             self.dropped.exactness.forget(slots)
 
     def note_exact(self, computed: Slots) -> None:
@@ -166,11 +166,32 @@ class Placement:
             if self._dependencies is not None:
                 self._dependencies.debt[fresh] = 0
 
-    def is_exact(self) -> NDArray[np.bool_]:
-        """Return of each row whether it is known to be exact, (num_rows,)."""
+    def note_done(self, slots: Slots) -> None:
+        """Note that rows just computed were computed for what they are worth."""
+        if self.dropped is not None:
+            self.dropped.exactness.note_done(slots)
+
+    def is_done(self) -> NDArray[np.bool_]:
+        """Return of each row whether it is exact, or done since the text before it changed."""
         if self.dropped is None:
             return np.zeros(self._cache.num_rows, dtype=bool)
-        return self.dropped.exactness.of_rows()
+        return self.dropped.exactness.is_done()
+
+    def note_settled(self) -> None:
+        """Note that nothing more is to be done before a completion from this text."""
+        if self.dropped is not None:
+            self.dropped.exactness.note_settled()
+
+    def is_settled(self) -> bool:
+        """Return whether the rows are as good as when that was noted of this text."""
+        return self.dropped is not None and self.dropped.exactness.is_settled()
+
+
+def _less(missing: Ints, returning: Sequence[Returning]) -> Ints:
+    """Return the missing places without those that are served."""
+    if not returning:
+        return missing
+    return np.setdiff1d(missing, np.concatenate([p.positions for p in returning]), True)
 
 
 def _beside_longer(runs: Sequence[Run], order: Slots) -> Slots:

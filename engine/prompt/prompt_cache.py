@@ -216,8 +216,7 @@ class PromptCache:
                     self._keep_logits(logits)
         finally:  # left half done, it has changed rows all the same
             if cache.generation != generation:
-                self._is_owing, self._owed_at_first = True, None
-                cache.record("done")[:] = False
+                self._is_owing, self._owed_at_first = not self._places.is_settled(), None
         cache.by_position()  # for the next patch; a GPU is still at work
         self._patched_version = self._version
 
@@ -242,7 +241,7 @@ class PromptCache:
         if self.dependencies is None or self.num_stale <= _SHORT_TAIL:
             return self.num_stale
         owes = owed(self.dependencies)
-        owes[self._is_done()] = 0
+        owes[self._places.is_done()] = 0
         of_stale = owes[stale_rows(self.rows, self.num_tokens)]
         total = float(of_stale.sum())
         if self._owed_at_first is None:
@@ -264,12 +263,12 @@ class PromptCache:
         if self.num_stale <= _SHORT_TAIL or self.dependencies is None:
             return self.heal(max_rows, check)
         if not (num_rows := self.num_worthwhile):
-            self._is_owing = False  # what repair would do is done
+            self._settle()  # what repair would do is done
             return 0
         slots = self._chosen(self.dependencies, min(num_rows, max_rows))
         with_last = np.append(slots, self._last_row())
         self._keep_logits(self._recompute(with_last, check))
-        self.rows.record("done")[slots] = True
+        self._places.note_done(slots)
         self.num_rows_healed += len(with_last)
         return len(with_last)
 
@@ -302,22 +301,22 @@ class PromptCache:
             if disagreement(before, after) < DISAGREEMENT:
                 break
             before = after
-        self._is_owing = False
+        self._settle()
         return done
 
-    def _chosen(self, dependencies: Dependencies, max_rows: int) -> Slots:
-        """Return the stale rows that are worth most among those that are not done."""
-        worths = worth(dependencies)
-        worths[self._is_done()] = -1
-        slots = choose(self.rows, worths, self.num_tokens, max_rows)
-        return slots[worths[slots] >= 0]
+    def _settle(self) -> None:
+        self._is_owing = False
+        self._places.note_settled()
 
-    def _is_done(self) -> NDArray[np.bool_]:
-        """Return of each row whether it is exact, or was computed again since the last change.
+    def _chosen(self, dependencies: Dependencies, max_rows: int) -> Slots:
+        """Return the stale rows that are worth most among those that are not done.
 
         A row that owes through others that are stale owes something each time; it is done once.
         """
-        return self.rows.record("done") | self._places.is_exact()
+        worths = worth(dependencies)
+        worths[self._places.is_done()] = -1
+        slots = choose(self.rows, worths, self.num_tokens, max_rows)
+        return slots[worths[slots] >= 0]
 
     def recompute(self, slots: Slots, check: Check) -> None:
         """Compute rows of the prompt again, in order of position, and the cursor's with them."""
@@ -325,7 +324,7 @@ class PromptCache:
             logits = self._recompute(np.append(slots, self._last_row()), check)
             self._count_forwarded(slots)
             self.rows.record("provenance")[slots] = REPAIRED
-            self.rows.record("done")[slots] = True
+            self._places.note_done(slots)
             self.num_rows_forwarded += 1  # the cursor's
             self._keep_logits(logits)
 
@@ -406,7 +405,6 @@ class PromptCache:
         if self._cache is None:
             decoder = self.decoder
             self._cache = KVCache(decoder.config, self._capacity, decoder.dtype, decoder.device)
-            self._cache.add_record("done", np.bool_, False)
             if self._policy.repairs:
                 layers = recorded_layers(decoder.config.num_layers)
                 self.dependencies = Dependencies(self._cache, layers)

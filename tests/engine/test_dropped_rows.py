@@ -98,16 +98,32 @@ def test_undo_of_a_deletion_computes_the_cursor_row_only_and_so_does_every_redo(
     assert_heals_to_a_full_prefill(session, opened, len(TEXT))
 
 
-def test_undo_after_repair_computes_again_only_what_was_repaired(opened):
+def test_undo_puts_back_what_was_repaired_and_healed_in_between(opened):
     session = opened()
-    computed(session, replaced(session, FUNCTIONS[2], ""))
-    num_repaired = session.prompt.repair(RepairLimit(max_rows=10), check)
-    assert num_repaired >= 10
-    computed(session, replaced(session, FUNCTIONS[3], FUNCTIONS[2] + FUNCTIONS[3]))
-    # And what the deletion had torn apart.
-    assert 0 < session.prompt.repair(RepairLimit(max_rows=1000), check) <= num_repaired + AROUND
-    assert session.prompt.num_stale == 0
+    for number, max_healed in enumerate((0, 40, 10_000), 1):
+        computed(session, replaced(session, FUNCTIONS[number], ""))
+        assert session.prompt.repair(RepairLimit(max_rows=10), check) >= 10
+        session.prompt.heal_worthwhile(max_healed, check)
+        behind = FUNCTIONS[number + 1]
+        assert computed(session, replaced(session, behind, FUNCTIONS[number] + behind)) == 1
+        assert session.prompt.repair(RepairLimit(max_rows=1000), check) == 0
+        assert session.prompt.num_stale == 0
     assert_heals_to_a_full_prefill(session, opened, len(TEXT))
+
+
+def test_undo_leads_back_to_what_was_repaired_before_and_not_healed(opened):
+    session, limit = opened(), RepairLimit(max_rows=20)
+    computed(session, replaced(session, FUNCTIONS[1], ""))
+    assert session.prompt.repair(limit, check) >= 20
+    num_stale = session.prompt.num_stale
+    for added in FUNCTIONS[3], FUNCTIONS[6]:
+        computed(session, replaced(session, FUNCTIONS[4], added + FUNCTIONS[4]))
+        assert session.prompt.repair(limit, check) >= 20
+        undo = replaced(session, added + FUNCTIONS[4], FUNCTIONS[4])
+        assert computed(session, undo) == 1
+        assert session.prompt.repair(limit, check) == 0
+        assert session.prompt.num_stale == num_stale
+    assert_heals_to_a_full_prefill(session, opened, len(session.text))
 
 
 def test_place_that_was_left_is_exact_when_the_cursor_returns(opened):
@@ -233,16 +249,23 @@ def test_dropped_rows_yield_to_the_rows_of_any_document(tiny_model):
     assert second.prompt.num_bytes > 0
 
 
-def test_nothing_is_copied_when_little_is_dropped(opened, monkeypatch):
+def test_nothing_is_copied_or_sought_for_a_key_at_the_cursor(opened, monkeypatch):
     session = opened()
     monkeypatch.setattr(KVCache, "copied", None)
     monkeypatch.setattr(DroppedRows, "find", None)
     for _ in range(3):
-        computed(session, lambda: session.edit([(40, 44, "")]))
-        computed(session, lambda: session.edit([(40, 40, "a = ")]))
-    session.complete(len(session.text), GREEDY, check)
-    computed(session, lambda: session.edit([(len(session.text), len(session.text), "x")]))
+        session.complete(len(session.text), GREEDY, check)
+        computed(session, lambda: session.edit([(len(session.text), len(session.text), "x")]))
+        computed(session, lambda: session.edit([(len(session.text) - 1, len(session.text), "")]))
     assert session.prompt.num_dropped_bytes == 0
+
+
+def test_only_the_cursor_row_is_computed_when_a_few_tokens_are_undone(opened):
+    session = opened()
+    for _ in range(3):
+        computed(session, lambda: session.edit([(40, 44, "")]))
+        assert computed(session, lambda: session.edit([(40, 40, TEXT[40:44])])) == 1
+        assert session.prompt.num_stale == 0
 
 
 def test_no_memory_for_copies_is_no_error(opened, monkeypatch):
@@ -301,15 +324,14 @@ def test_what_is_found_has_the_tokens_and_segment_that_are_missing(data):
     missing = np.arange(len(wanted))[data.draw(st.integers(0, 30)) :]
     is_missing = np.isin(np.arange(len(wanted)), missing)
     for piece in dropped.find(missing, wanted, segment_of):
-        places = slice(piece.at, piece.at + len(piece.token_ids))
-        assert len(piece.token_ids) >= SHORTEST_RUN
-        assert piece.token_ids.tolist() == wanted[places].tolist()
+        places = piece.positions
+        assert len(places) >= SHORTEST_RUN and (np.diff(places) == 1).all()
         assert len(set(segment_of[places].tolist())) == 1
         assert is_missing[places].all()
         is_missing[places] = False  # nothing twice
-        slots = cache.insert(piece.token_ids, np.arange(piece.at, places.stop), piece.rows)
+        slots = cache.insert(wanted[places], places, piece.rows)
         fresh = new_cache(capacity=120)
-        write(fresh, fresh.append(piece.token_ids, np.arange(piece.at, places.stop)))
+        write(fresh, fresh.append(wanted[places], places))
         for layer in (0, 1):
             for ours, theirs in zip(cache.layer(layer), fresh.layer(layer), strict=True):
                 assert torch.equal(ours[:, slots[0] :], theirs)
