@@ -6,6 +6,8 @@ held against a full prefill's, and with --complete the greedy completion of 64 t
 
     python benchmarks/make_traces.py --sets FOLDER
     python benchmarks/bench_repair.py FOLDER --shares 0.06 0.09 0.12
+
+Rows that another machine wrote with --rows are summed up here by --from-rows.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import numpy as np
 import torch
 import torch.multiprocessing as multiprocessing
 from quality.rankings import RANKINGS, Patched
+from traces import elsewhere
+from traces.dependent import change
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.prompt.placement import RECOMPUTED
@@ -58,8 +62,20 @@ def main() -> None:
     parser.add_argument("--complete", action="store_true", help="compare greedy completions too")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rows", type=Path, help="write every place's figures here, JSON lines")
+    parser.add_argument("--from-rows", type=Path, help="measure nothing, sum this file up")
+    parser.add_argument("--measured-on", help="with --from-rows: the machine that wrote them")
     parser.add_argument("--commit", help="what runs here, where git cannot say it")
     args = parser.parse_args()
+    rows = _read(args.from_rows) if args.from_rows else run(args)
+    summary = summarised(rows, distances(args.sets))
+    header = ["kind", "ranking", "share", "places", "KL", "top-1", "same", "ratio to ours", "rows"]
+    harness.table(header, [[each[name] for name in _COLUMNS] for each in summary])
+    about = {"dtype": args.dtype, "device": args.device, "measured_on": args.measured_on}
+    harness.finish("repair", args, {**about, "runs": summary}, [])
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure as many traces of each kind as asked for."""
     kinds = args.kinds or sorted(path.name for path in args.sets.iterdir() if path.is_dir())
     work: list[tuple[str, Path]] = []
     for kind in kinds:
@@ -69,16 +85,23 @@ def main() -> None:
     if args.processes > 1:
         parts = [(args, work[number :: args.processes]) for number in range(args.processes)]
         with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
-            rows = [row for part in pool.starmap(measured, parts) for row in part]
-    else:
-        rows = measured(args, work)
-    summary = summarised(rows)
-    header = ["kind", "ranking", "share", "places", "KL", "top-1", "same", "ratio to ours", "rows"]
-    harness.table(header, [[each[name] for name in _COLUMNS] for each in summary])
-    about = {"dtype": args.dtype, "device": args.device, "shares": args.shares}
-    harness.finish("repair", args, {**about, "runs": summary}, [])
+            return [row for part in pool.starmap(measured, parts) for row in part]
+    return measured(args, work)
 
 
+def _read(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def distances(sets: Path) -> dict[tuple[str, str], int]:
+    """Return how many characters lie between each trace's nearest edit and its cursor."""
+    index = json.loads((sets / "index.json").read_text(encoding="utf-8"))
+    return {(each["kind"], Path(each["file"]).stem): each["distance"] for each in index["traces"]}
+
+
+# Characters from an edit to the cursor, 250 tokens of code.
+_NEAR = 900
 _COLUMNS = ("kind", "ranking", "share", "num_places", "kl_mean", "top1_agreement")
 _COLUMNS += ("exact_match_full", "ratio_to_ours", "num_rows")
 
@@ -229,13 +252,20 @@ class State:
         rows.mark_changed()
 
 
-def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return means by kind, ranking and share, and ratios to ours paired over places."""
+def summarised(
+    rows: list[dict[str, Any]], distance: dict[tuple[str, str], int]
+) -> list[dict[str, Any]]:
+    """Return means by kind, ranking and share, and ratios to ours paired over places.
+
+    Kinds are also taken together: what a completion depends on, edits elsewhere, near the cursor
+    and far from it.
+    """
     ours = {(r["kind"], r["trace"], r["share"]): r["kl"] for r in rows if r["ranking"] == "ours"}
     groups: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["kind"], row["ranking"], row["share"]].append(row)
-        groups["all", row["ranking"], row["share"]].append(row)
+        for family in _families(row, distance):
+            groups[family, row["ranking"], row["share"]].append(row)
     found = []
     for (kind, ranking, share), some in groups.items():
         keys = [(row["kind"], row["trace"], share) for row in some]
@@ -255,6 +285,15 @@ def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _families(row: dict[str, Any], distance: dict[tuple[str, str], int]) -> Iterator[str]:
+    """Yield the names of all groups of kinds that a place is in."""
+    for name, kinds in (("elsewhere", elsewhere.KINDS), ("dependent", change.KINDS)):
+        if row["kind"] in kinds:
+            yield name
+            if far := distance.get((row["kind"], row["trace"])):
+                yield f"{name}, {'under' if far < _NEAR else 'over'} 250 tokens"
 
 
 def _mean(values: list[Any]) -> float | None:
