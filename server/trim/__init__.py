@@ -7,6 +7,7 @@ worse complaint than a bad one shown.
 from __future__ import annotations
 
 from .lines import first_line, last_line
+from .settled import Settling
 from .trim import Trimmed, trim
 
-__all__ = ["Trimmed", "first_line", "last_line", "trim"]
+__all__ = ["Settling", "Trimmed", "first_line", "last_line", "trim"]

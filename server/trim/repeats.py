@@ -7,7 +7,7 @@ import re
 
 from .lines import WORD, Sides, first_line, says_something
 
-_MAX_PERIOD_LINES = 4
+MAX_PERIOD_LINES = 4
 _MIN_TELLING_CHARS = 4
 _LAST_WORD = re.compile(r"\w+\Z")
 _MAX_LINE_CHARS = 2000
@@ -76,8 +76,8 @@ def drop_loop(text: str, prefix: str, is_cut_off: bool) -> str:
     second, length = found
     unit = text[second - length : second]
     lines = text[: text.rfind("\n", 0, second) + 1].split("\n")[:-1]
-    while lines and unit * 2 in lines[-1]:
-        lines.pop()  # on the way there
+    while lines and _leads_to_loop(lines[-1], unit):
+        lines.pop()
     if any(line.strip() for line in lines):
         return "\n".join(lines)
     if "\n" in text[:second]:
@@ -90,10 +90,29 @@ def drop_loop(text: str, prefix: str, is_cut_off: bool) -> str:
     return text[:second]
 
 
+def _leads_to_loop(line: str, unit: str) -> bool:
+    """Whether a line above a loop is on the way there: two letters alike are in many words."""
+    return unit * _least_on_the_way(unit) in line
+
+
+def _least_on_the_way(unit: str) -> int:
+    return 2 if len(unit) >= _MIN_TELLING_CHARS else 4
+
+
+def stops_loops(line: str) -> bool:
+    """Whether a loop further down, of anything, leaves this line and those above it alone."""
+    for length in range(1, min(_MAX_UNIT_CHARS, len(line) // 2) + 1):
+        for start in range(len(line) - 2 * length + 1):
+            unit = line[start : start + length]
+            if unit.strip() and line.startswith(unit * _least_on_the_way(unit), start):
+                return False
+    return True
+
+
 def drop_repeats_within(lines: list[str]) -> list[str]:
     """Keep the first of a block of lines that comes three times in a row."""
     for start in range(len(lines)):
-        for period in range(1, _MAX_PERIOD_LINES + 1):
+        for period in range(1, MAX_PERIOD_LINES + 1):
             block = lines[start : start + period]
             again = lines[start + period : start + 3 * period]
             if again == block * 2 and says_something(block):

@@ -15,8 +15,8 @@ from .repeats import drop_lines_below, drop_loop, drop_repeats_within, repeats_a
 from .rest_of_line import before_closer, before_rest, drop_rest_of_line, overlap
 from .spacing import drop_doubled_space
 
-# Each is a parse of the neighbourhood.
-_MAX_TRIES = 8
+# So many lines are given up one by one. Each try is a parse of the neighbourhood.
+_MAX_SINGLE_TRIES = 4
 
 
 class Trimmed(NamedTuple):
@@ -129,11 +129,19 @@ def _candidates(kept: str, around: Sides) -> Iterator[str]:
             yield drop_doubled_space(cut, around)
         return
     lines = kept.split("\n")
-    num_lines = len(lines)
-    for tried in range(_MAX_TRIES):
-        num_lines = num_lines - 1 if tried < _MAX_TRIES // 2 else num_lines // 2
-        if num_lines < 1:
-            return
+    for num_lines in _fewer(len(lines)):
         shorter = "\n".join(drop_lines_below(lines[:num_lines], around)).rstrip()
         if shorter.strip():
             yield shorter
+
+
+def _fewer(num_lines: int) -> Iterator[int]:
+    """Yield lower numbers of lines to try, the highest first.
+
+    Below the first few they are powers of two whatever `num_lines` is: `settled.py` counts on it.
+    """
+    least = max(1, num_lines - _MAX_SINGLE_TRIES)
+    yield from range(num_lines - 1, least - 1, -1)
+    for exponent in range(least.bit_length() - 1, -1, -1):
+        if 2**exponent < least:
+            yield 2**exponent
