@@ -18,6 +18,7 @@ from ..engine.wire.errors import EngineError, memory_error
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
+SHELLS = ("bash", "zsh", "fish")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import commands
 
         if arguments.command not in ("serve", "engine"):
-            _end_at_once_when_interrupted()
+            # Ctrl-C is how a watch ends.
+            is_watch = getattr(arguments, "watch", False)
+            _end_at_once_when_interrupted(0 if is_watch else EXIT_INTERRUPTED)
         code = getattr(commands, arguments.command)(arguments)
         sys.stdout.flush()
         return code
@@ -51,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("out of memory: use a smaller model, --dtype bfloat16 or a shorter window")
 
 
-def _end_at_once_when_interrupted() -> None:
+def _end_at_once_when_interrupted(code: int) -> None:
     """Let Ctrl-C end the process: an exception in torch's start-up aborts with a C++ message."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
 
 
 def _fail(message: str) -> int:
@@ -98,6 +101,16 @@ def _parser() -> argparse.ArgumentParser:
         description="List the model families that can be used, and the models on this disk.",
     )
     models.add_argument("--json", action="store_true", help="one JSON object")
+    completion = commands.add_parser(
+        "completion",
+        help="print a script that completes this command in a shell",
+        description="Print a script that completes keyturn's commands and flags in a shell.",
+        epilog='bash: eval "$(keyturn completion bash)" in ~/.bashrc. zsh: keyturn completion zsh '
+        "> a folder of $fpath/_keyturn. fish: keyturn completion fish > "
+        "~/.config/fish/completions/keyturn.fish.",
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    completion.set_defaults(parser=parser)
     return parser
 
 
@@ -107,12 +120,23 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         help="print one completion for a place in a file",
         description="Print one completion. It starts at the cursor, after trimming. Without a flag "
         "it comes from the running engine host if that has the model loaded, with the engine "
-        "settings asked for here; else from this process; the text is the same.",
-        epilog="Exit codes: 0 a completion was printed, 3 there is nothing to suggest (standard "
-        "error says why), 2 an error, 130 interrupted.",
+        "settings asked for here; else from this process; the text is the same. On a terminal it "
+        "is shown in its place, as far as it is certain while it is written.",
+        epilog="Exit codes: 0 a completion was printed, or a watch was ended with Ctrl-C; 3 there "
+        "is nothing to suggest (standard error says why), 2 an error, 130 interrupted.",
     )
     complete.add_argument(
         "place", metavar="FILE:LINE:COL", help="1-based line, 0-based column in characters"
+    )
+    complete.add_argument(
+        "--stdin",
+        action="store_true",
+        help="read the text from standard input; FILE is only its name",
+    )
+    complete.add_argument(
+        "--watch",
+        action="store_true",
+        help="complete again whenever FILE has changed; the place moves with the text around it",
     )
     _add_model_flags(complete)
     _add_quant_flag(complete)

@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..engine.files.catalog import resolve
-from ..engine.wire.config import POLICIES, Completion, CompletionParams, EngineConfig
+from ..engine.syntax.languages import language_of
+from ..engine.wire.config import POLICIES, EngineConfig
 from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from .documents import UTF32, Document, Limits, Position
+from .file_changes import moved, versions
+from .file_completion import Answer, Asked, Here, complete_in_host
 from .settings import COMMAND_LINE, Settings, with_values
+from .shown import Shown, print_text
+from .suggestion import asked, offered, untrained
+from .trim import Trimmed
 
 # `complete` worked, and there is nothing to suggest.
 EXIT_NOTHING = 3
@@ -29,6 +35,8 @@ _GIVEN_AS_CALLED = (
     *("model", "layout", "device", "dtype", "quant"),
     *("max_tokens", "temperature", "top_p"),
 )
+# Arguments for which a shell offers files.
+_FILE_ARGUMENTS = ("place", "trace", "model", "token_file", "socket")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_TOKEN_CHARS = 16
 
@@ -42,30 +50,73 @@ class Place(NamedTuple):
 
 
 def complete(arguments: argparse.Namespace) -> int:
-    """Print one completion for a place in a file."""
-    from ..engine.syntax.languages import language_of
-    from .suggestion import asked, offered, untrained
-    from .trim import Trimmed
-
+    """Print one completion for a place in a file; with --watch, again whenever it has changed."""
     settings = with_values(_settings(arguments), languages=_names(arguments.languages))
     _check_depth(arguments.depth, None)
-    place = open_place(arguments.place, settings)
-    document, offset = place.document, place.offset
-    params = asked(document.text, offset, settings.completion_params())
-    completion, languages = _complete(place, params, settings, arguments)
+    if arguments.watch and arguments.stdin:
+        raise BadRequest("--watch and --stdin exclude each other: standard input does not change")
+    written = sys.stdin.buffer.read() if arguments.stdin else None
+    place = open_place(arguments.place, settings, written)
+    here = Here(settings)
+    if not arguments.watch:
+        return _complete_at(place, here, settings, arguments)
+    is_first = True
+    for _ in versions(place.name):
+        try:
+            if not is_first:
+                place = _read_again(place, settings)
+            _complete_at(place, here, settings, arguments)
+        except (BadRequest, DocumentRefused) as error:
+            if is_first:
+                raise
+            sys.stderr.write(f"keyturn: {error}\n")
+        is_first = False
+    raise AssertionError("a file has versions without end")
+
+
+def _read_again(place: Place, settings: Settings) -> Place:
+    """Return the place in the file as it is now: it has moved with the text around it."""
+    name, document = place.name, _document(place.name, _read(place.name), settings)
+    return Place(name, document, moved(place.offset, place.document.text, document.text))
+
+
+def _complete_at(
+    place: Place, here: Here, settings: Settings, arguments: argparse.Namespace
+) -> int:
+    text, offset = place.document.text, place.offset
     language = language_of("", place.name)
-    kept = offered(completion, document.text, offset, language)
-    if (reason := untrained("", place.name, languages, settings.languages)) is not None:
+
+    def reason_against(languages: tuple[str, ...]) -> str | None:
+        return untrained("", place.name, languages, settings.languages)
+
+    shown = Shown(
+        *(text, offset, language, lambda languages: reason_against(languages) is None),
+        as_json=arguments.json,
+    )
+    params = asked(text, offset, settings.completion_params())
+    request = Asked(place.name, text, offset, params)
+    try:
+        completion, languages = _complete(request, here, settings, shown, arguments)
+    finally:
+        shown.clear()
+    kept = offered(completion, text, offset, language)
+    if (reason := reason_against(languages)) is not None:
         kept = Trimmed("", f"{reason}, here as --languages {language}")
-    if arguments.json:
-        _print(json.dumps(_figures(completion, kept.text, settings.model)) + "\n")
-    elif kept.text:
-        _print(kept.text + "\n")
-    if not kept.text:
-        reason = kept.reason or "the model suggests nothing here"
-        sys.stderr.write(f"keyturn: no completion: {reason}\n")
-        return EXIT_NOTHING
-    return 0
+    shown.end(completion, kept, settings.model)
+    return 0 if kept.text else EXIT_NOTHING
+
+
+def _complete(
+    request: Asked, here: Here, settings: Settings, shown: Shown, arguments: argparse.Namespace
+) -> Answer:
+    """Complete in a running host that would say the same, or in this process, as the flags ask."""
+    found = None
+    if not arguments.no_connect:
+        insists = arguments.connect
+        found = asyncio.run(complete_in_host(request, settings, shown, insists=insists))
+    answer = found or here.complete(request, shown)
+    _check_depth(arguments.depth, answer[0].num_layers_run)
+    return answer
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -162,7 +213,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from .doctor import examine, report
 
     findings = examine(_settings(arguments))
-    _print(json.dumps(findings, indent=2) + "\n" if arguments.json else report(findings))
+    print_text(json.dumps(findings, indent=2) + "\n" if arguments.json else report(findings))
     return 0 if findings["ok"] else 1
 
 
@@ -171,12 +222,32 @@ def models(arguments: argparse.Namespace) -> int:
     from .doctor import list_models, models_report
 
     found = list_models()
-    _print(json.dumps(found, indent=2) + "\n" if arguments.json else models_report(found))
+    print_text(json.dumps(found, indent=2) + "\n" if arguments.json else models_report(found))
     return 0
 
 
-def open_place(place: str, settings: Settings) -> Place:
+def completion(arguments: argparse.Namespace) -> int:
+    """Print what completes this command in a shell."""
+    import shtab
+
+    left: list[argparse.Action] = list(arguments.parser._actions)
+    while left:
+        action = left.pop()
+        if isinstance(action, argparse._SubParsersAction):
+            left += [inner for one in action.choices.values() for inner in one._actions]
+        elif action.dest in _FILE_ARGUMENTS:
+            action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]
+    print_text(shtab.complete(arguments.parser, arguments.shell) + "\n")
+    return 0
+
+
+def open_place(place: str, settings: Settings, written: bytes | None = None) -> Place:
     """Read the file of FILE:LINE:COL and find the place in it.
+
+    Args:
+        place: as on the command line.
+        settings: limits of a document.
+        written: what is in the file; None reads it.
 
     Raises:
         BadRequest: `place` has another form, or the file cannot be read.
@@ -187,9 +258,8 @@ def open_place(place: str, settings: Settings) -> Place:
     if len(parts) != 3 or not parts[0] or not all(map(_is_number, parts[1:])):
         raise BadRequest(f"'{place}': must be FILE:LINE:COL, for instance app.py:10:4")
     name, line, column = parts[0], int(parts[1]), int(parts[2])
-    document = Document(Path(name).resolve().as_uri(), 0, _read(name), UTF32, _limits(settings))
-    if document.refusal:
-        raise DocumentRefused(f"{name}: {document.refusal}")
+    text = _read(name) if written is None else _decoded(name, written)
+    document = _document(name, text, settings)
     if not 1 <= line <= document.num_lines:
         raise BadPosition(f"{name}: line {line} is not one of its {document.num_lines} lines")
     length = len(document.line(line - 1))
@@ -199,6 +269,13 @@ def open_place(place: str, settings: Settings) -> Place:
             "characters; columns count from 0"
         )
     return Place(name, document, document.offset(Position(line - 1, column)))
+
+
+def _document(name: str, text: str, settings: Settings) -> Document:
+    document = Document(Path(name).resolve().as_uri(), 0, text, UTF32, _limits(settings))
+    if document.refusal:
+        raise DocumentRefused(f"{name}: {document.refusal}")
+    return document
 
 
 def _is_number(text: str) -> bool:
@@ -212,6 +289,10 @@ def _read(name: str) -> str:
         raise BadRequest(f"no such file: {name}") from None
     except (OSError, ValueError) as error:
         raise BadRequest(f"cannot read {name}: {getattr(error, 'strerror', error)}") from None
+    return _decoded(name, data)
+
+
+def _decoded(name: str, data: bytes) -> str:
     try:
         return data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -256,57 +337,9 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
         raise BadRequest(f"--depth {depth}: only full{known} is available yet")
 
 
-def _complete(
-    place: Place, params: CompletionParams, settings: Settings, arguments: argparse.Namespace
-) -> tuple[Completion, tuple[str, ...]]:
-    """Complete in a running host that would say the same, or in this process, as the flags ask.
-
-    The model's languages are returned, too.
-    """
-    from .file_completion import complete_here, complete_in_host
-
-    request = (place.name, place.document.text, place.offset, params, settings, _progress)
-    found = None
-    try:
-        if not arguments.no_connect:
-            found = asyncio.run(complete_in_host(*request, insists=arguments.connect))
-        completion, languages = found or complete_here(*request)
-    finally:
-        _progress("")
-    _check_depth(arguments.depth, completion.num_layers_run)
-    return completion, languages
-
-
-def _progress(what: str) -> None:
-    """Show what is being done, in place of what was before, to somebody who watches."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{what and f'keyturn: {what}'}")
-        sys.stderr.flush()
-
-
-def _figures(completion: Completion, text: str, model: str) -> dict[str, object]:
-    return {
-        "text": text,
-        "model": model,
-        "num_prompt_tokens": completion.num_prompt_tokens,
-        "num_reused_tokens": completion.num_reused_tokens,
-        "ttft_ms": completion.ttft_ms,
-        "total_ms": completion.total_ms,
-        "num_layers_run": completion.num_layers_run,
-        "stop_reason": completion.stop_reason,
-    }
-
-
 def _log_to_stderr(level: int) -> None:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(stream=sys.stderr, level=level, format=form)
-
-
-def _print(text: str) -> None:
-    """Write text as it is: no newline translation, UTF-8 whatever the locale."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-    sys.stdout.buffer.flush()
 
 
 def _address(value: str) -> tuple[str, int]:

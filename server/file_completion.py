@@ -1,12 +1,11 @@
-"""One completion for the command line: in the engine host that runs, or in this process."""
+"""Completions for the command line: in the engine host that runs, or in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..engine.wire.address import default_address
 from ..engine.wire.config import Completion, CompletionParams, EngineConfig
@@ -17,56 +16,103 @@ from .engine_link import join, look
 from .heartbeat import HEARTBEAT, until_silent
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from ..engine.host.engine_protocol import EngineSession
+
 _LOOK_S = 5.0
 
-Progress = Callable[[str], None]
 # A completion and the model's languages.
 Answer = tuple[Completion, tuple[str, ...]]
 
 
-def complete_here(
-    path: str,
-    text: str,
-    offset: int,
-    params: CompletionParams,
-    settings: Settings,
-    progress: Progress,
-) -> Answer:
-    """Complete with an engine in this process."""
-    progress("loading torch")
-    from ..engine.engine import Engine
+class Watcher(Protocol):
+    """Who is told how a completion comes along."""
 
-    engine = Engine(settings.engine_config())
-    loaded = engine.load(settings.model, lambda what, percent: progress(f"{what}, {percent} %"))
-    session = engine.open(
-        path,
-        text,
-        path=os.path.abspath(path),
-        model=settings.model,
-        policy=settings.policy,
-        layout=settings.layout,
-    )
-    is_told = False
+    def progress(self, what: str) -> None:
+        """Be told what is being done, in a few words."""
 
-    def check() -> None:
-        nonlocal is_told
-        if not is_told:
-            is_told = True
-            progress(f"prefilling {session.num_prompt_tokens} tokens")
+    def wrote(self, raw: str, languages: tuple[str, ...]) -> None:
+        """Be told what the model has written so far, untrimmed, and the model's languages."""
 
-    # Exact, as a host answers it.
-    return session.complete(offset, params, check, heal=True), loaded.languages
+
+class Asked(NamedTuple):
+    """A place in a text, and what is wanted there.
+
+    Attributes:
+        path: the file's name; relative to the working directory, or absolute.
+        text: what is in it.
+        offset: the cursor, in code points.
+        params: budgets and sampling.
+    """
+
+    path: str
+    text: str
+    offset: int
+    params: CompletionParams
+
+
+class Here:
+    """An engine in this process; its cache follows the file from one completion to the next."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load nothing yet."""
+        self._settings = settings
+        self._session: EngineSession | None = None
+        self._languages: tuple[str, ...] = ()
+
+    def complete(self, asked: Asked, watcher: Watcher) -> Answer:
+        """Complete; the first time the model is loaded.
+
+        Raises:
+            EngineError: whatever the engine says.
+        """
+        session = self._open(asked, watcher)
+        is_told = False
+        raw = ""
+
+        def check() -> None:
+            nonlocal is_told
+            if not is_told:
+                is_told = True
+                watcher.progress(f"prefilling {session.num_prompt_tokens} tokens")
+
+        def on_text(piece: str, _: float) -> None:
+            nonlocal raw
+            raw += piece
+            watcher.wrote(raw, self._languages)
+
+        # Exact, as a host answers it.
+        completion = session.complete(asked.offset, asked.params, check, on_text, heal=True)
+        return completion, self._languages
+
+    def _open(self, asked: Asked, watcher: Watcher) -> EngineSession:
+        if self._session is not None:
+            self._session.set_text(asked.text)
+            if self._session.anchor != asked.offset:  # as if opened there: nothing typed before it
+                self._session.set_cursor(0 if asked.offset else len(asked.text))
+            return self._session
+        watcher.progress("loading torch")
+        from ..engine.engine import Engine
+
+        settings = self._settings
+        engine = Engine(settings.engine_config())
+        loaded = engine.load(
+            settings.model, lambda what, percent: watcher.progress(f"{what}, {percent} %")
+        )
+        self._languages = loaded.languages
+        self._session = engine.open(
+            asked.path,
+            asked.text,
+            path=os.path.abspath(asked.path),
+            model=settings.model,
+            policy=settings.policy,
+            layout=settings.layout,
+        )
+        return self._session
 
 
 async def complete_in_host(
-    path: str,
-    text: str,
-    offset: int,
-    params: CompletionParams,
-    settings: Settings,
-    progress: Progress,
-    *,
-    insists: bool,
+    asked: Asked, settings: Settings, watcher: Watcher, *, insists: bool
 ) -> Answer | None:
     """Complete in the engine host that runs.
 
@@ -87,47 +133,55 @@ async def complete_in_host(
             )
         if not insists and not _gives_the_same(found, settings):
             return None
-        asked = settings.engine_config()
-        is_free = not found["num_clients"] and not _has_device(found, asked)
+        wanted = settings.engine_config()
+        is_free = not found["num_clients"] and not _has_device(found, wanted)
         may_configure = insists and (found["engine"] is None or is_free)
-        if insists and not may_configure and not _has_device(found, asked):
+        if insists and not may_configure and not _has_device(found, wanted):
             raise HostUnavailable(
                 f"the engine host that runs has device = {found.get('device')}, dtype = "
                 f"{found.get('dtype')}; ask for these, or leave out --connect"
             )
         request = {
-            "path": os.path.abspath(path),
-            "text": text,
-            "offset": offset,
-            "params": asdict(params),
+            "path": os.path.abspath(asked.path),
+            "text": asked.text,
+            "offset": asked.offset,
+            "params": asdict(asked.params),
             "model": model_name(settings),
             "policy": settings.policy,
             "layout": settings.layout,
+            "stream": True,
         }
-        return await _asked(request, asked if may_configure else None, progress)
+        return await _answer(request, wanted if may_configure else None, watcher)
     except HostUnavailable:
         if insists:
             raise
         return None
 
 
-async def _asked(
-    request: dict[str, Any], engine: EngineConfig | None, progress: Progress
-) -> Answer:
+async def _answer(request: dict[str, Any], engine: EngineConfig | None, watcher: Watcher) -> Answer:
     try:
         link = await join(default_address(), engine)
     except (OSError, ValueError) as error:
         raise HostUnavailable(f"the engine host has just ended: {error}; try again") from None
 
-    def on_event(_: str, fields: dict[str, Any]) -> None:
-        progress(
-            f"{fields['what']}, {fields['percent']} %" if fields["percent"] else fields["what"]
-        )
+    languages: tuple[str, ...] = ()
+    raw = ""
+
+    def on_event(name: str, fields: dict[str, Any]) -> None:
+        nonlocal raw
+        if name == "text":
+            raw = raw[: fields["start"]] + fields["text"]
+            watcher.wrote(raw, languages)
+            return
+        percent = f", {fields['percent']} %" if fields["percent"] else ""
+        watcher.progress(fields["what"] + percent)
 
     async def ask() -> Answer:
+        nonlocal languages
         loaded = await link.request("load", {"model": request["model"]}, on_event)
+        languages = tuple(loaded["languages"])
         completion = await link.request("complete_file", request, on_event)
-        return from_plain(Completion, completion), tuple(loaded["languages"])
+        return from_plain(Completion, completion), languages
 
     answer = asyncio.ensure_future(ask())
     silence = asyncio.ensure_future(until_silent(link, HEARTBEAT, lambda: False))

@@ -220,8 +220,18 @@ class HeldDocument:
                 job.on_event("progress", what=what, percent=0)
             check()
 
+        num_sent = 0
+
+        def on_text(piece: str, _: float) -> None:
+            nonlocal num_sent
+            job.on_event("text", text=piece, start=num_sent)
+            num_sent += len(piece)
+
         completion_params = from_plain(CompletionParams, params["params"])
-        return asdict(session.complete(offset, completion_params, check_and_tell, heal=True))
+        listener = on_text if params["stream"] else None
+        return asdict(
+            session.complete(offset, completion_params, check_and_tell, listener, heal=True)
+        )
 
     def _session_for_file(
         self,

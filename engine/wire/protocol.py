@@ -49,7 +49,9 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #   complete_file
 #             complete in a text that comes along. A session is kept for the path a while, for the
 #             next request; one of any client that has the same file and text is used. All rows are
-#             fresh first. "progress" events, then a reply with a Completion.
+#             fresh first. "progress" events and, if `stream`, "text" events with each piece of the
+#             text and its `start` in it (the text begins anew where more urgent work came first),
+#             then a reply with a Completion.
 #   cancel    end the request with id `request`; that request is answered with code "cancelled".
 METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "hello": {
@@ -94,6 +96,7 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
         "model": (str,),
         "policy": (str,),
         "layout": (str, type(None)),
+        "stream": (bool,),
     },
     "close": {"doc": (str,)},
     "cancel": {"request": (int,)},

@@ -53,7 +53,12 @@ class Settling:
         """Return the first `count` of the whole lines as they will be offered, None if not yet."""
         kept, around = lines[:count], self._around
         is_in_line = bool(around.rest.strip())  # what matters there is how the line ends
-        if is_in_line or not kept[-1].strip() or self._is_comment() or self._may_repeat(lines, kept):
+        if (
+            is_in_line
+            or not kept[-1].strip()
+            or self._is_comment()
+            or self._may_repeat(lines, kept)
+        ):
             return None
         text = drop_doubled_space("\n".join(kept), around).rstrip()
         if self._loses_closer(text):
@@ -87,7 +92,6 @@ class Settling:
         below = [line.rstrip() for line in self._around.suffix.split("\n")[1:] if line.strip()]
         near = [line for line in above[-2:] if says_something([line])] + below[:1]
         return any(line in whole for line in near)
-
 
     def _loses_closer(self, text: str) -> bool:
         """Whether `text` has a closer that the suffix may have, too."""

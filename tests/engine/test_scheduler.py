@@ -80,7 +80,7 @@ class Driver:
 
     def complete_file(self, path, text, offset, client="c", **changes):
         asked = {"path": path, "text": text, "offset": offset, "params": PARAMS}
-        more = {"model": "m", "policy": "turn", "layout": None}
+        more = {"model": "m", "policy": "turn", "layout": None, "stream": True}
         return self.put("complete_file", client, **{**asked, **more, **changes})
 
     def result(self, number):
@@ -285,6 +285,19 @@ def test_a_file_is_completed_in_a_session_that_outlives_its_client(driver):
     assert other["text"] == "<|text>"
     assert driver.engine.sessions[None, "/f.py"].model == "n"
     assert "leaves" in driver.error(driver.complete_file("/f.py", "t", 2), errors.BadPosition)
+
+
+def test_pieces_of_a_files_completion_say_where_they_stand(driver):
+    asked = driver.complete_file("/f.py", "stream", 0)
+    driver.result(asked)
+    quiet = driver.complete_file("/f.py", "stream", 0, stream=False)
+    driver.result(quiet)
+    told = [
+        (number, fields["text"], fields["start"])
+        for number, name, fields in driver.events
+        if name == "text"
+    ]
+    assert told == [(asked, "a", 0), (asked, "b", 1), (asked, "c", 2)]
 
 
 def test_a_file_that_a_client_holds_with_that_text_is_completed_there(driver):

@@ -1,5 +1,7 @@
 """The command line without an engine: flags, places, errors."""
 
+import io
+import shutil
 import subprocess
 import sys
 
@@ -132,7 +134,7 @@ def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
 def test_languages_that_are_named_are_completed(monkeypatch, capfd, tmp_path, flags, code, shown):
     completion = Completion("count", (1,), 5, 0, 1.0, 2.0, 2, "end", (0.9,))
     answer = (completion, ("python", "javascript"))
-    monkeypatch.setattr(file_completion, "complete_here", lambda *_: answer)
+    monkeypatch.setattr(file_completion.Here, "complete", lambda *_: answer)
     path = tmp_path / "a.sql"
     path.write_text("select \n")
     assert main(["complete", f"{path}:1:7", "--no-connect", *flags]) == code
@@ -166,6 +168,64 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_each_shell_names_commands_and_flags(capfd, shell) -> None:
+    assert main(["completion", shell]) == 0
+    script = capfd.readouterr().out
+    for name in ("complete", "replay", "serve", "doctor", "max-tokens", "token-file"):
+        assert name in script
+    # Files are offered where a file is asked for.
+    assert {"bash": "_shtab_compgen_files", "zsh": ":_files", "fish": "__fish_complete_path"}[
+        shell
+    ] in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+def test_bash_completes_flags_and_files(capfd, tmp_path) -> None:
+    if not shutil.which("bash"):
+        pytest.skip("bash is not here")
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "keyturn.bash"
+    script.write_text(capfd.readouterr().out, encoding="utf-8")
+    (tmp_path / "app.py").write_text("")
+
+    def offered(*words: str) -> list[str]:
+        asked = " ".join(f"'{word}'" for word in words)
+        code = (
+            f"source {script}; COMP_WORDS=({asked}); COMP_CWORD={len(words) - 1}; "
+            "_shtab_keyturn keyturn \"${COMP_WORDS[COMP_CWORD]}\" ''; "
+            "printf '%s\\n' \"${COMPREPLY[@]}\""
+        )
+        done = subprocess.run(
+            ["bash", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+        )
+        return done.stdout.split()
+
+    assert offered("keyturn", "comp") == ["complete", "completion"]
+    assert "--watch" in offered("keyturn", "complete", "--w")
+    assert "app.py" in offered("keyturn", "complete", "ap")
+
+
+def test_standard_input_is_the_text_and_the_file_only_its_name(monkeypatch, capfd, tmp_path):
+    asked = []
+
+    def complete(_: object, request: file_completion.Asked, __: object) -> file_completion.Answer:
+        asked.append(request)
+        return Completion("1", (1,), 5, 0, 1.0, 2.0, 2, "end", (0.9,)), ("python",)
+
+    monkeypatch.setattr(file_completion.Here, "complete", complete)
+    name = str(tmp_path / "not-there.py")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("é = \r\n".encode())))
+    assert main(["complete", f"{name}:1:4", "--stdin", "--no-connect"]) == 0
+    assert capfd.readouterr().out == "1\n"
+    assert [(one.path, one.text, one.offset) for one in asked] == [(name, "é = \r\n", 4)]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert "is not UTF-8" in error_of(capfd, "complete", f"{name}:1:0", "--stdin")
+    both = ("complete", f"{name}:1:0", "--stdin", "--watch")
+    assert "--watch and --stdin exclude each other" in error_of(capfd, *both)
+
+
 def test_version_and_usage_errors() -> None:
     assert run("--version").stdout.startswith("keyturn ")
     for arguments in ([], ["fly"], ["complete"], ["serve", "--stdio", "--tcp", "x:1"]):
@@ -191,7 +251,7 @@ def test_closed_output_leaves_no_traceback() -> None:
     code = (
         "import sys; from keyturn.server import cli, commands\n"
         "def many(_):\n"
-        "    for _ in range(100_000): commands._print('x' * 100)\n"
+        "    for _ in range(100_000): commands.print_text('x' * 100)\n"
         "commands.models = many\n"
         "sys.exit(cli.main(['models']))"
     )

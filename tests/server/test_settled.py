@@ -18,7 +18,17 @@ CASES = [case for case in CASES if {"place", "raw", "language", "stop_reason"} <
 STOPS = ("end", "stop", "length", "time")
 # What rules look at: repetition, the lines around, closers, comments, loops, open blocks.
 LINES = [
-    *("    x = 1", "    return x", "x = 1", "    pass", "", "  ", "    # why", "# why", "    if x:"),
+    *(
+        "    x = 1",
+        "    return x",
+        "x = 1",
+        "    pass",
+        "",
+        "  ",
+        "    # why",
+        "# why",
+        "    if x:",
+    ),
     *("    f(", "    f(a)", ")", "    )", "}", "  }", "  return 1;", "  if (a) {", "]", "    ]"),
     *("    aaaa", "    x = '----'", "    ababababab", "    total = total + 1", "    'x", '    """'),
     *("    y = [1, 2,", "        3]", "    é = 2", "    x  ", "    x_x_x_x_x_x_x_x_x_x_x_x_x = 1"),
