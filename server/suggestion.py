@@ -75,8 +75,6 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
     reason = completion.stop_reason
     if reason == "doubt" and not completion.text.strip():
         return Trimmed("", "the model was not sure of any word")
-    # What the model was sure of is whole in itself, even if a line goes on behind it.
-    reason = "end" if reason == "doubt" else reason
     return trim(completion.text, text, offset, offset, reason, language)
 
 
