@@ -24,6 +24,7 @@ from .spacing import drop_doubled_space
 
 # So many lines are given up one by one. Each try is a parse of the neighbourhood.
 _MAX_SINGLE_TRIES = 4
+_MAX_TOKEN_TRIES = 8
 
 
 class Trimmed(NamedTuple):
@@ -141,7 +142,7 @@ def _readable_so_far(kept: str, around: Sides, syntax: Surroundings | None) -> s
     if syntax is None or syntax.accepts(kept, may_open=True):
         return kept
     if around.rest.strip():
-        for _ in range(_MAX_TRIES):
+        for _ in range(_MAX_TOKEN_TRIES):
             kept = without_last_token(kept)
             if not kept.strip():
                 break
@@ -149,7 +150,9 @@ def _readable_so_far(kept: str, around: Sides, syntax: Surroundings | None) -> s
                 return kept
         return None
     whole = kept.rpartition("\n")[0].rstrip()
-    return kept if not whole or syntax.accepts(whole, may_open=True) else None
+    if not whole or syntax.accepts(whole, may_open=True):
+        return kept
+    return _readable(kept, around, syntax, is_cut_off=False)
 
 
 def _candidates(kept: str, around: Sides) -> Iterator[str]:

@@ -15,7 +15,7 @@ CASES = [
     for line in path.read_text(encoding="utf-8").splitlines()
 ]
 CASES = [case for case in CASES if {"place", "raw", "language", "stop_reason"} <= case.keys()]
-STOPS = ("end", "stop", "length", "time")
+STOPS = ("end", "stop", "length", "time", "doubt")
 # What rules look at: repetition, the lines around, closers, comments, loops, open blocks.
 LINES = [
     *(
