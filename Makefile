@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # With an NVIDIA GPU: make TORCH_INDEX= demo
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint fix types bench dist clean
+.PHONY: demo test lint fix types bench e2e dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -38,6 +38,14 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench_load.py
 	$(BIN)/python benchmarks/bench_edit_latency.py
 	$(BIN)/python benchmarks/bench_replay.py
+
+# Real editors and processes. Emacs comes with Debian; without it its test is skipped.
+e2e: $(VENV)/tested
+	command -v emacs >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends emacs-nox elpa-eglot >/dev/null; } || \
+	  echo "no Emacs: its test is skipped; install emacs-nox and elpa-eglot"
+	$(BIN)/python -m pytest -q tests/e2e
 
 # A wheel for any Linux with this machine's processor, and the sources; then the wheel in a fresh
 # environment, with torch's CPU build.
