@@ -23,32 +23,31 @@ class Typist:
         self.offset = marked.index("|")
         text = marked.replace("|", "", 1)
         self.document = Document("file:///a.py", 1, text, "utf-16", Limits(10_000, 1_000), "")
-        self.num_asked, self._answer = 0, answer
+        self.num_asked, self.answer = 0, answer
         settings = with_values(Settings(), debounce_ms=0, speculate=False, confidence="any")
-        self._answers = Completions(self._ask, lambda *_: None, lambda: settings)
+        self.answers = Completions(self._ask, lambda *_: None, lambda: settings)
 
     async def _ask(self, *_: object) -> Completion:
         self.num_asked += 1
-        return Completion(self._answer, (), 0, 0, 0.0, 0.0, 1, "end", ())
+        return Completion(self.answer, (), 0, 0, 0.0, 0.0, 1, "end", ())
 
     def type(self, text: str) -> None:
         position = self.document.position(self.offset)
         change = Change(text, position, position)
         edits = self.document.change([change], self.document.version + 1)
-        self._answers.edited(self.document.uri, edits)
+        self.answers.edited(self.document.uri, edits)
         self.offset += len(text)
 
     async def suggested(self) -> str:
         """Return what is offered, which begins at the cursor."""
-        answer = await self._answers.complete(self.document, self.offset, invoked=False)
+        answer = await self.answers.complete(self.document, self.offset, invoked=False)
         assert answer.start == answer.end == self.offset
         return answer.text
 
 
 def test_text_typed_before_and_after_the_answer_stays() -> None:
     async def check() -> None:
-        typist = Typist("names.|\n", "reverse()")
-        typist._answer = "everse()"
+        typist = Typist("names.|\n", "everse()")
         typist.type("r")
         assert await typist.suggested() == "everse()"
         typist.type("ev")
