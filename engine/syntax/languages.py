@@ -76,8 +76,8 @@ _ALIASES = {
     "zsh": "shellscript",
     "text": PLAIN_TEXT,
 }
-# By language: the package of its grammar, and the function there that returns it. JSX is part of the
-# grammar of JavaScript.
+# By language: the package of its grammar, and the function there that returns it. JSX belongs to
+# the grammar of JavaScript.
 _GRAMMARS = {
     "python": ("tree_sitter_python", "language"),
     "javascript": ("tree_sitter_javascript", "language"),
