@@ -10,6 +10,7 @@ from ...engine.syntax.region import unified
 from ...engine.syntax.surroundings import look
 from .brackets import leaves_open, num_paired, scan
 from .cut_off import drop_comments_at_end
+from .indentation import drop_beyond_block, drop_excess_indent
 from .lines import says_something, sides
 from .repeats import MAX_PERIOD_LINES, drop_repeats_within, loop_start, stops_loops
 from .spacing import drop_doubled_space
@@ -51,7 +52,11 @@ class Settling:
 
     def _lasting(self, lines: list[str], count: int) -> str | None:
         """Return the first `count` of the whole lines as they will be offered, None if not yet."""
-        kept, around = lines[:count], self._around
+        around = self._around
+        right = drop_excess_indent("\n".join(lines), around).split("\n")
+        if right[1:count] != lines[1:count]:
+            return None  # whether they are indented less depends on the lines to come
+        lines, kept = right, right[:count]
         is_in_line = bool(around.rest.strip())  # what matters there is how the line ends
         if (
             is_in_line
@@ -60,7 +65,10 @@ class Settling:
             or self._may_repeat(lines, kept)
         ):
             return None
-        text = drop_doubled_space("\n".join(kept), around).rstrip()
+        text = "\n".join(kept)
+        if drop_beyond_block(text, around) != text:
+            return None
+        text = drop_doubled_space(text, around).rstrip()
         if self._loses_closer(text):
             return None
         shorter = drop_comments_at_end(text)

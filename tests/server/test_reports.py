@@ -97,3 +97,10 @@ def test_what_follows_the_cursor_does_not_come_twice(marked, raw, expected) -> N
 def test_between_an_open_brace_and_its_closer(raw) -> None:
     place = "function f() {\n    return {\n        |\n    };\n}\n"
     assert trimmed(place, raw, "javascript") == "a: 1,\n        b: 2,"
+
+
+@pytest.mark.parametrize("indent", ["    ", "\t", "  "])
+def test_first_line_is_not_indented_twice(indent) -> None:
+    place = f"if x:\n{indent}|\n"
+    for raw in (f"a = 1\n{indent}b = 2", f"{indent}a = 1\n{indent}b = 2"):
+        assert trimmed(place, raw, "python") == f"a = 1\n{indent}b = 2"

@@ -26,7 +26,15 @@ LINES = [
         "",
         "  ",
         "    # why",
-        "# why",
+        *(
+            "# why",
+            "        x = 1",
+            "        y = 2",
+            "            z = 3",
+            "\ta = 1",
+            "\t\tb = 2",
+            "else:",
+        ),
         "    if x:",
     ),
     *("    f(", "    f(a)", ")", "    )", "}", "  }", "  return 1;", "  if (a) {", "]", "    ]"),
@@ -44,6 +52,8 @@ PLACES = [
     ("python", "if (\n‸"),
     ("javascript", "function f() {\n‸\n}\n"),
     ("javascript", "function f() {\n  if (a) {\n    ‸\n  }\n}\n"),
+    ("python", "class A:\n    def f(self):\n        if x:\n            y = 1\n        ‸\n"),
+    ("python", "if x:\n\t‸\n"),
     ("sql", "select 1\n‸\n"),
 ]
 
