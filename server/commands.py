@@ -175,6 +175,17 @@ def models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def stats(arguments: argparse.Namespace) -> int:
+    """Print what became of suggestions, as far as it was noted."""
+    from ..engine.wire.address import default_address
+    from .events import log_path
+    from .stats import figures, report
+
+    found = figures(log_path(default_address()))
+    _print(json.dumps(found, indent=2) + "\n" if arguments.json else report(found))
+    return 0
+
+
 def open_place(place: str, settings: Settings) -> Place:
     """Read the file of FILE:LINE:COL and find the place in it.
 
