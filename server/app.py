@@ -36,6 +36,7 @@ from .lsp_items import (
 )
 from .progress import LoadingProgress
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
+from .secrets import HiddenSecrets
 from .settings import Settings, from_options
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class KeyturnServer(LanguageServer):
             self._ask, self._warm, lambda: self.settings, lambda: self.engine.languages
         )
         self._events = Events(lambda: self.settings.event_log, lambda: log_path(default_address()))
+        self._secrets = HiddenSecrets(lambda: self.settings.hide_secrets)
         self._progress = LoadingProgress(self)
         self._told_failures: set[str] = set()
         self._connected = asyncio.Event()
@@ -163,6 +165,8 @@ class KeyturnServer(LanguageServer):
         if self.settings != before:
             for document in self.documents.values():
                 document.limit(self._limits())
+                if self.settings.hide_secrets != before.hide_secrets:
+                    self._submit_text(document)
 
     # Documents.
 
@@ -194,7 +198,8 @@ class KeyturnServer(LanguageServer):
         if edits is None or was_refused or document.refusal is not None:
             self._submit_text(document, was_refused=was_refused)
         else:
-            self.engine.edit(document.uri, base, document.version, edits)
+            hidden = self._secrets.edited(document.uri, edits)
+            self.engine.edit(document.uri, base, document.version, hidden)
         self._focus.perhaps_at(document.uri)
 
     def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
@@ -205,6 +210,7 @@ class KeyturnServer(LanguageServer):
         self._completions.closed(uri)
         self._events.closed(uri)
         self._focus.closed(uri)
+        self._secrets.closed(uri)
         self.engine.close(uri)
 
     def focus(self, params: object) -> None:
@@ -237,9 +243,11 @@ class KeyturnServer(LanguageServer):
             folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
             path = path_of(document.uri, folders, document.language_id)
             visible = document.uri == self._focus.uri
-            self.engine.open(document.uri, document.version, document.text, path, visible=visible)
+            text = self._secrets.whole(document)
+            self.engine.open(document.uri, document.version, text, path, visible=visible)
             return
         self.engine.close(document.uri)
+        self._secrets.closed(document.uri)
         if not was_refused:
             self._warn([f"no completions in {document.uri}: {document.refusal}"])
             self._notify_status()
@@ -362,9 +370,10 @@ class KeyturnServer(LanguageServer):
         self._focus.at(document.uri)
         wait_ms = None if invoked else self.settings.cold_wait_ms or None
         try:
-            return await self.engine.complete(
+            completion = await self.engine.complete(
                 document.uri, document.version, offset, params, invoked=invoked, wait_ms=wait_ms
             )
+            return self._secrets.offered(document.uri, completion)
         except WarmingUp:
             if self._can_refresh:
                 refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset))
@@ -388,7 +397,7 @@ class KeyturnServer(LanguageServer):
 
     def _text_of(self, uri: str) -> str | None:
         document = self.documents.get(uri)
-        return None if document is None or document.refusal else document.text
+        return None if document is None or document.refusal else self._secrets.held(document)
 
     # What the server says by itself.
 

@@ -172,6 +172,9 @@ class Settings:
         "answer textDocument/completion: auto means only to editors without inline completion",
     )
 
+    hide_secrets: bool = _setting(
+        True, _flag(), "the model gets placeholders of the same length instead of credentials"
+    )
     event_log: bool = _setting(
         False,
         _flag(),
