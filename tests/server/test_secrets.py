@@ -1,6 +1,9 @@
 """Secrets are replaced by placeholders of the same length, after any edit, and never offered."""
 
+import importlib
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +14,13 @@ from keyturn.server import cli
 from keyturn.server.documents import Edit
 from keyturn.server.secrets import HoldsSecret, Masked, without_placeholders
 from keyturn.server.secrets.masked import placeholder
-from tests.server.planted import KINDS, planted
 from tests.server.test_app import URI, scenario, span
+
+BENCHMARKS = str(Path(__file__).parent.parent.parent / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+planted = importlib.import_module("quality.planted").planted
+KINDS = importlib.import_module("quality.planted").KINDS
+sys.path.remove(BENCHMARKS)
 
 
 def masked(text, language="python"):
