@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ...engine.wire.errors import EngineError
 from ..documents import Edit
-from .rules import CONFIG_LANGUAGES, Rule, Span, active, found
+from .rules import CONFIG_LANGUAGES, Span, found, line_start, line_stop
 
 # So many characters of a placeholder in a completion are no chance; of a shorter one, all are told.
 _NUM_TELLING = 8
@@ -37,7 +37,6 @@ _WORD = re.compile(r"\s*[a-z]{1,15}\W*")
 _OPENED = re.compile(r"(?:\\[nr]|[\s\"'`,;+.\\)(])*(?P<key>[A-Za-z0-9+/=]{16})?")
 _HEADER = re.compile(r"[\s\"'#*/]{0,80}[A-Z][A-Za-z-]*: ")
 _KEY_TEXT = re.compile(r"\\[nrt]|[A-Za-z0-9+/=]{4,}")
-_LINE_END = re.compile(r"[\n\r]")
 
 
 class HoldsSecret(EngineError):
@@ -83,7 +82,7 @@ class Masked:
     def _edit(self, edit: Edit) -> Iterator[Edit]:
         start, end, new = edit
         self.plain = self.plain[:start] + new + self.plain[end:]
-        first = _line_start(self.plain, start)
+        first = line_start(self.plain, start)
         spans, turns, last = self._scan(first, edit)
         moved = len(new) - (end - start)
         before = self.text[first : last - moved]
@@ -118,29 +117,31 @@ class Masked:
             The secrets in these lines, the turns behind `first`, and the end of the lines.
         """
         text = self.plain
+        spans = found(text, self._is_config) if edit is None else []
         known = edit.start + len(edit.text) if edit else len(text)
         moved = len(edit.text) - (edit.end - edit.start) if edit else 0
-        rules = self._rules(text[first:]) if edit is None else None
         is_key = self._goes_on(first)
-        spans: list[Span] = []
         turns: list[int] = []
         while True:
-            found = _LINE_END.search(text, first)
-            stop = found.start() if found else len(text)
+            if edit is None and not is_key:
+                cues = [at for cue in _KEY_CUES if (at := text.find(cue, first)) >= 0]
+                if not cues:
+                    return _joined(spans), turns, len(text)
+                first = line_start(text, min(cues))
+            stop = line_stop(text, first)
             line = text[first:stop]
-            here, goes_on = _secrets_in(line, self._rules(line) if rules is None else rules, is_key)
+            here, goes_on = _keys_in(line, is_key)
+            if edit is not None:
+                here += found(line, self._is_config)
             spans += [(first + start, first + end) for start, end in here]
-            if found is None:
-                return spans, turns, len(text)
+            if stop == len(text):
+                return _joined(spans), turns, stop
             first = stop + 1
             if goes_on != is_key:
                 turns.append(first)
             is_key = goes_on
             if stop >= known and self._goes_on(first - moved) == is_key:
-                return spans, turns, first
-
-    def _rules(self, text: str) -> list[Rule]:
-        return active(text, self._is_config)
+                return _joined(spans), turns, first
 
     def _goes_on(self, line_start: int) -> bool:
         """Whether a line is within a private key, as far as is known."""
@@ -216,15 +217,9 @@ def _difference(before: str, after: str, base: int) -> Iterator[Edit]:
     yield Edit(base + first, base + last, after[first:last])
 
 
-def _line_start(text: str, offset: int) -> int:
-    """Return the start of the line that `offset` is in; every CR and LF ends one here."""
-    start = text.rfind("\n", 0, offset) + 1
-    return max(start, text.rfind("\r", start, offset) + 1)
-
-
-def _secrets_in(line: str, rules: list[Rule], is_key: bool) -> tuple[list[Span], bool]:
-    """Return the secrets of one line in order, and whether a private key goes on behind it."""
-    spans = [*found(line, rules)]
+def _keys_in(line: str, is_key: bool) -> tuple[list[Span], bool]:
+    """Return what is of private keys in a line, and whether one goes on behind it."""
+    spans: list[Span] = []
     at = 0
     while True:
         if is_key:
@@ -234,18 +229,19 @@ def _secrets_in(line: str, rules: list[Rule], is_key: bool) -> tuple[list[Span],
                 is_key = False
                 continue
             if not _HEADER.match(line, at, stop):
-                keys = (match for match in _KEY_TEXT.finditer(line, at, stop))
+                keys = _KEY_TEXT.finditer(line, at, stop)
                 spans += [match.span() for match in keys if match[0][0] != "\\"]
             if end is None:
-                break
+                return spans, True
             at, is_key = end.end(), False
         begin = _BEGIN.search(line, at) if any(cue in line for cue in _KEY_CUES) else None
         if begin is None:
-            break
+            return spans, False
         at = begin.end()
         opened = _OPENED.match(line, at)
         is_key = opened is not None and (opened["key"] is not None or opened.end() == len(line))
-    return _joined(spans), is_key
+        if not is_key:
+            return spans, False
 
 
 def _is_body(line: str) -> bool:

@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
     Attributes:
         name: of the kind.
-        cues: a line without any of these in it, in small letters, has none.
+        cues: a line without any of these in it, in small letters, has none of the kind.
         pattern: finds one; its group "secret" is what is hidden, the whole match if it has none.
         gate: whether what was found is one.
         is_of_config: holds only in languages where values stand without quotes.
@@ -173,25 +173,47 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def active(text: str, is_config: bool) -> list[Rule]:
-    """Return the rules that could find something in any line of `text`."""
-    small = text.lower()
-    return [
-        rule
-        for rule in RULES
-        if (is_config or not rule.is_of_config) and any(cue in small for cue in rule.cues)
-    ]
+def found(text: str, is_config: bool) -> list[Span]:
+    """Return the spans of credentials in whole lines, in no order; they may overlap.
 
-
-def found(line: str, rules: list[Rule]) -> Iterator[Span]:
-    """Yield the spans of credentials in one line, in no order; they may overlap."""
-    small = line.lower()
-    for rule in rules:
-        if not any(cue in small for cue in rule.cues):
+    A line's are the same whatever stands above and below it.
+    """
+    # Of all characters this alone would change the length.
+    small = text.replace("\u0130", "i").lower()
+    spans: list[Span] = []
+    for rule in RULES:
+        if rule.is_of_config and not is_config:
             continue
-        has_group = "secret" in rule.pattern.groupindex
-        for match in rule.pattern.finditer(line):
-            # An alternative without the group is a secret as a whole.
-            group = "secret" if has_group and match["secret"] is not None else 0
-            if rule.gate(match[group]):
-                yield match.span(group)
+        scanned: set[int] = set()
+        for cue in rule.cues:
+            at = small.find(cue)
+            while at >= 0:
+                start, stop = line_start(text, at), line_stop(text, at)
+                if start not in scanned:
+                    scanned.add(start)
+                    spans += _matches(rule, text, start, stop)
+                at = small.find(cue, stop)
+    return spans
+
+
+def _matches(rule: Rule, text: str, start: int, stop: int) -> Iterator[Span]:
+    has_group = "secret" in rule.pattern.groupindex
+    for match in rule.pattern.finditer(text, start, stop):
+        # An alternative without the group is a secret as a whole.
+        group = "secret" if has_group and match["secret"] is not None else 0
+        if rule.gate(match[group]):
+            yield match.span(group)
+
+
+def line_start(text: str, offset: int) -> int:
+    """Return the start of the line that `offset` is in; every CR and LF ends one here."""
+    start = text.rfind("\n", 0, offset) + 1
+    return max(start, text.rfind("\r", start, offset) + 1)
+
+
+def line_stop(text: str, offset: int) -> int:
+    """Return where the line that `offset` is in ends, without its CR or LF."""
+    stop = text.find("\n", offset)
+    stop = len(text) if stop < 0 else stop
+    carriage = text.find("\r", offset, stop)
+    return stop if carriage < 0 else carriage
