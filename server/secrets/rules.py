@@ -44,8 +44,11 @@ _SEQUENTIAL = "abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz012
 _EXAMPLES = frozenset(
     "changeme example pass passwd password pw pwd secret token user username xxx".split()
 )
-_TEMPLATE = re.compile(r"^[$%][A-Za-z_]*\d{0,2}[$%]?$|[$%][({]|[{}<>]|\*{3}|\.{3}|(.)\1{5}")
-_NAME = re.compile(r"[^\W\d]+(?:[-_./:][^\W\d]+)*[-_]?\d{0,3}")
+_TEMPLATE = re.compile(r"^[$%][A-Za-z_]*\d{0,2}[$%]?$|[$%][({]|^\\|[{}<>]|\*{3}|\.{3}|(.)\1{5}")
+# Names in snake_case and with other joints, and in CamelCase, with the digits that names have.
+_NAME = re.compile(
+    r"[^\W\d]+(?:[-_./:][^\W\d]+)*[-_]?\d{0,3}|(?=.*[a-z]{2})(?:[A-Z][a-z]{2,}\d?|[A-Z]\d)+"
+)
 
 
 def _any(_: str) -> bool:
@@ -84,7 +87,7 @@ def _is_no_example(value: str) -> bool:
 _PASSWORDS = r"(?:password|passwd|passphrase|pwd|contrase(?:ñ|n)a|(?:db|database|key)[_-]?pass)"
 _KEYS = (
     r"(?:(?:api|auth|service|account|access|db|database|priv|private|client|encryption|signing)"
-    r"[_-]?key|secret|token)"
+    r"[_-]?key|secret|token(?!iz))"
 )
 # The rest of a name, its closing quote or bracket, a type.
 _TO_VALUE = r"[\w-]{0,40}[\]'\"`]{0,2}[ \t]{0,8}(?::[ \t]{0,4}\w{1,40}[ \t]{0,4}(?==))?"
