@@ -141,7 +141,7 @@ RULES: tuple[Rule, ...] = (
             r"(?:=>|:=|=|:|,)[ \t]{0,8}[\"']?(?P<secret>[A-Za-z0-9_-]{24,100})(?![\w-])",
             _has_digit, re.IGNORECASE),
     _format("JSON web token", "eyj",
-            r"eyJ[\w=-]{8,4000}\.[\w=-]{8,8000}(?:\.[\w+/=-]{0,4000})?"),
+            r"(?<!\w)eyJ[\w=-]{8,4000}\.[\w=-]{8,8000}(?:\.[\w+/=-]{0,4000})?"),
     _format("Mailchimp", "-us", r"(?<![0-9a-z])[0-9a-z]{32}-us[0-9]{1,2}(?!\d)"),
     _format("npm token", "_authtoken npm_",
             r"_authToken[ \t]{0,4}=[ \t]{0,4}(?P<secret>[^\s$\"']{20,200})"
