@@ -26,6 +26,7 @@ local GATHER_MS = 15
 local shown --- @type keyturn.Shown?
 local asked --- @type { client: vim.lsp.Client, id: integer? }?
 local seen --- @type string? the place that the last event was about
+local seen_tick --- @type integer? the text's version there
 local dismissed --- @type string? the place where the user wanted none
 local timer = assert(vim.uv.new_timer())
 
@@ -118,11 +119,12 @@ local function ask(kind)
 end
 
 --- Follow an event: keep what is still true on the screen, else ask.
-local function follow(is_new_place)
+local function follow()
   if not client.asks_for(api.nvim_get_current_buf()) then return clear() end
   local name = place_name()
-  if not is_new_place and name == seen then return end
+  if name == seen then return end
   seen, dismissed = name, nil
+  seen_tick = api.nvim_buf_get_changedtick(0)
   cancel()
   if draw() then return end
   clear()
@@ -131,9 +133,9 @@ end
 
 --- Tell the server where the cursor is when it has moved and nothing was typed.
 local function move()
-  local bufnr = api.nvim_get_current_buf()
-  local tick = (":%d:"):format(api.nvim_buf_get_changedtick(bufnr))
-  if not seen or seen:find(tick, 1, true) then client.cursor(bufnr) end
+  if seen and seen_tick == api.nvim_buf_get_changedtick(0) then
+    client.cursor(api.nvim_get_current_buf())
+  end
 end
 
 --- Follow the editor from now on.
@@ -147,15 +149,15 @@ function M.enable(group)
     vim.schedule(function()
       if not is_inserting() then return end
       client.cursor(api.nvim_get_current_buf())
-      follow(true)
+      follow()
     end)
   end)
   on("CursorMovedI", function()
     if place_name() == seen then return end
     move()
-    follow(false)
+    follow()
   end)
-  on({ "TextChangedI", "TextChangedP" }, function() follow(false) end)
+  on({ "TextChangedI", "TextChangedP" }, function() follow() end)
   -- An entry was chosen, or the menu went: what is hidden meanwhile comes back.
   on({ "CompleteChanged", "CompleteDone" }, function()
     vim.schedule(function()

