@@ -1,9 +1,9 @@
 """A language server that suggests what a test told it to: for an editor's plugin alone.
 
-`test/script` takes rules, `{"before", "texts", "hold"?, "replaces"?}`: where the text before the cursor
-ends with `before`, `texts` are the candidates; `replaces` is how many characters behind the cursor
-the range covers, `hold` keeps the reply until `test/release`. `test/log` returns every message, and
-`test/texts` what is held of each document.
+`test/script` takes rules, `{"before", "texts", "hold"?, "replaces"?}`: where the text before the
+cursor ends with `before`, `texts` are the candidates; `replaces` is how many characters behind the
+cursor the range covers, `hold` keeps the reply until `test/release`. `test/log` returns every
+message since `test/clear`, and `test/texts` what is held of each document.
 """
 
 import json
@@ -89,6 +89,8 @@ class ScriptedServer:
             result = {"state": "ready", "summary": summary}
         elif method == "test/script":
             self.rules = params["rules"]
+        elif method == "test/clear":
+            self.rules, self.log = [], []
         elif method == "test/log":
             result = self.log
         elif method == "test/texts":

@@ -34,20 +34,18 @@ function COMMANDS.resume(where)
   if where == nil or where == "all" then client.pause(false) end
 end
 
---- Open the log, at its end.
+--- Open the logs, at their ends: the engine's where there is one, and Neovim's, which has what the
+--- server says.
 function COMMANDS.log()
   client.ask_summary(function(_, status)
-    local paths = { vim.lsp.get_log_path() }
-    local more = status and status.log_files
-    for _, path in ipairs(type(more) == "table" and more or {}) do
-      paths[#paths + 1] = path
+    local engine = status and status.log
+    for _, path in ipairs({ vim.lsp.get_log_path(), type(engine) == "string" and engine or nil }) do
+      if vim.uv.fs_stat(path) then
+        vim.cmd.split(vim.fn.fnameescape(path))
+        vim.bo.readonly = true
+        vim.cmd("normal! G")
+      end
     end
-    for _, path in ipairs(paths) do
-      vim.cmd.split(vim.fn.fnameescape(path))
-      vim.bo.readonly = true
-      vim.cmd("normal! G")
-    end
-    if #paths == 1 then client.say("`keyturn doctor` says where the engine's log is") end
   end)
 end
 
