@@ -86,7 +86,7 @@ class ScriptedServer:
                 return
         elif method == "keyturn/status":
             summary = {"state": "ready", "text": "no suggestion: scripted", "help": "Type on."}
-            result = {"state": "ready", "summary": summary}
+            result = {"state": "ready", "summary": summary, "log": __file__}
         elif method == "test/script":
             self.rules = params["rules"]
         elif method == "test/clear":

@@ -9,8 +9,10 @@ local M = {}
 local NAME = "keyturn"
 -- Changes of this long are one message; a request sends them at once.
 local GATHER_CHANGES_MS = 20
--- A server that ends by itself is started again so often, with longer and longer pauses.
-local MAX_STARTS = 3
+-- A server that fails is started again so often, after longer and longer pauses; one that had lived
+-- for a while begins anew.
+local MAX_RESTARTS = 3
+local LONG_LIFE_MS = 60000
 local ROOT_MARKS = { ".git", "pyproject.toml", "package.json", ".hg" }
 
 --- Called with a place when asking again there is worth it.
@@ -30,8 +32,9 @@ local summary --- @type keyturn.Summary?
 local trouble --- @type keyturn.Summary? why there is no server
 local paused_everywhere = false
 local paused = {} --- @type table<integer, true>
-local num_starts = 0
-local is_ending = {} --- @type table<integer, true>
+local num_restarts = 0
+local started_ms = 0
+local is_leaving = false
 
 --- Return the running client.
 --- @return vim.lsp.Client?
@@ -115,8 +118,8 @@ end
 
 local function take_refresh(_, params, context)
   local client = vim.lsp.get_client_by_id(context.client_id)
-  local bufnr = vim.uri_to_bufnr(params.textDocument.uri)
-  if not client or not api.nvim_buf_is_loaded(bufnr) then return end
+  local bufnr = api.nvim_get_current_buf()
+  if not client or vim.uri_from_bufnr(bufnr) ~= params.textDocument.uri then return end
   local row = params.position.line
   local line = api.nvim_buf_get_lines(bufnr, row, row + 1, false)[1]
   if not line then return end
@@ -237,24 +240,30 @@ end
 
 local function on_init(client)
   trouble = nil
+  started_ms = vim.uv.now()
   if paused_everywhere then client:notify("keyturn/pause", pause_params(true)) end
   M.on_start(client)
 end
 
 --- The server has ended: start it again, or say what to do.
-local function on_exit(code, signal, client_id)
+local function on_exit(code, signal)
+  if is_leaving then return end
   vim.schedule(function()
     M.on_pause()
     summary = nil
-    if is_ending[client_id] then return end
+    local is_failure = code ~= 0
+    local how = is_failure and ("exit code %d, signal %d"):format(code, signal) or "it was stopped"
     trouble = {
       state = "failed",
-      text = ("the language server has ended (exit code %d, signal %d)"):format(code, signal),
+      text = ("the language server has ended (%s)"):format(how),
       help = ":Keyturn restart starts it again; :Keyturn log says more.",
     }
     changed()
-    if num_starts < MAX_STARTS then
-      vim.defer_fn(M.attach_all, 1000 * 2 ^ (num_starts - 1))
+    if not is_failure then return end
+    if vim.uv.now() - started_ms > LONG_LIFE_MS then num_restarts = 0 end
+    num_restarts = num_restarts + 1
+    if num_restarts <= MAX_RESTARTS then
+      vim.defer_fn(M.attach_all, 1000 * 2 ^ (num_restarts - 1))
     else
       vim.notify("Keyturn: " .. trouble.text .. "; " .. trouble.help, vim.log.levels.WARN)
     end
@@ -281,7 +290,6 @@ function M.attach(bufnr)
   local options = config.options
   if not api.nvim_buf_is_loaded(bufnr) or why_not(bufnr) or M.asks_for(bufnr) then return end
   if not is_executable(options.cmd) then return end
-  if not M.get() then num_starts = num_starts + 1 end
   local settings = next(options.settings) and options.settings or vim.empty_dict()
   vim.lsp.start({
     name = NAME,
@@ -348,7 +356,7 @@ function M.is_paused(bufnr) return paused[bufnr] == true end
 --- Start the engine anew; where the server has gone, that.
 function M.restart()
   local client = M.get()
-  num_starts, trouble = 0, nil
+  num_restarts, trouble = 0, nil
   if not client then
     M.say("starting the language server")
     return M.attach_all()
@@ -358,10 +366,7 @@ function M.restart()
   end)
 end
 
---- End the server with the editor: that is no failure.
-function M.leave()
-  local client = M.get()
-  if client then is_ending[client.id] = true end
-end
+--- The editor ends, and the server with it: that is no failure.
+function M.leave() is_leaving = true end
 
 return M

@@ -39,13 +39,14 @@ end
 function COMMANDS.log()
   client.ask_summary(function(_, status)
     local engine = status and status.log
-    for _, path in ipairs({ vim.lsp.get_log_path(), type(engine) == "string" and engine or nil }) do
-      if vim.uv.fs_stat(path) then
-        vim.cmd.split(vim.fn.fnameescape(path))
-        vim.bo.readonly = true
-        vim.cmd("normal! G")
-      end
+    local paths = { vim.lsp.get_log_path(), type(engine) == "string" and engine or nil }
+    local there = vim.tbl_filter(function(path) return vim.uv.fs_stat(path) ~= nil end, paths)
+    for _, path in ipairs(there) do
+      vim.cmd.split(vim.fn.fnameescape(path))
+      vim.bo.readonly = true
+      vim.cmd("normal! G")
     end
+    if #there == 0 then client.say("no log yet: " .. table.concat(paths, ", ")) end
   end)
 end
 
