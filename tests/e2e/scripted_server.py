@@ -7,7 +7,6 @@ message since `test/clear`, and `test/texts` what is held of each document.
 """
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -102,7 +101,7 @@ class ScriptedServer:
         elif method == "test/notify":
             self.send(method=params["method"], params=params["params"])
         elif method == "test/die":
-            os._exit(9)
+            sys.exit(9)
         self.send(id=request, result=result)
 
     def hear(self, method: str, params: Any) -> None:

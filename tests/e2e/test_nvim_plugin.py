@@ -756,6 +756,25 @@ def test_the_help_file_has_every_tag_it_names(nvim, tmp_path) -> None:
     for option in nvim.lua("return vim.tbl_keys(require('keyturn.config').defaults)"):
         assert f"*keyturn-{option}*" in text
     assert all(len(line) <= 78 for line in text.splitlines())
+    # The Lua of both texts is Lua, and knows only options that there are.
+    readme = (PLUGIN / "README.md").read_text()
+    examples = re.findall(r"```lua\n(.*?)```", readme, re.DOTALL)
+    examples += re.findall(r">lua\n\n(.*?)\n<", text, re.DOTALL)
+    assert len(examples) > 5
+    code = """
+      local source = ...
+      local problems = {}
+      package.loaded.keyturn = setmetatable({ setup = function(options)
+        vim.list_extend(problems, require('keyturn.config').problems(options or {}))
+      end }, { __index = function() return function() return '' end end })
+      local chunk = loadstring(source) or loadstring('return ' .. source)
+        or loadstring('return { ' .. source .. ' }')
+      if not chunk then return { 'no Lua: ' .. source } end
+      chunk()
+      return problems
+    """
+    for example in examples:
+        assert nvim.lua(code, example) == []
 
 
 # Neovim 0.12, by the contract of its module.

@@ -1,6 +1,7 @@
 --- The connection with `keyturn serve`: one client for all buffers, what it is told, what it says.
 
 local config = require("keyturn.config")
+local said = require("keyturn.status")
 local text = require("keyturn.text")
 
 local api = vim.api
@@ -22,14 +23,6 @@ M.on_start = function(_) end --- @type fun(client: vim.lsp.Client)
 --- Called when nothing may be shown any more.
 M.on_pause = function() end
 
---- @class keyturn.Summary
---- @field state string
---- @field text string
---- @field help string?
---- @field percent number?
-
-local summary --- @type keyturn.Summary?
-local trouble --- @type keyturn.Summary? why there is no server
 local paused_everywhere = false
 local paused = {} --- @type table<integer, true>
 local num_restarts = 0
@@ -96,25 +89,7 @@ end
 
 -- What the server says.
 
-local function changed()
-  vim.schedule(function()
-    vim.cmd("redrawstatus!")
-    api.nvim_exec_autocmds("User", { pattern = "KeyturnStatus", modeline = false })
-  end)
-end
-
---- Return what a status says to people; servers without a summary give a state and a reason.
-local function summary_of(status)
-  if type(status) ~= "table" then return nil end
-  if type(status.summary) == "table" then return status.summary end
-  local reason = type(status.reason) == "string" and status.reason or nil
-  return { state = status.state or "starting", text = reason or status.state or "starting" }
-end
-
-local function take_status(_, status)
-  summary = summary_of(status) or summary
-  changed()
-end
+local function take_status(_, status) said.take(status) end
 
 local function take_refresh(_, params, context)
   local client = vim.lsp.get_client_by_id(context.client_id)
@@ -128,29 +103,15 @@ end
 
 --- Return why a buffer gets nothing although there may be a server, or nil.
 local function why_not(bufnr)
-  local bo = vim.bo[bufnr]
-  if bo.buftype ~= "" then
-    return {
-      state = "off",
-      text = ("off: this is a %s buffer"):format(bo.buftype),
-      help = "Suggestions come in buffers of files.",
-    }
-  end
-  if not config.wants(bo.filetype) then
-    return {
-      state = "off",
-      text = ("off: filetype %q is not among `filetypes`"):format(bo.filetype),
-      help = 'Add it: require("keyturn").setup({ filetypes = { ... } }), or "*" for all.',
-    }
-  end
-  if api.nvim_buf_get_name(bufnr) == "" and not M.asks_for(bufnr) and M.unnamed(bufnr) then
-    return {
-      state = "off",
-      text = "off: another buffer without a name has suggestions",
-      help = "Give this one a name with :file NAME.",
-    }
-  end
-  return nil
+  local off = said.why_no_file(bufnr)
+  if off then return off end
+  local is_unnamed = api.nvim_buf_get_name(bufnr) == ""
+  if not is_unnamed or M.asks_for(bufnr) or not M.unnamed(bufnr) then return nil end
+  return {
+    state = "off",
+    text = "off: another buffer without a name has suggestions",
+    help = "Give this one a name with :file NAME.",
+  }
 end
 
 --- Return how things stand for a buffer, in words.
@@ -160,12 +121,12 @@ function M.summary(bufnr)
   bufnr = bufnr or api.nvim_get_current_buf()
   local off = why_not(bufnr)
   if off then return off end
-  if trouble then return trouble end
+  if said.trouble then return said.trouble end
   if paused_everywhere or paused[bufnr] then
     local where = paused_everywhere and "everywhere" or "in this buffer"
     return { state = "paused", text = "paused " .. where, help = ":Keyturn resume goes on." }
   end
-  return summary or { state = "starting", text = "starting" }
+  return said.latest or { state = "starting", text = "starting" }
 end
 
 --- Ask the server how things stand, and hand it on in words.
@@ -175,15 +136,10 @@ function M.ask_summary(answer)
   local client = M.asks_for(bufnr)
   if not client then return answer(M.summary(bufnr), nil) end
   client:request("keyturn/status", {}, function(_, status)
-    summary = summary_of(status) or summary
+    said.keep(status)
     answer(M.summary(bufnr), status)
   end, bufnr)
 end
-
---- Show a line that is not kept.
---- @param line string
---- @param highlight string?
-function M.say(line, highlight) api.nvim_echo({ { "Keyturn: " .. line, highlight } }, false, {}) end
 
 --- Say why a suggestion that was asked for did not come.
 --- @param bufnr integer
@@ -192,7 +148,7 @@ function M.say_why_nothing(bufnr)
   M.ask_summary(function(now, status)
     local reasons = vim.tbl_get(status or {}, "completions", "recent_reasons") or {}
     local has_summary = status and status.summary
-    M.say(not has_summary and reasons[#reasons] or now.text)
+    said.say(not has_summary and reasons[#reasons] or now.text)
   end)
 end
 
@@ -239,7 +195,7 @@ local function on_attach(client, bufnr)
 end
 
 local function on_init(client)
-  trouble = nil
+  said.trouble = nil
   started_ms = vim.uv.now()
   if paused_everywhere then client:notify("keyturn/pause", pause_params(true)) end
   M.on_start(client)
@@ -250,36 +206,36 @@ local function on_exit(code, signal)
   if is_leaving then return end
   vim.schedule(function()
     M.on_pause()
-    summary = nil
+    said.latest = nil
     local is_failure = code ~= 0
     local how = is_failure and ("exit code %d, signal %d"):format(code, signal) or "it was stopped"
-    trouble = {
+    said.trouble = {
       state = "failed",
       text = ("the language server has ended (%s)"):format(how),
       help = ":Keyturn restart starts it again; :Keyturn log says more.",
     }
-    changed()
+    said.changed()
     if not is_failure then return end
     if vim.uv.now() - started_ms > LONG_LIFE_MS then num_restarts = 0 end
     num_restarts = num_restarts + 1
     if num_restarts <= MAX_RESTARTS then
       vim.defer_fn(M.attach_all, 1000 * 2 ^ (num_restarts - 1))
     else
-      vim.notify("Keyturn: " .. trouble.text .. "; " .. trouble.help, vim.log.levels.WARN)
+      vim.notify("Keyturn: " .. said.trouble.text .. "; " .. said.trouble.help, vim.log.levels.WARN)
     end
   end)
 end
 
 local function is_executable(cmd)
   if type(cmd) == "function" or vim.fn.executable(cmd[1]) == 1 then return true end
-  if not trouble then
-    trouble = {
+  if not said.trouble then
+    said.trouble = {
       state = "failed",
       text = ("%s is not an executable file"):format(cmd[1]),
       help = 'Install keyturn, or name it: setup({ cmd = { "/path/to/keyturn", "serve" } }).',
     }
-    vim.notify("Keyturn: " .. trouble.text .. ". " .. trouble.help, vim.log.levels.WARN)
-    changed()
+    vim.notify("Keyturn: " .. said.trouble.text .. ". " .. said.trouble.help, vim.log.levels.WARN)
+    said.changed()
   end
   return false
 end
@@ -345,7 +301,7 @@ function M.pause(is_paused, bufnr)
   local client = M.get()
   if client then client:notify("keyturn/pause", pause_params(is_paused, bufnr)) end
   if is_paused then M.on_pause() end
-  changed()
+  said.changed()
 end
 
 --- Whether a buffer is paused by itself.
@@ -356,13 +312,13 @@ function M.is_paused(bufnr) return paused[bufnr] == true end
 --- Start the engine anew; where the server has gone, that.
 function M.restart()
   local client = M.get()
-  num_restarts, trouble = 0, nil
+  num_restarts, said.trouble = 0, nil
   if not client then
-    M.say("starting the language server")
+    said.say("starting the language server")
     return M.attach_all()
   end
   client:request("keyturn/restart", vim.empty_dict(), function(problem)
-    M.say(problem and "the engine was not restarted: " .. problem.message or "the engine is restarted")
+    said.say(problem and "not restarted: " .. problem.message or "the engine is restarted")
   end)
 end
 

@@ -1,6 +1,7 @@
 --- `:Keyturn status|restart|pause|resume|log`.
 
 local client = require("keyturn.client")
+local said = require("keyturn.status")
 
 local api = vim.api
 local M = {}
@@ -21,7 +22,7 @@ function COMMANDS.restart() client.restart() end
 local function set_paused(is_paused, where)
   if where == "all" then return client.pause(is_paused) end
   if where ~= nil then
-    return client.say(("%q is no place; leave it out for this buffer, or say all"):format(where))
+    return said.say(("%q is no place; leave it out for this buffer, or say all"):format(where))
   end
   client.pause(is_paused, api.nvim_get_current_buf())
 end
@@ -46,7 +47,7 @@ function COMMANDS.log()
       vim.bo.readonly = true
       vim.cmd("normal! G")
     end
-    if #there == 0 then client.say("no log yet: " .. table.concat(paths, ", ")) end
+    if #there == 0 then said.say("no log yet: " .. table.concat(paths, ", ")) end
   end)
 end
 
@@ -56,7 +57,7 @@ function M.run(arguments)
   local call = COMMANDS[arguments[1]]
   if not call then
     local known = table.concat(vim.fn.sort(vim.tbl_keys(COMMANDS)), ", ")
-    return client.say(("there is no %q; there are %s"):format(arguments[1], known), "ErrorMsg")
+    return said.say(("there is no %q; there are %s"):format(arguments[1], known), "ErrorMsg")
   end
   call(arguments[2])
 end

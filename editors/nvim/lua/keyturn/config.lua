@@ -49,7 +49,8 @@ function M.problems(options)
     end
   end
   local renderer = options.renderer or "auto"
-  if type(renderer) == "string" and not vim.list_contains({ "auto", "native", "own" }, renderer) then
+  local is_known = vim.list_contains({ "auto", "native", "own" }, renderer)
+  if type(renderer) == "string" and not is_known then
     add('setup\'s option "renderer" is %q; make it "auto", "native" or "own"', renderer)
   end
   local keymaps = type(options.keymaps) == "table" and options.keymaps or {}

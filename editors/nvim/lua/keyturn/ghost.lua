@@ -9,8 +9,8 @@ local drawn_in --- @type integer?
 
 --- Give the highlight groups their defaults; a colour scheme may have its own.
 function M.define_highlights()
-  local has_own = vim.fn.hlexists("ComplHint") == 1
-  api.nvim_set_hl(0, "KeyturnGhost", { default = true, link = has_own and "ComplHint" or "NonText" })
+  local ghost = vim.fn.hlexists("ComplHint") == 1 and "ComplHint" or "NonText"
+  api.nvim_set_hl(0, "KeyturnGhost", { default = true, link = ghost })
   local more = vim.fn.hlexists("ComplHintMore") == 1 and "ComplHintMore" or "MoreMsg"
   api.nvim_set_hl(0, "KeyturnGhostMore", { default = true, link = more })
 end

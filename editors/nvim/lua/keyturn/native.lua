@@ -1,8 +1,8 @@
 --- Neovim 0.12's own inline completion: it asks and draws; ours is what it leaves open.
 ---
---- It keeps old text on the screen until the next reply comes and would insert it where it was asked
---- for; so acceptance goes through our check, and a reply for another place than the cursor's is
---- dropped before it sees it.
+--- It keeps old text on the screen until the next reply comes and would insert it where it was
+--- asked for; so acceptance goes through our check, and a reply for another place than the
+--- cursor's is dropped before it sees it.
 
 local client = require("keyturn.client")
 local suggestion = require("keyturn.suggestion")
