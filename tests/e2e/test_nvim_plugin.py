@@ -717,6 +717,39 @@ def test_a_missing_server_and_wrong_options_are_named_with_the_remedy(plugin) ->
     assert plugin.nvim.lua("return require('keyturn.config').wants('python')")
 
 
+def test_neovim_0_10_binds_a_clients_functions(plugin) -> None:
+    """Its contract on 0.11, which takes both kinds of calls."""
+    plugin.nvim.lua("""
+      local has = vim.fn.has
+      vim.fn.has = function(name) return name == 'nvim-0.11' and 0 or has(name) end
+      num_calls, with_self = 0, {}
+      function watch(client)
+        for _, name in ipairs({ 'request', 'notify', 'cancel_request', 'is_stopped' }) do
+          local call = client[name]
+          client[name] = function(...)
+            if debug.getinfo(2, 'S').source:find('lua/keyturn/', 1, true) then
+              num_calls = num_calls + 1
+              if select(1, ...) == client then table.insert(with_self, name) end
+            end
+            return call(...)
+          end
+        end
+      end
+    """)
+    plugin.set_up()
+    plugin.edit("a.py")
+    plugin.suggest("x", "y z")
+    plugin.nvim.lua(f"watch({CLIENT})")
+    plugin.type("ix")
+    plugin.shows("y z")
+    plugin.type("<M-Right><Tab>")
+    assert plugin.lines == ["xy z"]
+    plugin.type("<Esc>:Keyturn pause<CR>:Keyturn resume<CR>:Keyturn status<CR>")
+    plugin.settle()
+    assert plugin.nvim.lua("return num_calls") > 10
+    assert plugin.nvim.lua("return with_self") == []
+
+
 def test_checkhealth_says_what_works_and_what_to_do(plugin) -> None:
     plugin.nvim.lua("vim.cmd('checkhealth keyturn')")
     report = "\n".join(plugin.lines)

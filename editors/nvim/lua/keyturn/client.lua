@@ -29,11 +29,23 @@ local num_restarts = 0
 local started_ms = 0
 local is_leaving = false
 
+-- Neovim 0.10 binds a client's functions to it; later ones take it as `self`.
+local takes_self = vim.fn.has("nvim-0.11") == 1
+
+--- Call a function of a client's.
+--- @param client vim.lsp.Client
+--- @param name string
+--- @return any
+function M.call(client, name, ...)
+  if takes_self then return client[name](client, ...) end
+  return client[name](...)
+end
+
 --- Return the running client.
 --- @return vim.lsp.Client?
 function M.get()
   for _, client in ipairs(vim.lsp.get_clients({ name = NAME })) do
-    if not client:is_stopped() then return client end
+    if not M.call(client, "is_stopped") then return client end
   end
   return nil
 end
@@ -44,7 +56,7 @@ end
 function M.asks_for(bufnr)
   if paused_everywhere or paused[bufnr] or vim.bo[bufnr].buftype ~= "" then return nil end
   local client = vim.lsp.get_clients({ name = NAME, bufnr = bufnr })[1]
-  return client and not client:is_stopped() and client or nil
+  return client and not M.call(client, "is_stopped") and client or nil
 end
 
 --- Tell the server something.
@@ -53,7 +65,7 @@ end
 --- @param params table
 function M.notify(client_id, method, params)
   local client = vim.lsp.get_client_by_id(client_id)
-  if client and not client:is_stopped() then client:notify(method, params) end
+  if client and not M.call(client, "is_stopped") then M.call(client, "notify", method, params) end
 end
 
 --- Run a command of the server's that an accepted item carries.
@@ -61,9 +73,9 @@ end
 --- @param command { command: string, arguments: any[]? }?
 function M.execute(client_id, command)
   local client = vim.lsp.get_client_by_id(client_id)
-  if not client or client:is_stopped() or not command then return end
+  if not client or M.call(client, "is_stopped") or not command then return end
   local params = { command = command.command, arguments = command.arguments }
-  client:request("workspace/executeCommand", params, function() end)
+  M.call(client, "request", "workspace/executeCommand", params, function() end)
 end
 
 --- Return the parameters that name the current window's cursor.
@@ -84,7 +96,7 @@ end
 --- @param bufnr integer the current buffer
 function M.cursor(bufnr)
   local client = M.asks_for(bufnr)
-  if client then client:notify("keyturn/cursor", M.position_params(client, bufnr)) end
+  if client then M.call(client, "notify", "keyturn/cursor", M.position_params(client, bufnr)) end
 end
 
 -- What the server says.
@@ -135,7 +147,7 @@ function M.ask_summary(answer)
   local bufnr = api.nvim_get_current_buf()
   local client = M.asks_for(bufnr)
   if not client then return answer(M.summary(bufnr), nil) end
-  client:request("keyturn/status", {}, function(_, status)
+  M.call(client, "request", "keyturn/status", {}, function(_, status)
     said.keep(status)
     answer(M.summary(bufnr), status)
   end, bufnr)
@@ -181,7 +193,7 @@ local function add_folder(client, root)
   local folder = { uri = uri, name = root }
   client.workspace_folders = vim.list_extend({ folder }, known)
   local event = { added = { folder }, removed = {} }
-  client:notify("workspace/didChangeWorkspaceFolders", { event = event })
+  M.call(client, "notify", "workspace/didChangeWorkspaceFolders", { event = event })
 end
 
 local function pause_params(is_paused, bufnr)
@@ -191,13 +203,13 @@ end
 
 local function on_attach(client, bufnr)
   add_folder(client, vim.fs.root(bufnr, ROOT_MARKS))
-  if paused[bufnr] then client:notify("keyturn/pause", pause_params(true, bufnr)) end
+  if paused[bufnr] then M.call(client, "notify", "keyturn/pause", pause_params(true, bufnr)) end
 end
 
 local function on_init(client)
   said.trouble = nil
   started_ms = vim.uv.now()
-  if paused_everywhere then client:notify("keyturn/pause", pause_params(true)) end
+  if paused_everywhere then M.call(client, "notify", "keyturn/pause", pause_params(true)) end
   M.on_start(client)
 end
 
@@ -262,7 +274,7 @@ function M.attach(bufnr)
   }, {
     bufnr = bufnr,
     reuse_client = function(client, wanted)
-      return client.name == wanted.name and not client:is_stopped()
+      return client.name == wanted.name and not M.call(client, "is_stopped")
     end,
   })
 end
@@ -286,7 +298,7 @@ end
 function M.focus(bufnr)
   local client = M.asks_for(bufnr)
   local document = { uri = vim.uri_from_bufnr(bufnr) }
-  if client then client:notify("textDocument/didFocus", { textDocument = document }) end
+  if client then M.call(client, "notify", "textDocument/didFocus", { textDocument = document }) end
 end
 
 --- Suggest nothing any more, or again.
@@ -299,7 +311,7 @@ function M.pause(is_paused, bufnr)
     paused_everywhere = is_paused
   end
   local client = M.get()
-  if client then client:notify("keyturn/pause", pause_params(is_paused, bufnr)) end
+  if client then M.call(client, "notify", "keyturn/pause", pause_params(is_paused, bufnr)) end
   if is_paused then M.on_pause() end
   said.changed()
 end
@@ -317,7 +329,7 @@ function M.restart()
     said.say("starting the language server")
     return M.attach_all()
   end
-  client:request("keyturn/restart", vim.empty_dict(), function(problem)
+  M.call(client, "request", "keyturn/restart", vim.empty_dict(), function(problem)
     said.say(problem and "not restarted: " .. problem.message or "the engine is restarted")
   end)
 end

@@ -40,7 +40,8 @@ end
 function COMMANDS.log()
   client.ask_summary(function(_, status)
     local engine = status and status.log
-    local paths = { vim.lsp.get_log_path(), type(engine) == "string" and engine or nil }
+    local editor = require("vim.lsp.log").get_filename()
+    local paths = { editor, type(engine) == "string" and engine or nil }
     local there = vim.tbl_filter(function(path) return vim.uv.fs_stat(path) ~= nil end, paths)
     for _, path in ipairs(there) do
       vim.cmd.split(vim.fn.fnameescape(path))

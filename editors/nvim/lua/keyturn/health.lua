@@ -65,7 +65,7 @@ local function check_server()
   local version = (running.server_info or {}).version or "unknown"
   health.ok(("the server runs, version %s"):format(version))
   health.info("offsets are counted in " .. running.offset_encoding)
-  local reply = running:request_sync("keyturn/status", {}, WAIT_MS, 0)
+  local reply = client.call(running, "request_sync", "keyturn/status", {}, WAIT_MS, 0)
   local status = reply and reply.result
   if type(status) ~= "table" then
     health.warn("the server does not say how it is", ":Keyturn restart, then :Keyturn log")

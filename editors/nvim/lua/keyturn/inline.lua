@@ -42,7 +42,7 @@ local function is_inserting() return api.nvim_get_mode().mode:sub(1, 1) == "i" e
 --- Let go of the request in flight: its reply will be dropped.
 local function cancel()
   timer:stop()
-  if asked and asked.id then asked.client:cancel_request(asked.id) end
+  if asked and asked.id then client.call(asked.client, "cancel_request", asked.id) end
   asked = nil
 end
 
@@ -110,11 +110,13 @@ local function ask(kind)
   params.context = { triggerKind = kind }
   local this = { client = to }
   asked = this
-  local _, id = to:request("textDocument/inlineCompletion", params, function(_, result)
+  local function reply(_, result)
     if asked ~= this then return end
     asked = nil
     take(place, kind, to, result ~= vim.NIL and result or nil)
-  end, bufnr)
+  end
+  local method = "textDocument/inlineCompletion"
+  local _, id = client.call(to, "request", method, params, reply, bufnr)
   this.id = id
 end
 

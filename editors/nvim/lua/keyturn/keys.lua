@@ -39,7 +39,7 @@ local function keep(key, action)
     return name
   end
   before.lhs, before.lhsraw, before.lhsrawalt, before.buffer = name, vim.keycode(name), nil, 0
-  vim.fn.mapset(before)
+  vim.fn.mapset("i", false, before)
   return name
 end
 

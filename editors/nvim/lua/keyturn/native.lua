@@ -144,7 +144,7 @@ function M.invoke()
   if not to then return end
   local params = client.position_params(to, bufnr)
   params.context = { triggerKind = INVOKED }
-  to:request(METHOD, params, function(_, result)
+  client.call(to, "request", METHOD, params, function(_, result)
     local items = type(result) == "table" and (result.items or result) or {}
     if #items == 0 then return client.say_why_nothing(bufnr) end
     ask_again()
