@@ -111,6 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
     completion.set_defaults(parser=parser)
+    stats = commands.add_parser(
+        "stats",
+        help="say how often suggestions are accepted and stay",
+        description="Print rates of acceptance and persistence, keys saved, and how often the "
+        "first word was wrong, from the local log that the setting event_log switches on.",
+    )
+    stats.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 
 

@@ -22,6 +22,7 @@ from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from .documents import UTF32, Document, Limits, Position
 from .file_changes import moved, versions
 from .file_completion import Answer, Asked, Here, complete_in_host
+from .secrets import HiddenSecrets, HoldsSecret
 from .settings import COMMAND_LINE, Settings, with_values
 from .shown import Shown, print_text
 from .suggestion import asked, offered, untrained
@@ -86,20 +87,31 @@ def _complete_at(
     text, offset = place.document.text, place.offset
     language = language_of("", place.name)
 
+    uri = place.document.uri
+    secrets = HiddenSecrets(lambda: settings.hide_secrets)
+    seen = secrets.whole(place.document)  # by the engine
+
     def reason_against(languages: tuple[str, ...]) -> str | None:
         return untrained("", place.name, languages, settings.languages)
 
+    def may_be_shown_early(languages: tuple[str, ...]) -> bool:
+        # A placeholder is known as one only when it is whole.
+        return seen == text and reason_against(languages) is None
+
     shown = Shown(
-        *(text, offset, language, lambda languages: reason_against(languages) is None),
+        *(text, offset, language, may_be_shown_early),
         as_json=arguments.json,
     )
     params = asked(text, offset, settings.completion_params())
-    request = Asked(place.name, text, offset, params)
+    request = Asked(place.name, seen, offset, params)
     try:
         completion, languages = _complete(request, here, settings, shown, arguments)
     finally:
         shown.clear()
-    kept = offered(completion, text, offset, language)
+    try:
+        kept = offered(secrets.offered(uri, completion), text, offset, language)
+    except HoldsSecret as error:
+        kept = Trimmed("", str(error))
     if (reason := reason_against(languages)) is not None:
         kept = Trimmed("", f"{reason}, here as --languages {language}")
     shown.end(completion, kept, settings.model)
@@ -238,6 +250,17 @@ def completion(arguments: argparse.Namespace) -> int:
         elif action.dest in _FILE_ARGUMENTS:
             action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]
     print_text(shtab.complete(arguments.parser, arguments.shell) + "\n")
+    return 0
+
+
+def stats(arguments: argparse.Namespace) -> int:
+    """Print what became of suggestions, as far as it was noted."""
+    from ..engine.wire.address import default_address
+    from .events import log_path
+    from .stats import figures, report
+
+    found = figures(log_path(default_address()))
+    print_text(json.dumps(found, indent=2) + "\n" if arguments.json else report(found))
     return 0
 
 
