@@ -20,6 +20,7 @@ from ..engine.wire.config import POLICIES, Completion, CompletionParams, EngineC
 from ..engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from .documents import UTF32, Document, Limits, Position
 from .settings import COMMAND_LINE, Settings, with_values
+from .transport import LOOPBACK
 
 # `complete` worked, and there is nothing to suggest.
 EXIT_NOTHING = 3
@@ -29,8 +30,9 @@ _GIVEN_AS_CALLED = (
     *("model", "layout", "device", "dtype", "quant"),
     *("max_tokens", "temperature", "top_p"),
 )
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_TOKEN_CHARS = 16
+# Flags of `serve` that say what a language client's settings say otherwise.
+_OF_HTTP = ("model", "layout", "threads", "device", "dtype")
 
 
 class Place(NamedTuple):
@@ -113,15 +115,22 @@ def _check_repair_flags(arguments: argparse.Namespace, policy: str) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Run the language server for one client."""
+    """Run the language server for one client, or the HTTP server for any."""
     from . import transport
 
     _log_to_stderr(logging.INFO if arguments.verbose else logging.WARNING)
+    if arguments.http:
+        return _serve_http(arguments)
+    for name in _OF_HTTP:
+        if getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise BadRequest(f"{flag} needs --http: a language client sends its own settings")
     # pygls logs whole messages, and a page for each that it cannot read; rpc.py logs one line.
     logging.getLogger("pygls").setLevel(logging.CRITICAL)
     if arguments.tcp:
-        host, port = _address(arguments.tcp)
-        frames, writer = transport.accept(host, port, _token(arguments.token_file))
+        host, port = _address("--tcp", arguments.tcp)
+        token = _token("--tcp", arguments.token_file)
+        frames, writer = transport.accept(host, port, token)
     else:
         frames, writer = transport.stdio()
 
@@ -134,6 +143,20 @@ def serve(arguments: argparse.Namespace) -> int:
         return await transport.serve(server, frames)
 
     return asyncio.run(run())
+
+
+def _serve_http(arguments: argparse.Namespace) -> int:
+    host, port = _address("--http", arguments.http)
+    settings = _settings(arguments)
+    is_given = arguments.token_file or os.environ.get("KEYTURN_TOKEN")
+    token = _token("--http", arguments.token_file) if is_given else None
+    try:
+        from .http import serving
+    except ModuleNotFoundError as error:
+        raise BadRequest(
+            f"--http needs what the extra `http` installs ({error}): pip install 'keyturn[http]'"
+        ) from None
+    return serving.serve(host, port, settings, token)
 
 
 def engine(arguments: argparse.Namespace) -> int:
@@ -309,22 +332,22 @@ def _print(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def _address(value: str) -> tuple[str, int]:
+def _address(flag: str, value: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if host not in _LOOPBACK or not _is_number(port) or int(port) > 65_535:
+    if host not in LOOPBACK or not _is_number(port) or int(port) > 65_535:
         raise BadRequest(
-            f"--tcp {value}: must be HOST:PORT with one of {', '.join(_LOOPBACK)}, "
+            f"{flag} {value}: must be HOST:PORT with one of {', '.join(LOOPBACK)}, "
             "for instance 127.0.0.1:7000"
         )
     return host, int(port)
 
 
-def _token(path: str | None) -> str:
+def _token(flag: str, path: str | None) -> str:
     token = _read(path).strip() if path else os.environ.get("KEYTURN_TOKEN", "")
     if len(token) < _MIN_TOKEN_CHARS:
         raise BadRequest(
-            f"--tcp needs a token of {_MIN_TOKEN_CHARS} characters or more: put one into a file "
+            f"{flag} needs a token of {_MIN_TOKEN_CHARS} characters or more: put one into a file "
             "named by --token-file, or into KEYTURN_TOKEN"
         )
     return token
