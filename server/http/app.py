@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -32,12 +32,12 @@ from ...engine.wire.errors import (
 from ..documents import UTF32, Document, Limits
 from ..engine_client import EngineClient
 from ..settings import Settings
+from .answers import EventStream, Json, SendEvent, unless_gone
 from .dialect import Dialect, Piece
 from .fields import Asked, object_of
 from .guard import refusal
 from .llama_api import NOTHING, Infill
 from .openai_api import OpenAI, models
-from .streaming import EventStream, SendEvent, unless_gone
 from .text_sessions import TextSessions
 
 log = logging.getLogger(__name__)
@@ -124,12 +124,12 @@ class HttpServer:
         return await self._answered(request, self._infill)
 
     async def _on_models(self, _: Request) -> Response:
-        return JSONResponse(models(self._settings.model))
+        return Json(models(self._settings.model))
 
     async def _on_health(self, _: Request) -> Response:
         status = self._engine.status()
         if status["state"] == "ready":
-            return JSONResponse({"status": "ok"})
+            return Json({"status": "ok"})
         return self._refused(self._infill, 503, status["reason"])
 
     async def _on_no_route(self, request: Request, error: Exception) -> Response:
@@ -158,7 +158,7 @@ class HttpServer:
                 )
             pieces: list[Piece] = []
             given = await unless_gone(request.receive, self._given(asked, pieces.append))
-            return JSONResponse(dialect.whole(asked, self._settings.model, given, pieces))
+            return Json(dialect.whole(asked, self._settings.model, given, pieces))
         except EngineError as error:
             return self._refused(dialect, _status_of(error), str(error))
         except HTTPException as error:
@@ -208,7 +208,7 @@ class HttpServer:
 
     def _refused(self, dialect: Dialect, status: int, message: str) -> Response:
         headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-        return JSONResponse(dialect.error(status, message), status, headers)
+        return Json(dialect.error(status, message), status, headers)
 
     def _dialect_of(self, path: str) -> Dialect:
         return self._openai if path.startswith("/v1/") else self._infill

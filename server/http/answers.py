@@ -1,4 +1,4 @@
-"""Server-sent events, and work that ends when the client that it is for has gone."""
+"""Answers as JSON and as server-sent events, and work that ends when the client that it is for has gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...engine.wire.errors import EngineError
@@ -18,6 +18,16 @@ Result = TypeVar("Result")
 SendEvent = Callable[[object], Awaitable[None]]
 
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+
+
+class Json(Response):
+    """A response of one object. All of it is ASCII, so a client's lone surrogates survive."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        """Return the body."""
+        return as_json(content)
 
 
 class EventStream(Response):
@@ -50,8 +60,7 @@ class EventStream(Response):
             if not has_begun:
                 has_begun = True
                 await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-            body = f"data: {data}\n\n".encode()
+            body = b"data: " + as_json(event) + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
 
         try:
@@ -63,9 +72,14 @@ class EventStream(Response):
                 await send_event(answer)
                 await send({"type": "http.response.body", "body": b""})
             else:
-                await JSONResponse(answer, status)(scope, receive, send)
+                await Json(answer, status)(scope, receive, send)
         except ClientDisconnect:
             pass
+
+
+def as_json(content: object) -> bytes:
+    """Return plain data as JSON without a space: llama.vim looks for `"content":"`."""
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
