@@ -1,4 +1,4 @@
-"""Answers as JSON and as server-sent events, and work that ends when the client that it is for has gone."""
+"""Answers as JSON and as events, and work that ends when the client that it is for has gone."""
 
 from __future__ import annotations
 
