@@ -144,7 +144,7 @@ def tool(fake: Callable[..., contextlib.AbstractContextManager[Tool]]) -> Iterat
 
 
 @contextlib.contextmanager
-def real_process(runtime_dir: Path, *flags: str) -> Iterator[Tool]:
+def real_process(runtime_dir: Path, *flags: str, token: str = "") -> Iterator[Tool]:
     """Start `keyturn serve --http` with flags, and wait until it is healthy."""
     command = [sys.executable, "-P", "-m", "keyturn.server", "serve", "--http", "127.0.0.1:0"]
     env = {**os.environ, "XDG_RUNTIME_DIR": str(runtime_dir), "OMP_NUM_THREADS": "1"}
@@ -156,7 +156,8 @@ def real_process(runtime_dir: Path, *flags: str) -> Iterator[Tool]:
         port = re.search(r"listening on http://127\.0\.0\.1:(\d+)", line)
         assert port, line + process.stderr.read()
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        tool = Tool(int(port[1]))
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        tool = Tool(int(port[1]), **headers)
         deadline = time.monotonic() + 60
         while tool.get("/health")[0] != 200:
             assert time.monotonic() < deadline
