@@ -226,36 +226,37 @@ def test_same_tokens_as_of_the_engine_under_lsp(tmp_path) -> None:
 
 def walk():
     """Return (text, the edits that lead to it from the one before, cursor) as somebody works."""
-    def_at = SOURCE.index("    def pop")
-    text, found = SOURCE, [(SOURCE, [], CURSOR)]
-    for start, end, inserted, cursor in (
-        (0, 0, "import collections\n\n", CURSOR),  # above the cursor
-        (None, None, "self", None),  # typed at it
-        (None, None, ".", None),
-        (def_at, def_at, "    def size(self):\n        return \n\n", None),  # between
-        (0, 8, "from typing import Any\n# ", None),
-        (None, None, "", SOURCE.index("self.items.append")),  # a jump
-    ):
-        at = found[-1][2]
-        start, end = (at, at) if start is None else (start, end)
+    text, at = SOURCE, CURSOR
+    found = [(text, [], at)]
+
+    def edit(start, end, inserted):
+        nonlocal text, at
         text = text[:start] + inserted + text[end:]
-        moved = at + len(inserted) - (end - start) if end <= at else at
-        found.append((text, [(start, end, inserted)], moved if cursor is None else cursor))
-    return [(text, edits, min(at, len(text))) for text, edits, at in found]
+        at += len(inserted) - (end - start)
+        found.append((text, [(start, end, inserted)], at))
+
+    edit(0, 0, "import collections\n\n")  # above the cursor
+    edit(at, at, "self")  # typed at it
+    edit(at, at, ".")
+    above = text.index("    def pop")
+    edit(above, above, "    def size(self):\n        return 0\n\n")
+    edit(0, len("import collections"), "from typing import Any")
+    found.append((text, [], text.index("self.items.append")))  # a jump
+    return found
 
 
 async def asked_by_edits(address, places):
-    engine, texts = EngineClient(None, address), {}
+    engine, texts, current = EngineClient(None, address), {}, 0
     engine.start(EXACT, on_change=lambda *_: None, text_of=texts.get)
     found = []
     try:
-        for version, (text, edits, cursor) in enumerate(places):
+        engine.open("doc", 0, places[0][0], "", cursor=places[0][2])
+        for text, edits, cursor in places:
             texts["doc"] = text
-            if version == 0:
-                engine.open("doc", 0, text, "", cursor=cursor)
-            elif edits:
-                engine.edit("doc", version - 1, version, edits)
-            completion = await engine.complete("doc", version, cursor, PARAMS, invoked=True)
+            if edits:
+                engine.edit("doc", current, current + 1, edits)
+                current += 1
+            completion = await engine.complete("doc", current, cursor, PARAMS, invoked=True)
             found.append(list(completion.token_ids))
     finally:
         await engine.stop()
