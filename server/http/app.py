@@ -42,8 +42,7 @@ from .text_sessions import TextSessions
 
 log = logging.getLogger(__name__)
 
-# A text has up to two bytes for one in JSON (more only where escapes are), and other files' texts
-# come beside it.
+# JSON's escapes take up to three bytes for one of UTF-8, and other files' texts come beside it.
 _BODY_FACTOR, _BODY_MARGIN = 4, 1_000_000
 _CLIENT_GONE = 499
 _STATUS: dict[type[EngineError], int] = {

@@ -1,6 +1,7 @@
 """llama.cpp's `/infill`: the fields that llama.vim and llama.vscode send, and its answers' forms.
 
-Source: tools/server/README.md of llama.cpp, and what its server answers.
+Source: tools/server/README.md of llama.cpp, and what its server answers. One thing differs:
+`t_max_predict_ms` ends an answer wherever it is, and there only once it has a line end.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def answering(*events):
             for event in events:
                 self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
