@@ -220,8 +220,9 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
 def _add_serve(commands: argparse._SubParsersAction) -> None:
     serve = commands.add_parser(
         "serve",
-        help="run the language server",
-        description="Run the language server for one client; it ends when the client goes.",
+        help="run the language server, or one for HTTP",
+        description="Run the language server for one client; it ends when the client goes. With "
+        "--http, answer tools that speak OpenAI's or llama.cpp's interface.",
     )
     how = serve.add_mutually_exclusive_group()
     how.add_argument(
@@ -232,11 +233,18 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
         metavar="HOST:PORT",
         help="wait on a loopback address; the client's first line must be the token",
     )
+    how.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="answer /infill and /v1/completions on a loopback address; needs the extra `http`",
+    )
     serve.add_argument(
         "--token-file",
         metavar="PATH",
-        help="file with the token for --tcp; without it, the environment variable KEYTURN_TOKEN",
+        help="file with the token for --tcp, or with which --http asks for Authorization: Bearer; "
+        "without it, the environment variable KEYTURN_TOKEN",
     )
+    _add_model_flags(serve)
     serve.add_argument("--verbose", action="store_true", help="log more, on standard error")
 
 

@@ -26,6 +26,7 @@ from .secrets import HiddenSecrets, HoldsSecret
 from .settings import COMMAND_LINE, Settings, with_values
 from .shown import Shown, print_text
 from .suggestion import asked, offered, untrained
+from .transport import LOOPBACK
 from .trim import Trimmed
 
 # `complete` worked, and there is nothing to suggest.
@@ -38,8 +39,9 @@ _GIVEN_AS_CALLED = (
 )
 # Arguments for which a shell offers files.
 _FILE_ARGUMENTS = ("place", "trace", "model", "token_file", "socket")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MIN_TOKEN_CHARS = 16
+# Flags of `serve` that say what a language client's settings say otherwise.
+_OF_HTTP = ("model", "layout", "threads", "device", "dtype")
 
 
 class Place(NamedTuple):
@@ -176,15 +178,22 @@ def _check_repair_flags(arguments: argparse.Namespace, policy: str) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Run the language server for one client."""
+    """Run the language server for one client, or the HTTP server for any."""
     from . import transport
 
     _log_to_stderr(logging.INFO if arguments.verbose else logging.WARNING)
+    if arguments.http:
+        return _serve_http(arguments)
+    for name in _OF_HTTP:
+        if getattr(arguments, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise BadRequest(f"{flag} needs --http: a language client sends its own settings")
     # pygls logs whole messages, and a page for each that it cannot read; rpc.py logs one line.
     logging.getLogger("pygls").setLevel(logging.CRITICAL)
     if arguments.tcp:
-        host, port = _address(arguments.tcp)
-        frames, writer = transport.accept(host, port, _token(arguments.token_file))
+        host, port = _address("--tcp", arguments.tcp)
+        token = _token("--tcp", arguments.token_file)
+        frames, writer = transport.accept(host, port, token)
     else:
         frames, writer = transport.stdio()
 
@@ -197,6 +206,20 @@ def serve(arguments: argparse.Namespace) -> int:
         return await transport.serve(server, frames)
 
     return asyncio.run(run())
+
+
+def _serve_http(arguments: argparse.Namespace) -> int:
+    host, port = _address("--http", arguments.http)
+    settings = _settings(arguments)
+    is_given = arguments.token_file or os.environ.get("KEYTURN_TOKEN")
+    token = _token("--http", arguments.token_file) if is_given else None
+    try:
+        from .http import serving
+    except ModuleNotFoundError as error:
+        raise BadRequest(
+            f"--http needs what the extra `http` installs ({error}): pip install 'keyturn[http]'"
+        ) from None
+    return serving.serve(host, port, settings, token)
 
 
 def engine(arguments: argparse.Namespace) -> int:
@@ -365,22 +388,22 @@ def _log_to_stderr(level: int) -> None:
     logging.basicConfig(stream=sys.stderr, level=level, format=form)
 
 
-def _address(value: str) -> tuple[str, int]:
+def _address(flag: str, value: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if host not in _LOOPBACK or not _is_number(port) or int(port) > 65_535:
+    if host not in LOOPBACK or not _is_number(port) or int(port) > 65_535:
         raise BadRequest(
-            f"--tcp {value}: must be HOST:PORT with one of {', '.join(_LOOPBACK)}, "
+            f"{flag} {value}: must be HOST:PORT with one of {', '.join(LOOPBACK)}, "
             "for instance 127.0.0.1:7000"
         )
     return host, int(port)
 
 
-def _token(path: str | None) -> str:
+def _token(flag: str, path: str | None) -> str:
     token = _read(path).strip() if path else os.environ.get("KEYTURN_TOKEN", "")
     if len(token) < _MIN_TOKEN_CHARS:
         raise BadRequest(
-            f"--tcp needs a token of {_MIN_TOKEN_CHARS} characters or more: put one into a file "
+            f"{flag} needs a token of {_MIN_TOKEN_CHARS} characters or more: put one into a file "
             "named by --token-file, or into KEYTURN_TOKEN"
         )
     return token

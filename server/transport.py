@@ -19,6 +19,7 @@ from typing import Protocol
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_MESSAGE_BYTES = 1 << 29
 _CONTENT_LENGTH = re.compile(rb"(?i)^content-length:[ \t]*(\d{1,12})[ \t]*$", re.MULTILINE)
 _MAX_HEADER_BYTES = 16_384

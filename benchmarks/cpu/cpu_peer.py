@@ -134,7 +134,8 @@ def _serve(model: Path, args: argparse.Namespace, answers: TextIO) -> None:
             "text": told["content"],
         }
 
-    serve_lines({"version": xllamacpp.__version__}, kept if args.keep else cold, answers)
+    ready = {"version": xllamacpp.__version__, "address": server.listening_address}
+    serve_lines(ready, kept if args.keep else cold, answers)
 
 
 if __name__ == "__main__":
