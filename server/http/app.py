@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ...engine.syntax.languages import PLAIN_TEXT
 from ...engine.wire.config import Completion
 from ...engine.wire.errors import (
     BadPosition,
@@ -31,6 +34,7 @@ from ...engine.wire.errors import (
 )
 from ..documents import UTF32, Document, Limits
 from ..engine_client import EngineClient
+from ..secrets import Masked, without_placeholders
 from ..settings import Settings
 from .answers import EventStream, Json, SendEvent, unless_gone
 from .dialect import Dialect, Piece
@@ -182,13 +186,21 @@ class HttpServer:
             work.cancel()
 
     async def _given(self, asked: Asked, on_piece: Callable[[Piece], None]) -> Completion:
+        masked = Masked(asked.text, PLAIN_TEXT) if self._settings.hide_secrets else None
+        text = asked.text if masked is None else masked.text
         if asked.params is None:
-            if asked.text:  # llama.vim warms the cache for other files' text alone
-                await self._sessions.warm(asked.text, asked.offset)
+            if text:  # llama.vim warms the cache for other files' text alone
+                await self._sessions.warm(text, asked.offset)
             return NOTHING
-        return await self._sessions.complete(
-            asked.text, asked.offset, asked.params, lambda *piece: on_piece(Piece(*piece))
-        )
+        if masked is None or not masked.spans:
+            return await self._sessions.complete(
+                text, asked.offset, asked.params, lambda *piece: on_piece(Piece(*piece))
+            )
+        # Only the whole of it shows whether it repeats what is hidden.
+        given = await self._sessions.complete(text, asked.offset, asked.params)
+        given = replace(given, text=without_placeholders(given.text, masked))
+        on_piece(Piece(given.text, math.prod(given.probabilities)))
+        return given
 
     async def _body(self, request: Request) -> bytes:
         most = _BODY_FACTOR * self._settings.max_document_bytes + _BODY_MARGIN

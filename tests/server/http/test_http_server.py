@@ -183,3 +183,15 @@ def test_three_requests_for_one_place_are_all_answered(tool) -> None:
     for thread in threads:
         thread.join(60)
     assert found == ["<slow |c>"] * 3
+
+
+def test_secrets_are_hidden_from_the_engine_and_never_repeated(fake) -> None:
+    secret = "ghp_" + "a1B2c3D4" * 4 + "e5F6"  # the fake engine repeats its whole text
+    asked = {"input_prefix": f'token = "{secret}"\n', "input_suffix": "", "prompt": ""}
+    with fake() as tool:
+        for path, body in (("/infill", asked), ("/v1/completions", {"prompt": f"k = '{secret}'"})):
+            status, answer = tool.post(path, body)
+            assert status >= 400 and "secret of the text" in json.dumps(answer)
+            assert secret not in json.dumps(answer)
+    with fake(settings=replace(SETTINGS, hide_secrets=False)) as tool:
+        assert secret in tool.post("/infill", asked)[1]["content"]
