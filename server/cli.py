@@ -149,6 +149,12 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
     _add_quant_flag(complete)
     _add_download_flag(complete)
     complete.add_argument("--json", action="store_true", help="the completion and its figures")
+    complete.add_argument(
+        "--candidates",
+        type=int,
+        metavar="N",
+        help='so many different completions at most, as "candidates" in the JSON',
+    )
     complete.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
     complete.add_argument(
         "--temperature", type=float, metavar="T", help="0 always takes the likeliest token"

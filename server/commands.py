@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from .file_completion import Answer, Asked, Here, complete_in_host
 from .secrets import HiddenSecrets, HoldsSecret
 from .settings import COMMAND_LINE, Settings, with_values
 from .shown import Shown, print_text
-from .suggestion import asked, offered, untrained
+from .suggestion import asked, offered, others_offered, untrained
 from .transport import LOOPBACK
 from .trim import Trimmed
 
@@ -54,8 +55,12 @@ class Place(NamedTuple):
 
 def complete(arguments: argparse.Namespace) -> int:
     """Print one completion for a place in a file; with --watch, again whenever it has changed."""
-    settings = with_values(_settings(arguments), languages=_names(arguments.languages))
+    settings = _settings(arguments)
+    given = {"languages": _names(arguments.languages), "num_candidates": arguments.candidates}
+    settings = with_values(settings, **given)
     _check_depth(arguments.depth, None)
+    if arguments.candidates is not None and not arguments.json:
+        raise BadRequest("--candidates is only seen in the JSON: add --json")
     if arguments.watch and arguments.stdin:
         raise BadRequest("--watch and --stdin exclude each other: standard input does not change")
     written = sys.stdin.buffer.read() if arguments.stdin else None
@@ -105,18 +110,28 @@ def _complete_at(
         as_json=arguments.json,
     )
     params = asked(text, offset, settings.completion_params())
+    if arguments.candidates is not None:
+        params = replace(params, num_candidates=settings.num_candidates)
     request = Asked(place.name, seen, offset, params)
     try:
         completion, languages = _complete(request, here, settings, shown, arguments)
     finally:
         shown.clear()
+    others: tuple[str, ...] = ()
     try:
-        kept = offered(secrets.offered(uri, completion), text, offset, language)
+        completion = secrets.offered(uri, completion)
+        kept = offered(completion, text, offset, language)
+        others = others_offered(completion, text, offset, language, kept.text)
     except HoldsSecret as error:
         kept = Trimmed("", str(error))
     if (reason := reason_against(languages)) is not None:
-        kept = Trimmed("", f"{reason}, here as --languages {language}")
-    shown.end(completion, kept, settings.model)
+        kept, others = Trimmed("", f"{reason}, here as --languages {language}"), ()
+    if not kept.text and others:
+        kept, others = Trimmed(others[0], None), others[1:]
+    candidates = (
+        None if arguments.candidates is None else [text for text in (kept.text, *others) if text]
+    )
+    shown.end(completion, kept, settings.model, candidates)
     return 0 if kept.text else EXIT_NOTHING
 
 

@@ -233,7 +233,11 @@ class Settings:
 COMMAND_LINE = Settings(time_budget_ms=0.0)
 
 # Flags of the command line that are not called as their setting.
-_FLAGS = {"num_threads": "--threads", "host_idle_s": "--idle-s"}
+_FLAGS = {
+    "num_threads": "--threads",
+    "host_idle_s": "--idle-s",
+    "num_candidates": "--candidates",
+}
 _FIELDS = {item.name: item for item in fields(Settings)}
 
 

@@ -72,11 +72,21 @@ class Shown:
         if self._in_place is not None and self._is_wanted(languages):
             self._in_place.show(self._settling.settled(raw))
 
-    def end(self, completion: Completion, kept: Trimmed, model: str) -> None:
-        """Show the whole; on standard error, why it is nothing."""
+    def end(
+        self, completion: Completion, kept: Trimmed, model: str, candidates: list[str] | None
+    ) -> None:
+        """Show the whole; on standard error, why it is nothing.
+
+        Args:
+            completion: the engine's.
+            kept: what of it is offered.
+            model: what wrote it.
+            candidates: all that are offered, if they were asked for.
+        """
         self.clear()
         if self._as_json:
-            print_text(json.dumps(_figures(completion, kept.text, model)) + "\n")
+            found = {} if candidates is None else {"candidates": candidates}
+            print_text(json.dumps(_figures(completion, kept.text, model) | found) + "\n")
         elif self._in_place is not None:
             self._in_place.end(kept.text)
         elif kept.text:

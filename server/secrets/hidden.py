@@ -52,11 +52,15 @@ class HiddenSecrets:
         if masked is None:
             return completion
         text = without_placeholders(completion.text, masked)
-        # What is kept are whole lines: nothing of it was broken off.
-        return (
-            completion
-            if text == completion.text
-            else replace(completion, text=text, stop_reason="end")
+        reasons = zip(completion.other_texts, completion.other_stop_reasons, strict=True)
+        others = [each for each in reasons if masked.num_safe(each[0]) == len(each[0])]
+        return replace(
+            completion,
+            text=text,
+            # What is kept are whole lines: nothing of it was broken off.
+            stop_reason=completion.stop_reason if text == completion.text else "end",
+            other_texts=tuple(other for other, _ in others),
+            other_stop_reasons=tuple(reason for _, reason in others),
         )
 
     def closed(self, uri: str) -> None:

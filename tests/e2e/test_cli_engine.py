@@ -68,6 +68,10 @@ def test_complete_prints_the_contracts_fields(code_file, tiny_model, call) -> No
     assert figures["text"]
     layers = str(figures["num_layers_run"])
     assert call("complete", place, *flags, "--depth", layers).stdout == figures["text"] + "\n"
+    several = json.loads(call("complete", place, *flags, "--json", "--candidates", "3").stdout)
+    assert list(several) == [*FIGURES, "candidates"]
+    assert several["candidates"][0] == several["text"] == figures["text"]
+    assert 1 < len(set(several["candidates"])) == len(several["candidates"]) <= 3
     refused = call("complete", place, *flags, "--depth", "99")
     assert refused.returncode == 2
     assert f"only full or {layers}" in refused.stderr

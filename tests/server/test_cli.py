@@ -264,6 +264,17 @@ def test_closed_output_leaves_no_traceback() -> None:
     assert process.wait(10) == 141
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--candidates", "0", "--json"), "--candidates 0: must be a whole number from 1 to 3"),
+        (("--candidates", "2"), "only seen in the JSON: add --json"),
+    ],
+)
+def test_candidates_that_cannot_be_are_one_line(capfd, flags, message):
+    assert message in error_of(capfd, "complete", "x.py:1:0", *flags)
+
+
 @pytest.mark.parametrize("command", [("complete", "x.py:1:0"), ("replay", "t.jsonl"), ("engine",)])
 @pytest.mark.parametrize("value", ["b1", "b9", "4", "q4"])
 def test_unknown_quant_is_one_line(capfd, command, value):
