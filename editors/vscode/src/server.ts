@@ -130,8 +130,7 @@ export class Server {
   }
 
   private take(client: LanguageClient, status: unknown): void {
-    const summary = summaryOf(status);
-    if (summary !== undefined && client === this.client) this.statusBar.show(summary);
+    if (client === this.client) this.statusBar.show(summaryOf(status));
   }
 
   private fail(text: string, help: string): void {

@@ -27,10 +27,10 @@ const ICONS: Record<string, string> = {
 // In these there is nothing to wait for: their text would only move the items beside it.
 const QUIET = new Set(["ready", "completing", "healing"]);
 
-/** Return the summary in what the server sent, undefined where it has none. */
-export function summaryOf(status: unknown): Summary | undefined {
+/** Return the summary in what the server sent; of a server that sends none, that it runs. */
+export function summaryOf(status: unknown): Summary {
   const summary = (status as { summary?: Partial<Summary> } | null | undefined)?.summary;
-  if (typeof summary?.state !== "string") return undefined;
+  if (typeof summary?.state !== "string") return { state: "ready", text: "ready", help: "" };
   return { state: summary.state, text: summary.text ?? "", help: summary.help ?? "" };
 }
 
