@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     args = parser.parse_args()
     places = chosen(fim_fetch.held_out_files(args.cache), args.files, args.seed)
-    shared = {"model": args.model, "num_threads": args.threads}
+    # Only time is to make a difference.
+    shared: dict[str, Any] = {"confidence": "any", "speculate": False}
+    shared |= {"model": args.model, "num_threads": args.threads}
     shared = {key: value for key, value in shared.items() if value not in ("embedded", 0)}
     unlimited, _ = asked(places, shared | UNLIMITED)
     with busy(NUM_BUSY if args.busy else 0):

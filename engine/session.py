@@ -299,7 +299,7 @@ class Session:
             params,
             end_ids=model.template.end_ids if model.template else model.tokenizer.end_ids,
             token_bytes=model.tokenizer.token_bytes(),
-            forced=self._forced,
+            forced=self._forced + params.assumed,
             check=check,
             on_text=on_text,
         )

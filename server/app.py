@@ -31,6 +31,7 @@ from .lsp_items import (
 from .progress import LoadingProgress
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
 from .settings import Settings, from_options
+from .summary import summary
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -42,6 +43,8 @@ DOCUMENTS = "keyturn/documents"
 DID_FOCUS = "textDocument/didFocus"
 CURSOR = "keyturn/cursor"
 REFRESH = "keyturn/refresh"
+PAUSE = "keyturn/pause"
+RESTART = "keyturn/restart"
 # A model may go on behind anything. Editors ask by themselves inside words at the most; Neovim's
 # menu asks behind these characters only.
 _TRIGGER_CHARACTERS = ["\n", "\t", *map(chr, range(ord(" "), ord("~") + 1))]
@@ -81,10 +84,15 @@ class KeyturnServer(LanguageServer):
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._focus = Focus(self._show)
         self._completions = Completions(
-            self._ask, self._warm, lambda: self.settings, lambda: self.engine.languages
+            self._ask,
+            self._warm,
+            lambda: self.settings,
+            lambda: self.engine.languages,
+            self._summarise,
         )
         self._progress = LoadingProgress(self)
         self._told_failures: set[str] = set()
+        self._told_summary: dict[str, Any] = {}
         self._connected = asyncio.Event()
         self._client_settings = ClientSettings(self, self._configure, self._warn)
         self.protocol.on_malformed = self._on_malformed
@@ -150,6 +158,7 @@ class KeyturnServer(LanguageServer):
         elif self.settings != before:
             self.engine.configure(self.settings)
         if self.settings != before:
+            self._completions.reconfigured()
             for document in self.documents.values():
                 document.limit(self._limits())
 
@@ -173,11 +182,11 @@ class KeyturnServer(LanguageServer):
             log.warning("change of %s, which is not open", params.text_document.uri)
             return
         was_refused = document.refusal is not None
-        base = document.version
+        base, before = document.version, document.text
         changes = [as_change(item) for item in params.content_changes]
         version = params.text_document.version
         edits = document.change(changes, base + 1 if version == UNKNOWN_VERSION else version)
-        self._completions.edited(document.uri, edits)
+        self._completions.edited(document.uri, edits, before)
         if edits is None or was_refused or document.refusal is not None:
             self._submit_text(document, was_refused=was_refused)
         else:
@@ -208,6 +217,19 @@ class KeyturnServer(LanguageServer):
         line, character = at.get("line"), at.get("character")
         if isinstance(line, int) and isinstance(character, int):
             self._warm(document, document.offset(Position(line, character)))
+
+    def pause(self, params: object) -> None:
+        """Suggest nothing in a document, or anywhere, or again (`keyturn/pause`)."""
+        if isinstance(params, dict) and isinstance(paused := params.get("paused"), bool):
+            document = self._named(params)
+            if document is not None or "textDocument" not in params:
+                self._completions.pause(document and document.uri, paused)
+                self._summarise()
+
+    async def restart(self, _: object) -> dict[str, Any]:
+        """Start the engine host anew (`keyturn/restart`)."""
+        await self.engine.restart()
+        return self.status()
 
     def _named(self, params: object) -> Document | None:
         identifier = params.get("textDocument") if isinstance(params, dict) else None
@@ -280,6 +302,7 @@ class KeyturnServer(LanguageServer):
     def status(self) -> dict[str, Any]:
         """Return what works and what does not, with reasons, as plain data; asks nobody."""
         return {
+            "summary": self._summary(),
             "model": self.settings.model,
             **self.engine.status(),
             "version": self.version,
@@ -292,6 +315,21 @@ class KeyturnServer(LanguageServer):
             },
             "completions": self._completions.status(),
         }
+
+    def _summary(self) -> dict[str, Any]:
+        completions = self._completions
+        return summary(
+            self.engine.status(),
+            is_busy=completions.is_busy,
+            is_paused=completions.is_paused(self._focus.uri),
+            last_reason=completions.last_reason,
+        )
+
+    def _summarise(self) -> None:
+        """Tell the client the status when what a status bar says of it has changed."""
+        if (now := self._summary()) != self._told_summary:
+            self._told_summary = now
+            self._notify_status()
 
     def held_documents(self) -> list[dict[str, Any]]:
         """Return what is held of each document, so that a client can compare."""
@@ -350,8 +388,10 @@ class KeyturnServer(LanguageServer):
     def _on_engine_change(self, state: str, what: str, percent: int) -> None:
         if state == "loading":
             self._progress.report(what, percent)
+            self._summarise()
             return
         self._progress.end(what)
+        self._told_summary = self._summary()
         self._notify_status()
         if state == "failed":
             self._tell_failure(what.partition(TRYING_AGAIN)[0])
@@ -404,6 +444,8 @@ def _register(server: KeyturnServer) -> None:
     hear(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
     hear(DID_FOCUS, server.focus)
     hear(CURSOR, server.follow_cursor)
+    hear(PAUSE, server.pause)
+    on(RESTART, server.restart, {})
     on(STATUS, server.answer_status, {})
     on(DOCUMENTS, lambda _: server.held_documents(), [])
     on(types.EXIT, lambda _: server.protocol.leave())

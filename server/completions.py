@@ -6,17 +6,23 @@ Every empty answer carries its reason: silence is the chief complaint about comp
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..engine.syntax.languages import language_of
+from ..engine.syntax.region import unified
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError
 from .documents import Document, Edit
+from .known_answers import Answer, KnownAnswers, Shown
+from .pace import Pace
 from .settings import Settings
 from .suggestion import asked, is_inside_word, offered, untrained
 from .trim import first_line
+
+log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
 
@@ -33,42 +39,6 @@ class Selected:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`text` replaces `start:end` of the document; when it is empty, `reason` says why.
-
-    `is_cut`: there would have been more, had there been time.
-    """
-
-    text: str
-    start: int
-    end: int
-    reason: str | None = None
-    is_cut: bool = False
-
-
-@dataclass
-class _Suggestion:
-    """The last suggestion of a document, and how much of it has been typed since."""
-
-    text: str
-    offset: int
-    is_cut: bool
-    num_typed: int = 0
-
-    def follow(self, edits: Sequence[Edit]) -> bool:
-        """Follow edits; False when the text is no longer what the suggestion was made for."""
-        for start, end, text in edits:
-            cursor = self.offset + self.num_typed
-            if start == end == cursor and self.text.startswith(text, self.num_typed):
-                self.num_typed += len(text)
-            elif text == "" and self.offset <= start and end == cursor:
-                self.num_typed = start - self.offset
-            else:
-                return False
-        return True
-
-
 class Completions:
     """Decide and answer, for all documents of one language server.
 
@@ -79,6 +49,7 @@ class Completions:
         settings: returns the settings in force.
         model_languages: returns what the model was trained on, as LSP identifiers; nothing while
             that is not known, or of a model that does not say.
+        on_change: called when a request begins or has ended.
     """
 
     def __init__(
@@ -87,29 +58,66 @@ class Completions:
         warm: Warm,
         settings: Callable[[], Settings],
         model_languages: Callable[[], Sequence[str]] = tuple,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Start with nothing asked."""
+        self._on_change = on_change
         self._model_languages = model_languages
         self._ask = ask
         self._warm = warm
         self._settings = settings
         self._running: dict[str, asyncio.Task[Answer]] = {}
-        self._suggestions: dict[str, _Suggestion] = {}
-        self._num_requests = 0
-        self._num_suggested = 0
+        self._ahead: dict[str, asyncio.Task[None]] = {}
+        self._shown: dict[str, Shown] = {}
+        self._paces: dict[str, Pace] = {}
+        self._known = KnownAnswers()
+        self._paused: set[str | None] = set()  # None: everywhere
+        self._counts: Counter[str] = Counter()
         self._recent_reasons: deque[str] = deque(maxlen=_NUM_RECENT)
+        self._last_reason: str | None = None
+        self._num_asking = 0
 
-    def edited(self, uri: str, edits: Sequence[Edit] | None) -> None:
-        """Note that a document changed: by `edits`, or as a whole (None)."""
-        suggestion = self._suggestions.get(uri)
-        if suggestion is not None and (edits is None or not suggestion.follow(edits)):
-            del self._suggestions[uri]
+    @property
+    def is_busy(self) -> bool:
+        """Whether the engine is computing an answer."""
+        return self._num_asking > 0
+
+    @property
+    def last_reason(self) -> str | None:
+        """Why the last request gave nothing; None if it gave something."""
+        return self._last_reason
+
+    def edited(self, uri: str, edits: Sequence[Edit] | None, before: str = "") -> None:
+        """Note that a document changed: by `edits` of the text `before`, or as a whole (None)."""
+        shown = self._shown.get(uri)
+        if shown is not None and (edits is None or not shown.follow(edits)):
+            del self._shown[uri]
+        self._paces.setdefault(uri, Pace()).edited(edits, before)
         self._stop(uri)
 
     def closed(self, uri: str) -> None:
         """Forget a document."""
-        self._suggestions.pop(uri, None)
+        self._shown.pop(uri, None)
+        self._paces.pop(uri, None)
         self._stop(uri)
+
+    def reconfigured(self) -> None:
+        """Forget what other settings have given."""
+        self._known.clear()
+        self._shown.clear()
+
+    def pause(self, uri: str | None, paused: bool) -> None:
+        """Suggest nothing in a document, or anywhere (None), until that is taken back."""
+        if paused:
+            self._paused.add(uri)
+        else:
+            self._paused.discard(uri)
+            if uri is None:
+                self._paused.clear()
+
+    def is_paused(self, uri: str | None) -> bool:
+        """Whether nothing is suggested in a document because somebody said so."""
+        return not self._paused.isdisjoint((None, uri))
 
     async def complete(
         self, document: Document, offset: int, *, invoked: bool, selected: Selected | None = None
@@ -139,72 +147,117 @@ class Completions:
         else:
             answer = task.result()
         self._count(answer.reason)
+        self._on_change()
         return answer
 
     def status(self) -> dict[str, object]:
         """Return how requests ended, the latest reasons for none last, as plain data."""
+        names = ("requests", "suggested", "asked", "asked_ahead", "typed_through", "known")
         return {
-            "num_requests": self._num_requests,
-            "num_suggested": self._num_suggested,
+            **{f"num_{name}": self._counts[name] for name in names},
             "recent_reasons": list(self._recent_reasons),
         }
 
     def _count(self, reason: str | None) -> None:
-        self._num_requests += 1
+        self._counts["requests"] += 1
+        self._last_reason = reason
         if reason is None:
-            self._num_suggested += 1
+            self._counts["suggested"] += 1
         else:
             self._recent_reasons.append(reason)
 
     def _stop(self, uri: str) -> None:
-        task = self._running.pop(uri, None)
-        if task is not None:
-            task.cancel()
+        for tasks in (self._running, self._ahead):
+            task = tasks.pop(uri, None)
+            if task is not None:
+                task.cancel()
 
     async def _answer(
         self, document: Document, offset: int, invoked: bool, selected: Selected | None
     ) -> Answer:
-        settings = self._settings()
+        settings, uri, text = self._settings(), document.uri, document.text
+        pace = self._paces.setdefault(uri, Pace())
         reason = _reason_not_to_ask(document, offset, invoked, selected, settings)
+        if reason is None and self.is_paused(uri):
+            reason = "suggestions are paused here"
+        if reason is None and pace.is_deleting and not invoked:
+            reason = "text is being deleted"
         reason = reason or self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        typed_through = None if invoked else self._typed_through(document.uri, offset)
-        if typed_through is not None:
-            return _continue(selected, document.text, Answer(typed_through, offset, offset))
-        if not invoked and settings.debounce_ms:
-            self._warm(document, offset)
-            await asyncio.sleep(settings.debounce_ms / 1000)
-        try:
-            answer = await self._asked(document, offset, invoked, settings)
-        except EngineError as error:
-            return Answer("", offset, offset, str(error))
+        answer = None if invoked else self._reused(uri, text, offset)
+        if answer is None:
+            if not invoked and settings.debounce_ms:
+                self._warm(document, offset)
+                await asyncio.sleep(pace.pause_s(settings.debounce_ms / 1000))
+            try:
+                answer = await self._asked(document, offset, invoked, settings)
+            except EngineError as error:
+                return Answer("", offset, offset, str(error))
+            if not invoked:
+                self._known.put(uri, text, answer)
+        is_fresh = not invoked and answer.origin != "typed through"
+        if is_fresh and pace.was_deleted(offset, answer.text):
+            return Answer("", offset, offset, "it was just deleted here")
         if answer.text:
-            self._suggestions[document.uri] = _Suggestion(answer.text, offset, answer.is_cut)
-        return _continue(selected, document.text, answer)
+            if answer.origin != "typed through":
+                self._shown[uri] = Shown(answer.text, offset, answer.is_cut)
+            if settings.speculate and not answer.is_cut:
+                ahead = asyncio.ensure_future(self._look_ahead(document, answer, settings))
+                self._ahead[uri] = ahead
+        return _continue(selected, text, answer)
 
-    def _typed_through(self, uri: str, offset: int) -> str | None:
-        """Return what is left of the last suggestion if the cursor stands behind its typed part."""
-        suggestion = self._suggestions.get(uri)
-        if suggestion is None or offset != suggestion.offset + suggestion.num_typed:
-            return None
-        if suggestion.is_cut and not suggestion.num_typed:
-            return None  # nobody has begun to take it: there may be more now
-        return suggestion.text[suggestion.num_typed :] or None
+    def _reused(self, uri: str, text: str, offset: int) -> Answer | None:
+        """Return what needs no model: what is left of the last suggestion, or a known answer."""
+        shown = self._shown.get(uri)
+        rest = None if shown is None else shown.rest(offset)
+        if rest is not None:
+            self._counts["typed_through"] += 1
+            return Answer(rest, offset, offset, origin="typed through")
+        known = self._known.get(uri, text, offset)
+        self._counts["known"] += known is not None
+        return known
 
     async def _asked(
         self, document: Document, offset: int, invoked: bool, settings: Settings
     ) -> Answer:
         text = document.text
-        params = asked(text, offset, settings.completion_params())
-        raw = await self._ask(document, offset, params, invoked)
+        confidence = "any" if invoked else settings.confidence
+        params = asked(text, offset, settings.completion_params(), confidence)
+        self._counts["asked"] += 1
+        self._num_asking += 1
+        self._on_change()
+        try:
+            raw = await self._ask(document, offset, params, invoked)
+        finally:
+            self._num_asking -= 1
         # The model's languages may have come with it.
         reason = self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        language = language_of(document.language_id, document.uri)
-        kept = offered(raw, text, offset, language)
+        kept = offered(raw, text, offset, language_of(document.language_id, document.uri))
         return Answer(kept.text, offset, offset, kept.reason, raw.stop_reason == "time")
+
+    async def _look_ahead(self, document: Document, answer: Answer, settings: Settings) -> None:
+        """Compute what will be suggested once a suggestion has been accepted, and remember it."""
+        uri, offset = document.uri, answer.start
+        text = document.text[:offset] + answer.text + document.text[answer.end :]
+        after = offset + len(answer.text)
+        if self._known.get(uri, text, after) is not None:
+            return
+        try:
+            # Who types on ends this before it costs anything.
+            await asyncio.sleep(self._paces[uri].pause_s(settings.debounce_ms / 1000))
+            params = asked(text, after, settings.completion_params(), settings.confidence)
+            self._counts["asked_ahead"] += 1
+            params = replace(params, assumed=unified(answer.text))
+            raw = await self._ask(document, offset, params, False)
+        except EngineError as error:
+            log.debug("nothing is computed ahead in %s: %s", uri, error)
+            return
+        kept = offered(raw, text, after, language_of(document.language_id, uri))
+        is_cut = raw.stop_reason == "time"
+        self._known.put(uri, text, Answer(kept.text, after, after, kept.reason, is_cut))
 
     def _untrained(self, document: Document, settings: Settings) -> str | None:
         return untrained(

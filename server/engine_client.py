@@ -111,6 +111,10 @@ class EngineClient:
         """Take other settings; the documents are opened anew when the engine needs that."""
         self._connection.configure(settings)
 
+    async def restart(self) -> None:
+        """End the host, which other windows share, and start another; no document is lost."""
+        await self._connection.restart()
+
     # Documents: noted, and sent at once while there is a host.
 
     def open(

@@ -76,7 +76,7 @@ class EngineConnection:
         self._on_change: OnChange = lambda *_: None
         self._name = secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
-        self._state, self._reason = STOPPED, "not started yet"
+        self._state, self._reason, self._percent = STOPPED, "not started yet", 0
         self._load_error: EngineError | None = None
         self._latest_load: asyncio.Future[Any] | None = None
         self._changed = asyncio.Event()
@@ -110,6 +110,15 @@ class EngineConnection:
         elif _opening(settings) != _opening(before):
             self._load_and_open(self.link)
 
+    async def restart(self) -> None:
+        """End the host and start another, on which the documents are opened anew."""
+        self._reconnect_now = True
+        if self.link is not None:
+            self._lost_pid = None  # no document is to blame
+            await end_host(self.link)
+            self.link.close()
+        self._set_state(STARTING, "the engine is started anew")
+
     async def ready(self) -> Link:
         """Return the link once the model is loaded.
 
@@ -141,6 +150,7 @@ class EngineConnection:
         status: dict[str, Any] = {
             "state": self._state,
             "reason": None if self._state == READY else self._reason,
+            "percent": self._percent,
             "host_pid": host.get("pid"),
             "num_restarts": max(0, self._num_starts - 1),
             "socket": str(self.address.socket),
@@ -246,7 +256,7 @@ class EngineConnection:
             self._set_state(READY, "ready", 100)
 
     def _set_state(self, state: str, what: str, percent: int = 0) -> None:
-        self._state, self._reason = state, what
+        self._state, self._reason, self._percent = state, what, percent
         self._wake()
         self._on_change(state, what, percent)
 

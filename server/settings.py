@@ -157,7 +157,19 @@ class Settings:
         "suggest only in these languages (LSP identifiers); [] is what the model was trained on",
     )
     debounce_ms: float = _setting(
-        75.0, _number(0, 10_000), "pause in typing before an automatic completion is computed"
+        75.0,
+        _number(0, 10_000),
+        "shortest pause in typing before an automatic completion is computed; up to four times "
+        "as much where somebody types slowly",
+    )
+    confidence: str = _setting(
+        "balanced",
+        _choice("any", "eager", "balanced", "reserved"),
+        "how sure the model must be of all that an automatic suggestion shows; what was asked for "
+        "is shown however sure it is",
+    )
+    speculate: bool = _setting(
+        True, _flag(), "compute ahead what comes after a suggestion, for when it is accepted"
     )
     # A request that waits costs nothing: the next key ends it. A stub, or silence, costs trust.
     cold_wait_ms: float = _setting(

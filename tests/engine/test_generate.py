@@ -212,3 +212,48 @@ def test_forced_tokens_are_not_of_the_token_budget():
 def test_logits_that_are_no_numbers_are_an_error(temperature):
     with pytest.raises(ModelLoadError, match="damaged; fetch the model again"):
         run([torch.full((len(PIECES),), float("nan"))], temperature=temperature)
+
+
+WORDS = [b"", b"", b"foo", b"bar", b" = ", b"1", b"("]
+
+
+def doubtful(script, min_probability, on_text=None):
+    """Decode tokens that have such probabilities; every other token shares the rest."""
+
+    def logits(token_id, probability):
+        others = (1 - probability) / (len(WORDS) - 1)
+        return torch.tensor(
+            [probability if at == token_id else others for at in range(len(WORDS))]
+        ).log()
+
+    steps = [logits(*each) for each in script]
+    rest = iter(steps[1:])
+    params = CompletionParams(20, 0.0, 1.0, 0, (), 0.0, min_probability)
+    return generate(
+        steps[0],
+        lambda token_id: next(rest),
+        params,
+        end_ids=frozenset({1}),
+        token_bytes=WORDS,
+        forced="",
+        check=lambda: None,
+        on_text=on_text,
+    )
+
+
+def test_doubt_ends_before_the_token_that_brings_it_and_leaves_no_part_of_a_word():
+    sure = [(2, 0.9), (4, 0.9), (2, 0.9)]
+    told = []
+    result = doubtful([*sure, (3, 0.5), (5, 0.9)], 0.5, lambda text, p: told.append(text))
+    # "bar" would have gone on with the word that "foo" began.
+    assert (result.text, result.stop_reason) == ("foo = ", "doubt")
+    assert "".join(told) == result.text
+    result = doubtful([*sure, (6, 0.5)], 0.5)
+    assert (result.text, result.stop_reason) == ("foo = foo", "doubt")
+    result = doubtful([*sure, (3, 0.9), (1, 0.3)], 0.5)
+    assert (result.text, result.stop_reason) == ("foo = foobar", "end")
+
+
+def test_first_token_in_doubt_leaves_nothing():
+    result = doubtful([(2, 0.4)], 0.5)
+    assert (result.text, result.token_ids, result.stop_reason) == ("", (), "doubt")

@@ -226,7 +226,7 @@ def test_limit_is_what_the_budget_buys_and_never_very_little():
     for num_rows in (10, 100, 300):
         cost.observe(num_rows, 1.0 * num_rows)
     assert ColdLimit(600.0).rows(2048, cost) == pytest.approx(600, abs=2)
-    assert ColdLimit(1.0).rows(2048, cost) == 256
+    assert ColdLimit(1.0).rows(2048, cost) == 512
     assert ColdLimit(0.0).rows(2048, cost) == 2048
     assert ColdLimit(1.0, max_rows=7).rows(2048, cost) == 7
 

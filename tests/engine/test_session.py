@@ -1,6 +1,7 @@
 """The product's one claim: a patched cache against a full prefill, under random edits."""
 
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -386,3 +387,16 @@ def test_score_without_room_is_an_error_and_changes_nothing(engine, tiny_model):
         cache.score(range(9), check)
     assert sorted(cache.rows.positions) == [*range(13)]
     assert cache.decode(4, check).shape == logits.shape
+
+
+def test_what_is_assumed_is_taken_as_written_and_what_follows_is_the_same(tiny_model):
+    """The next suggestion, computed before the first is accepted, is the one after it."""
+    engine = new_engine()
+    place = len(SOURCE) // 2
+    session = engine.open("a", SOURCE, path="a.py", model=str(tiny_model), policy="full")
+    first = session.complete(place, GREEDY, check)
+    ahead = session.complete(place, replace(GREEDY, assumed=first.text), check)
+    session.edit([(place, place, first.text)])
+    after = session.complete(place + len(first.text), GREEDY, check)
+    assert ahead.text == after.text
+    assert len(ahead.token_ids) >= len(after.token_ids)

@@ -118,7 +118,7 @@ class Client:
                 "processId": None,
                 "rootUri": None,
                 "capabilities": capabilities or {},
-                "initializationOptions": {"debounce_ms": 0, **(options or {})},
+                "initializationOptions": {"debounce_ms": 0, "speculate": False, **(options or {})},
             },
         )
         self.notify("initialized", {})

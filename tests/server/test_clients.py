@@ -74,7 +74,7 @@ EDITORS = {
 
 
 async def begin(client: Client, params: dict) -> dict:
-    options = {"debounce_ms": 0, **(params.get("initializationOptions") or {})}
+    options = {"debounce_ms": 0, "speculate": False, **(params.get("initializationOptions") or {})}
     params = {**params, "initializationOptions": options}
     reply = await client.request("initialize", params)
     client.notify("initialized", {})

@@ -15,6 +15,7 @@ class FakeEngine:
     def __init__(self, text: str = "", delay_s: float = 0.0, error: Exception | None = None):
         self.text, self.delay_s, self.error = text, delay_s, error
         self.asked: list[tuple[str, int, tuple[str, ...], bool]] = []
+        self.ahead = ("", 0.0)  # text and delay of what is asked ahead
         self.num_stopped = 0
         self.warmed: list[int] = []
 
@@ -23,14 +24,15 @@ class FakeEngine:
 
     async def ask(self, document, offset, params, invoked) -> Completion:
         self.asked.append((document.text, offset, params.stop, invoked))
+        text, delay_s = self.ahead if params.assumed else (self.text, self.delay_s)
         try:
-            await asyncio.sleep(self.delay_s)
+            await asyncio.sleep(delay_s)
         except asyncio.CancelledError:
             self.num_stopped += 1
             raise
         if self.error:
             raise self.error
-        return Completion(self.text, (), 0, 0, 0.0, 0.0, 1, "end", ())
+        return Completion(text, (), 0, 0, 0.0, 0.0, 1, "end", ())
 
 
 def at(marked: str, language_id: str = "") -> tuple[Document, int]:
@@ -41,7 +43,8 @@ def at(marked: str, language_id: str = "") -> tuple[Document, int]:
 
 
 def completions(engine: FakeEngine, **values) -> Completions:
-    settings = with_values(Settings(), **{"debounce_ms": 0, **values})
+    defaults = {"debounce_ms": 0, "speculate": False, "confidence": "any"}
+    settings = with_values(Settings(), **{**defaults, **values})
     return Completions(engine.ask, engine.warm, lambda: settings)
 
 
@@ -250,7 +253,7 @@ def test_only_the_models_languages_or_the_users_are_asked_for(
     language_id, wanted, is_asked
 ) -> None:
     engine = FakeEngine("b")
-    settings = with_values(Settings(), debounce_ms=0, languages=wanted)
+    settings = with_values(Settings(), debounce_ms=0, speculate=False, languages=wanted)
     answers = Completions(engine.ask, engine.warm, lambda: settings, lambda: ("python",))
     document, offset = at("a |\n" if language_id == "sql" else "a = |\n", language_id)
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
@@ -266,7 +269,7 @@ def test_a_language_that_the_model_says_only_once_it_is_loaded_is_refused_then()
         languages.append("python")
         return await engine.ask(*args)
 
-    settings = with_values(Settings(), debounce_ms=0)
+    settings = with_values(Settings(), debounce_ms=0, speculate=False)
     answers = Completions(ask, engine.warm, lambda: settings, lambda: languages)
     document, offset = at("a |\n", "yaml")
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
@@ -303,3 +306,134 @@ def test_the_answer_continues_the_selected_menu_entry() -> None:
         answer = asyncio.run(run(selected))
         assert answer.text == ""
         assert "selected" in (answer.reason or "")
+
+
+def changed(answers: Completions, document: Document, start: int, end: int, text: str) -> None:
+    before = document.text
+    change = Change(text, document.position(start), document.position(end))
+    answers.edited(document.uri, document.change([change], document.version + 1), before)
+
+
+def test_accepted_suggestion_shows_the_next_without_asking() -> None:
+    engine = FakeEngine("foo()")
+    engine.ahead = ("\ny = 2", 0.0)
+    answers = completions(engine, speculate=True)
+    document, offset = at("x = |\n")
+
+    async def run() -> list[str]:
+        texts = [(await answers.complete(document, offset, invoked=False)).text]
+        await asyncio.sleep(0.05)
+        changed(answers, document, offset, offset, "foo()")
+        engine.text = "not asked"
+        texts.append((await answers.complete(document, offset + 5, invoked=False)).text)
+        return texts
+
+    assert asyncio.run(run()) == ["foo()", "\ny = 2"]
+    status = answers.status()
+    assert (status["num_asked"], status["num_known"]) == (1, 1)
+    assert status["num_asked_ahead"] == 2  # and after that one, the next
+
+
+def test_typing_on_ends_what_is_computed_ahead() -> None:
+    engine = FakeEngine("foo()")
+    engine.ahead = ("", 10.0)
+    answers = completions(engine, speculate=True)
+    document, offset = at("x = |\n")
+
+    async def run() -> None:
+        await answers.complete(document, offset, invoked=False)
+        await asyncio.sleep(0.05)
+        assert len(engine.asked) == 2
+        changed(answers, document, offset, offset, "bar")
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert engine.num_stopped == 1
+
+
+def test_undo_brings_the_suggestion_back_without_asking() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |\n")
+
+    async def run() -> str:
+        await answers.complete(document, offset, invoked=False)
+        changed(answers, document, offset, offset, "bar")
+        await answers.complete(document, offset + 3, invoked=False)
+        engine.text = "not asked"
+        changed(answers, document, offset, offset + 3, "")
+        return (await answers.complete(document, offset, invoked=False)).text
+
+    assert asyncio.run(run()) == "foo()"
+
+
+def test_other_settings_forget_what_is_known() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |\n")
+
+    async def run() -> str:
+        await answers.complete(document, offset, invoked=False)
+        answers.reconfigured()
+        engine.text = "bar()"
+        return (await answers.complete(document, offset, invoked=False)).text
+
+    assert asyncio.run(run()) == "bar()"
+
+
+def test_what_was_just_deleted_is_not_offered_but_to_who_asks_for_it() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |foo()\n")
+
+    async def run() -> list[tuple[str, str | None]]:
+        changed(answers, document, offset, offset + 5, "")
+        found = [await answers.complete(document, offset, invoked=each) for each in (False, True)]
+        return [(answer.text, answer.reason) for answer in found]
+
+    assert asyncio.run(run()) == [("", "it was just deleted here"), ("foo()", None)]
+
+
+def test_nothing_is_asked_in_a_burst_of_deletions() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, _ = at("x = abcdef|\n")
+
+    async def run() -> str | None:
+        for end in (10, 9, 8):
+            changed(answers, document, end - 1, end, "")
+        return (await answers.complete(document, 7, invoked=False)).reason
+
+    assert asyncio.run(run()) == "text is being deleted"
+    assert not engine.asked
+
+
+@pytest.mark.parametrize("uri", ["file:///a.py", None])
+def test_paused_documents_get_nothing_until_they_are_resumed(uri) -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |\n")
+
+    def reason() -> str | None:
+        return asyncio.run(answers.complete(document, offset, invoked=True)).reason
+
+    answers.pause(uri, True)
+    assert reason() == "suggestions are paused here" and answers.is_paused("file:///a.py")
+    assert answers.is_paused("file:///b.py") == (uri is None)
+    answers.pause(uri, False)
+    assert reason() is None
+
+
+def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
+    class Doubtful(FakeEngine):
+        async def ask(self, document, offset, params, invoked) -> Completion:
+            self.asked.append((document.text, offset, params.min_probability, invoked))
+            return Completion("", (), 0, 0, 0.0, 0.0, 1, "doubt", ())
+
+    engine = Doubtful()
+    answers = completions(engine, confidence="balanced")
+    document, offset = at("x = |\n")
+    answer = asyncio.run(answers.complete(document, offset, invoked=False))
+    assert answer.reason == "the model was not sure of any word"
+    asyncio.run(answers.complete(document, offset, invoked=True))
+    assert [asked[2] > 0 for asked in engine.asked] == [True, False]

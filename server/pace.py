@@ -1,0 +1,112 @@
+"""How somebody types: how long a pause is one, and what has just been deleted."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .documents import Edit
+
+# Keys that are remembered, and how many have to be known before they say anything.
+_NUM_KEYS, _FEWEST_KEYS = 40, 8
+# What is longer is no pause between two keys: somebody thinks or reads.
+_LONGEST_PAUSE_S = 1.0
+# So many tenths of the pauses between keys are to be over before a request is begun.
+_TENTHS = 9
+# A pause is never taken for longer than so many times the shortest that is asked for.
+_MOST_TIMES = 4.0
+# So many deletions in a row are a burst, and none is begun so long after the last of them.
+_BURST, _BURST_S = 3, 0.7
+
+
+@dataclass
+class _Deleted:
+    """Text that was deleted at one place, and not written since."""
+
+    offset: int
+    text: str
+
+
+class Pace:
+    """One person's typing in one document."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know nothing yet."""
+        self._clock = clock
+        self._last_at: float | None = None
+        self._pauses: deque[float] = deque(maxlen=_NUM_KEYS)
+        self._num_deletions = 0
+        self._deleted: _Deleted | None = None
+
+    def edited(self, edits: Sequence[Edit] | None, before: str) -> None:
+        """Note an edit.
+
+        Args:
+            edits: as the client sent them; None for a text that is new as a whole.
+            before: the text before them.
+        """
+        now = self._clock()
+        if self._last_at is not None and now - self._last_at < _LONGEST_PAUSE_S:
+            self._pauses.append(now - self._last_at)
+        self._last_at = now
+        if edits is None or len(edits) != 1:
+            self._num_deletions, self._deleted = 0, None
+            return
+        start, end, text = edits[0]
+        if text:
+            self._num_deletions = 0
+            self._written(start, end, text)
+        elif end > start:
+            self._num_deletions += 1
+            self._delete(start, end, before[start:end])
+
+    def _written(self, start: int, end: int, text: str) -> None:
+        """What is typed at the place may begin what was deleted there: then the rest remains."""
+        deleted = self._deleted
+        if deleted is not None and start == end == deleted.offset and deleted.text.startswith(text):
+            rest = deleted.text[len(text) :]
+            self._deleted = _Deleted(start + len(text), rest) if rest else None
+        else:
+            self._deleted = None
+
+    def _delete(self, start: int, end: int, text: str) -> None:
+        """Add to what was deleted at the place, by backspaces or forwards."""
+        deleted = self._deleted
+        if deleted is not None and end == deleted.offset:
+            text += deleted.text
+        elif deleted is not None and start == deleted.offset:
+            text = deleted.text + text
+        self._deleted = _Deleted(start, text)
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether a burst of deletions is under way."""
+        if self._num_deletions < _BURST or self._last_at is None:
+            return False
+        return self._clock() - self._last_at < _BURST_S
+
+    def pause_s(self, least_s: float) -> float:
+        """Return how long nobody has to type for it to be a pause, in seconds.
+
+        Nine of ten pauses between two keys are shorter, so that few requests are begun in vain.
+
+        Args:
+            least_s: the shortest.
+        """
+        if len(self._pauses) < _FEWEST_KEYS:
+            return least_s
+        usual = statistics.quantiles(self._pauses, n=10, method="inclusive")[_TENTHS - 1]
+        return min(max(least_s, usual), _MOST_TIMES * least_s)
+
+    def was_deleted(self, offset: int, text: str) -> bool:
+        """Whether a suggestion at a place is what was just deleted there."""
+        deleted = self._deleted
+        if deleted is None or deleted.offset != offset:
+            return False
+        gone, offered = deleted.text.strip(), text.strip()
+        return bool(gone) and (
+            offered.startswith(gone) or len(offered) > 2 and gone.startswith(offered)
+        )

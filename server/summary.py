@@ -1,0 +1,54 @@
+"""What a status bar says: one state, one line, and a sentence of help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STARTING, LOADING, READY, COMPLETING, PAUSED, FAILED = (
+    "starting",
+    "loading",
+    "ready",
+    "completing",
+    "paused",
+    "failed",
+)
+
+_HELP = {
+    STARTING: "The engine is being started; completions come as soon as it answers.",
+    LOADING: "The model is being read; completions come when it is there.",
+    READY: "Completions come when you pause.",
+    COMPLETING: "A completion is being computed.",
+    PAUSED: "Nothing is suggested until you resume.",
+    FAILED: "No completions come. `keyturn doctor` says what to do, the log says what happened.",
+}
+
+
+def summary(
+    engine: Mapping[str, Any], *, is_busy: bool, is_paused: bool, last_reason: str | None
+) -> dict[str, Any]:
+    """Return `state`, `text` and `help`, and while the model is loaded `percent`.
+
+    Args:
+        engine: `EngineClient.status`.
+        is_busy: a completion is being computed.
+        is_paused: suggestions are paused everywhere, or where somebody is.
+        last_reason: why the last request gave nothing, None if it gave something.
+    """
+    state = engine["state"]
+    if state == STARTING:
+        return _said(STARTING, str(engine["reason"]))
+    if state == LOADING:
+        percent = int(engine.get("percent") or 0)
+        return _said(LOADING, f"loading {percent} %") | {"percent": percent}
+    if state != READY:
+        return _said(FAILED, str(engine["reason"]))
+    if is_paused:
+        return _said(PAUSED, "paused")
+    if is_busy:
+        return _said(COMPLETING, "completing")
+    return _said(READY, "ready" if last_reason is None else f"no suggestion: {last_reason}")
+
+
+def _said(state: str, text: str) -> dict[str, Any]:
+    return {"state": state, "text": text, "help": _HELP[state]}

@@ -1,0 +1,27 @@
+"""What a status bar is told."""
+
+import pytest
+
+from keyturn.server.summary import summary
+
+READY = {"state": "ready", "reason": None, "percent": 100}
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "state", "text"),
+    [
+        ({"state": "starting", "reason": "the engine is starting"}, {}, "starting", "is starting"),
+        ({"state": "loading", "reason": "reading", "percent": 43}, {}, "loading", "loading 43 %"),
+        ({"state": "failed", "reason": "no such model"}, {}, "failed", "no such model"),
+        ({"state": "stopped", "reason": "ended"}, {}, "failed", "ended"),
+        (READY, {"is_busy": True}, "completing", "completing"),
+        (READY, {"is_busy": True, "is_paused": True}, "paused", "paused"),
+        (READY, {}, "ready", "ready"),
+        (READY, {"last_reason": "too cold"}, "ready", "no suggestion: too cold"),
+    ],
+)
+def test_summary_says_the_state_and_why(engine, flags, state, text):
+    given = {"is_busy": False, "is_paused": False, "last_reason": None, **flags}
+    told = summary(engine, **given)
+    assert told["state"] == state and text in told["text"] and told["help"].endswith(".")
+    assert ("percent" in told) == (state == "loading")
