@@ -1,5 +1,6 @@
 // A real VS Code (code-server) in headless Chromium: started on a folder of its own, typed into, ended.
 
+import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
@@ -181,11 +182,13 @@ class Workbench {
     });
   }
 
-  /** The file as the editor saves it. */
-  async saved(name) {
+  /** Save, and wait for the file to have `text`: the editor writes in its own time. */
+  async saved(name, text) {
+    const file = path.join(this.#parts.folder, name);
     await this.press("Control+S");
-    await eventually("saved", async () => (await this.page.$(".tab.active.dirty")) === null);
-    return readFile(path.join(this.#parts.folder, name), "utf8");
+    const has = async () => (await readFile(file, "utf8")) === text;
+    await eventually("the file", has, 15_000).catch(() => {});
+    assert.equal(await readFile(file, "utf8"), text);
   }
 
   /** Keep a picture, under a number that says when. */
