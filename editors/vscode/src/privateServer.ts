@@ -11,24 +11,32 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { which } from "./findServer";
 
-/** What the extension carries, undefined where no wheel was built into it. */
+/** What the extension carries. */
 export interface Carried {
   wheel: string;
+  /** Requirements files with a hash for every file: torch, and the rest. */
+  torch: string;
   requirements: string;
 }
 
 /** Called with each line that a step prints. */
 export type OnLine = (line: string) => void;
 
+/** Where torch's builds without CUDA are; on Linux the one of the usual index brings gigabytes. */
+const TORCH_INDEX = "https://download.pytorch.org/whl/cpu";
 const PYTHONS = ["python3.11", "python3.12", "python3.13", "python3", "python"];
 const MARKER = "keyturn-wheel.txt";
 
-/** Return what `folder` of the extension carries. */
+/** Return what `folder` of the extension holds, undefined where no wheel was built into it. */
 export async function carried(folder: string): Promise<Carried | undefined> {
   const files = await readdir(folder).catch((): string[] => []);
   const wheel = files.find((name) => name.endsWith(".whl"));
-  if (wheel === undefined || !files.includes("requirements.txt")) return undefined;
-  return { wheel: path.join(folder, wheel), requirements: path.join(folder, "requirements.txt") };
+  if (wheel === undefined) return undefined;
+  return {
+    wheel: path.join(folder, wheel),
+    torch: path.join(folder, "torch.txt"),
+    requirements: path.join(folder, "requirements.txt"),
+  };
 }
 
 /** Return the server's command in the environment at `folder`. */
@@ -52,7 +60,7 @@ export async function isOutdated(folder: string, { wheel }: Carried): Promise<bo
  */
 export async function setUp(
   folder: string,
-  { wheel, requirements }: Carried,
+  { wheel, torch, requirements }: Carried,
   tell: (step: string) => void,
   onLine: OnLine,
   signal: AbortSignal,
@@ -60,16 +68,21 @@ export async function setUp(
   const python = await findPython(process.env["PATH"] ?? "", process.platform);
   const bin = path.dirname(commandIn(folder, process.platform));
   const inside = path.join(bin, process.platform === "win32" ? "python.exe" : "python");
-  const pip = ["-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"];
+  const options = ["--disable-pip-version-check", "--no-input", "install", "--no-deps"];
+  const install = (...more: string[]) =>
+    run(inside, ["-I", "-m", "pip", ...options, "--progress-bar=off", ...more], onLine, signal);
+  const locked = ["--require-hashes", "--only-binary=:all:", "-r"];
+  const index = process.platform === "linux" ? ["--extra-index-url", TORCH_INDEX] : [];
   await rm(folder, { recursive: true, force: true });
   try {
     tell("making a Python environment");
     await run(python, ["-I", "-m", "venv", folder], onLine, signal);
-    tell("fetching what the server needs, several hundred megabytes");
-    const locked = ["--require-hashes", "--only-binary", ":all:", "-r", requirements];
-    await run(inside, [...pip, "--progress-bar", "off", ...locked], onLine, signal);
+    tell("fetching PyTorch, some hundred megabytes");
+    await install(...index, ...locked, torch);
+    tell("fetching what else the server needs");
+    await install(...locked, requirements);
     tell("installing the server");
-    await run(inside, [...pip, "--no-index", "--no-deps", wheel], onLine, signal);
+    await install("--no-index", wheel);
     await run(commandIn(folder, process.platform), ["--version"], onLine, signal);
     await writeFile(path.join(folder, MARKER), path.basename(wheel));
   } catch (error) {

@@ -7,14 +7,14 @@ export interface Configuration {
 }
 
 /** What the extension alone reads, under the same section. */
-const OF_THE_EXTENSION = "server.";
+const OF_THE_EXTENSION = ["server.", "trace."];
 
 /** Return the server's settings among those that the extension's manifest declares. */
 export function serverSettings(manifest: unknown): string[] {
   const { properties } = (manifest as Manifest).contributes.configuration;
   return Object.keys(properties)
     .map((name) => name.slice("keyturn.".length))
-    .filter((name) => !name.startsWith(OF_THE_EXTENSION));
+    .filter((name) => !OF_THE_EXTENSION.some((own) => name.startsWith(own)));
 }
 
 interface Manifest {
