@@ -28,7 +28,8 @@ if (wheel) {
   cpSync(path.join(here, "requirements"), path.join(stage, "server"), { recursive: true });
 }
 const vsce = path.join(here, "node_modules/@vscode/vsce/vsce");
-const flags = ["--no-dependencies", "--allow-missing-repository", "--out", path.join(here, "keyturn.vsix")];
+const flags = ["--no-dependencies", "--allow-missing-repository", "--no-rewrite-relative-links"];
+flags.push("--out", path.join(here, "keyturn.vsix"));
 execFileSync(process.execPath, [vsce, "package", ...flags], { cwd: stage, stdio: "inherit" });
 console.log(
   wheel

@@ -1,8 +1,8 @@
 """Write what a private server is made from, with hashes: `make vscode-lock`.
 
-Two files, for the two places packages come from: on Linux PyPI's torch brings gigabytes of CUDA, and
-the CPU build has an index of its own. uv resolves for every platform at once; where that index does
-not answer, the hash is that of the wheel in UV_FIND_LINKS.
+Two files, for the two places packages come from: on Linux PyPI's torch brings gigabytes of CUDA,
+and the CPU build has an index of its own. uv resolves for every platform at once; where that index
+does not answer, the hash is that of the wheel in UV_FIND_LINKS.
 """
 
 from __future__ import annotations

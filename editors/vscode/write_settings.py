@@ -1,7 +1,7 @@
-"""Write the server's settings into the extension's manifest: `python editors/vscode/write_settings.py`.
+"""Write the server's settings into the extension's manifest: `python write_settings.py`.
 
-`server/settings.py` is where a default, a bound and a description are; a test says when the manifest
-is behind it.
+`server/settings.py` is where a default, a bound and a description are; a test says when the
+manifest is behind it.
 """
 
 from __future__ import annotations

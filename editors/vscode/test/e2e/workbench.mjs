@@ -172,12 +172,13 @@ class Workbench {
     };
   }
 
-  untilStatus(test) {
+  untilStatus(test, timeout) {
     let last;
-    return eventually("a state in the status bar", async () => {
+    const look = async () => {
       last = await this.status();
       return test(last) ? last : undefined;
-    }).catch((error) => {
+    };
+    return eventually("a state in the status bar", look, timeout).catch((error) => {
       throw new Error(`${error.message}; last seen: ${JSON.stringify(last)}`);
     });
   }
