@@ -87,6 +87,7 @@ $(VSCODE)/node_modules/installed: $(VSCODE)/package-lock.json
 e2e-vscode: $(VENV)/installed
 	$(VSCODE)/test/e2e/install.sh
 	PATH="$(CURDIR)/$(VSCODE)/.e2e/bin:$$PATH" $(MAKE) vsix
+	cd $(VSCODE) && .e2e/bin/node package.mjs --proposed
 	cd $(VSCODE) && KEYTURN='$(abspath $(BIN))/keyturn' .e2e/bin/node --test --test-concurrency=1 'test/e2e/*.test.mjs'
 
 vscode-lock: $(VENV)/installed

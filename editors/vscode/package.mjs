@@ -27,9 +27,10 @@ if (wheel) {
   cpSync(wheel, path.join(stage, "server", path.basename(wheel)));
   cpSync(path.join(here, "requirements"), path.join(stage, "server"), { recursive: true });
 }
+writeFileSync(path.join(stage, ".vscodeignore"), ""); // what is staged is what is packed
 const vsce = path.join(here, "node_modules/@vscode/vsce/vsce");
 const flags = ["--no-dependencies", "--allow-missing-repository", "--no-rewrite-relative-links"];
-flags.push("--out", path.join(here, "keyturn.vsix"));
+flags.push("--out", path.join(here, proposed ? "keyturn-proposed.vsix" : "keyturn.vsix"));
 execFileSync(process.execPath, [vsce, "package", ...flags], { cwd: stage, stdio: "inherit" });
 console.log(
   wheel

@@ -122,13 +122,15 @@ async function setUpServer(
       modal: true,
       detail:
         "A Python environment of its own is made in the extension's storage, about a gigabyte. " +
-        "PyTorch and a few other packages come from your Python package index, each fixed by its " +
-        "hash; the server itself is part of the extension.",
+        "PyTorch (on Linux from its own index of CPU builds) and what else the server needs come " +
+        "from your Python package index, each fixed by its hash; the server itself is part of the " +
+        "extension.",
     },
     "Set Up",
   );
   if (agreed !== "Set Up") return;
   await server.stop();
+  server.showSettingUp();
   const options = {
     location: vscode.ProgressLocation.Notification,
     title: "Keyturn",

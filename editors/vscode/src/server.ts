@@ -43,6 +43,10 @@ export class Server {
     return this.next(() => this.end());
   }
 
+  showSettingUp(): void {
+    this.statusBar.show({ state: "starting", text: "setting up the server", help: "" });
+  }
+
   /** End the engine host and start another; the whole server where it does not run. */
   async restart(): Promise<void> {
     if (this.client?.isRunning()) await this.client.sendRequest("keyturn/restart");

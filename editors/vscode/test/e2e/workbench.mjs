@@ -30,9 +30,10 @@ const SETTINGS = {
  * Start the editor with the extension `vsix` and open `files` (name → text) as its folder.
  *
  * `keyturn` is the server's command. It is found where pipx would have put it: the editor takes PATH
- * from a login shell, whatever it was started with.
+ * from a login shell, whatever it was started with. What it is sent is kept where `isRecording`.
  */
-export async function startWorkbench({ vsix, keyturn, files, settings = {}, artefacts, flags = [] }) {
+export async function startWorkbench({ vsix, keyturn, files, artefacts, ...more }) {
+  const { settings = {}, flags = [], isRecording = false } = more;
   // Short: the engine host's socket lies in it, and names of sockets are limited.
   const home = await mkdtemp("/tmp/ktv");
   const folder = path.join(home, "project");
@@ -45,9 +46,15 @@ export async function startWorkbench({ vsix, keyturn, files, settings = {}, arte
   await writeFile(path.join(user, "User", "settings.json"), JSON.stringify(all));
   const bin = path.join(home, ".local/bin");
   await mkdir(bin, { recursive: true });
-  if (keyturn !== undefined) await symlink(keyturn, path.join(bin, "keyturn"));
+  const found = path.join(bin, "keyturn");
+  const record = `#!/bin/sh\n[ "$1" = serve ] || exec ${keyturn} "$@"\ntee ${home}/sent | ${keyturn} serve\n`;
+  if (isRecording) await writeFile(found, record, { mode: 0o755 });
+  else if (keyturn !== undefined) await symlink(keyturn, found);
   await writeFile(path.join(home, ".profile"), `PATH="${bin}:$PATH"\n`);
-  for (const [name, text] of Object.entries(files)) await writeFile(path.join(folder, name), text);
+  for (const [name, text] of Object.entries(files)) {
+    await mkdir(path.dirname(path.join(folder, name)), { recursive: true });
+    await writeFile(path.join(folder, name), text);
+  }
 
   const env = { ...process.env, HOME: home, XDG_CONFIG_HOME: home, XDG_RUNTIME_DIR: runtime };
   const entry = path.join(TOOLS, "node_modules/code-server/out/node/entry.js");
@@ -181,6 +188,23 @@ class Workbench {
     return eventually("a state in the status bar", look, timeout).catch((error) => {
       throw new Error(`${error.message}; last seen: ${JSON.stringify(last)}`);
     });
+  }
+
+  /** The messages that the server was sent, where they are recorded. */
+  async sent() {
+    const data = await readFile(path.join(this.#parts.home, "sent")).catch(() => Buffer.of());
+    const messages = [];
+    for (let at = 0; ; ) {
+      const start = data.indexOf("\r\n\r\n", at) + 4;
+      const length = Number(/Content-Length: (\d+)/.exec(data.toString("latin1", at, start))?.[1]);
+      if (start < 4 || !(start + length <= data.length)) return messages;
+      messages.push(JSON.parse(data.toString("utf8", start, start + length)));
+      at = start + length;
+    }
+  }
+
+  untilSent(test) {
+    return eventually("a message", async () => (await this.sent()).find(test), 30_000);
   }
 
   /** Save, and wait for the file to have `text`: the editor writes in its own time. */
