@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .generation.generate import generate
+from torch import Tensor
+
+from .generation.candidates import candidates, common_length
+from .generation.generate import Generated, Pick, generate
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
 from .prompt.fim import FimTemplate
@@ -293,16 +297,33 @@ class Session:
         prompt.drop_generated()
         logits = prompt.logits(check)
         num_computed = prompt.num_rows_forwarded - forwarded_before
-        generated = generate(
-            logits,
-            lambda token_id: prompt.decode(token_id, check),
-            params,
+        resident: list[int] = []  # generated tokens that have rows
+
+        def step(token_id: int) -> Tensor:
+            resident.append(token_id)
+            return prompt.decode(token_id, check)
+
+        decode = functools.partial(
+            generate,
+            step=step,
+            params=params,
             end_ids=model.template.end_ids if model.template else model.tokenizer.end_ids,
             token_bytes=model.tokenizer.token_bytes(),
             forced=self._forced + params.assumed,
             check=check,
-            on_text=on_text,
         )
+        num_others = params.num_candidates - 1
+        generated = decode(logits, on_text=on_text, wants_runners_up=num_others > 0)
+
+        def branch(begun: list[Pick]) -> Generated:
+            token_ids = [pick.token_id for pick in begun]
+            num_kept = common_length(resident, token_ids[:-1])
+            prompt.drop_generated(num_kept)
+            del resident[num_kept:]
+            after = [step(token_id) for token_id in token_ids[num_kept:]]
+            return decode(after[-1], on_text=None, begun=begun)
+
+        others = candidates(generated, num_others, branch) if num_others > 0 else []
         return Completion(
             text=generated.text,
             token_ids=generated.token_ids,
@@ -313,6 +334,8 @@ class Session:
             num_layers_run=model.decoder.config.num_layers,
             stop_reason=generated.stop_reason,
             probabilities=generated.probabilities,
+            other_texts=tuple(other.text for other in others),
+            other_stop_reasons=tuple(other.stop_reason for other in others),
         )
 
     def _lay_out(self, prompt: Prompt) -> None:

@@ -19,7 +19,7 @@ from .documents import Document, Edit
 from .known_answers import Answer, KnownAnswers, Shown
 from .pace import Pace
 from .settings import Settings
-from .suggestion import asked, is_inside_word, offered, untrained
+from .suggestion import asked, is_inside_word, offered, others_offered, untrained
 from .trim import first_line
 
 log = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class Completions:
         text = document.text
         confidence = "any" if invoked else settings.confidence
         params = asked(text, offset, settings.completion_params(), confidence)
+        if invoked:
+            params = replace(params, num_candidates=settings.num_candidates)
         self._counts["asked"] += 1
         self._num_asking += 1
         self._on_change()
@@ -235,8 +237,13 @@ class Completions:
         reason = self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        kept = offered(raw, text, offset, language_of(document.language_id, document.uri))
-        return Answer(kept.text, offset, offset, kept.reason, raw.stop_reason == "time")
+        language = language_of(document.language_id, document.uri)
+        kept = offered(raw, text, offset, language)
+        others = others_offered(raw, text, offset, language, kept.text)
+        is_cut = raw.stop_reason == "time"
+        if not kept.text and others:
+            return Answer(others[0], offset, offset, is_cut=is_cut, others=others[1:])
+        return Answer(kept.text, offset, offset, kept.reason, is_cut, others=others)
 
     async def _look_ahead(self, document: Document, answer: Answer, settings: Settings) -> None:
         """Compute what will be suggested once a suggestion has been accepted, and remember it."""
@@ -300,4 +307,6 @@ def _continue(selected: Selected | None, text: str, answer: Answer) -> Answer:
     if not whole.startswith(selected.text):
         reason = f"the completion does not continue the selected entry {selected.text!r}"
         return Answer("", answer.start, answer.end, reason)
-    return Answer(whole, selected.start, answer.end, is_cut=answer.is_cut)
+    before = text[selected.start : answer.start]
+    others = tuple(o for each in answer.others if (o := before + each).startswith(selected.text))
+    return Answer(whole, selected.start, answer.end, is_cut=answer.is_cut, others=others)

@@ -21,6 +21,7 @@ class Answer:
     Attributes:
         is_cut: there would have been more, had there been time.
         origin: "model", "typed through" or "known".
+        others: further candidates for the same place.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Answer:
     reason: str | None = None
     is_cut: bool = False
     origin: str = "model"
+    others: tuple[str, ...] = ()
 
 
 @dataclass

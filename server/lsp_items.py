@@ -87,10 +87,10 @@ def inline_items(answer: Answer, document: Document) -> list[types.InlineComplet
     """Return the answer as inline completion items; always with a range, or VS Code guesses one."""
     if not answer.text:
         return []
+    where = _range(document, answer.start, answer.end)
     return [
-        types.InlineCompletionItem(
-            insert_text=answer.text, range=_range(document, answer.start, answer.end)
-        )
+        types.InlineCompletionItem(insert_text=text, range=where)
+        for text in (answer.text, *answer.others)
     ]
 
 

@@ -16,8 +16,9 @@ _NUM_KEYS, _FEWEST_KEYS = 40, 8
 _LONGEST_PAUSE_S = 1.0
 # So many tenths of the pauses between keys are to be over before a request is begun.
 _TENTHS = 9
-# A pause is never taken for longer than so many times the shortest that is asked for.
-_MOST_TIMES = 4.0
+# Of the shortest that is asked for, so many times is what a pause takes at most, and before anybody
+# knows how somebody types.
+_MOST_TIMES, _FIRST_TIMES = 4.0, 2.0
 # So many deletions in a row are a burst, and none is begun so long after the last of them.
 _BURST, _BURST_S = 3, 0.7
 
@@ -97,7 +98,7 @@ class Pace:
             least_s: the shortest.
         """
         if len(self._pauses) < _FEWEST_KEYS:
-            return least_s
+            return _FIRST_TIMES * least_s
         usual = statistics.quantiles(self._pauses, n=10, method="inclusive")[_TENTHS - 1]
         return min(max(least_s, usual), _MOST_TIMES * least_s)
 

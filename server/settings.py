@@ -168,6 +168,9 @@ class Settings:
         "how sure the model must be of all that an automatic suggestion shows; what was asked for "
         "is shown however sure it is",
     )
+    num_candidates: int = _setting(
+        3, _whole(1, 3), "candidates at most, of a completion that was asked for"
+    )
     speculate: bool = _setting(
         True, _flag(), "compute ahead what comes after a suggestion, for when it is accepted"
     )

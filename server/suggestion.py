@@ -75,9 +75,19 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
     reason = completion.stop_reason
     if reason == "doubt" and not completion.text.strip():
         return Trimmed("", "the model was not sure of any word")
-    # What the model was sure of is whole in itself, even if a line goes on behind it.
-    reason = "end" if reason == "doubt" else reason
     return trim(completion.text, text, offset, offset, reason, language)
+
+
+def others_offered(
+    completion: Completion, text: str, offset: int, language: str | None, first: str
+) -> tuple[str, ...]:
+    """Return what of a completion's further candidates is worth offering beside the first."""
+    found = [first]
+    for other, reason in zip(completion.other_texts, completion.other_stop_reasons, strict=True):
+        kept = offered(replace(completion, text=other, stop_reason=reason), text, offset, language)
+        if kept.text and all(kept.text.split() != each.split() for each in found):
+            found.append(kept.text)
+    return tuple(found[1:])
 
 
 def is_inside_word(text: str, offset: int) -> bool:

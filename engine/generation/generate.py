@@ -8,7 +8,7 @@ import re
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,13 +23,29 @@ _WORD_CHARACTER = re.compile(r"\w")
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What a decode loop produced; fields as in `config.Completion`."""
+    """What a decode loop produced; fields as in `config.Completion`.
+
+    Attributes:
+        runners_up: the second likeliest token in place of each, if they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     probabilities: tuple[float, ...]
     stop_reason: str
     first_token_at: float
+    runners_up: tuple[Pick, ...] = ()
+
+
+class Pick(NamedTuple):
+    """A token, and the probability that the model gives it.
+
+    Of all tokens that the logits allow, at temperature 1 and whatever top_p is: where text is
+    forced, of those that agree with it, and so 1 if there is one.
+    """
+
+    token_id: int
+    probability: float
 
 
 def generate(
@@ -42,6 +58,8 @@ def generate(
     forced: str,
     check: Callable[[], None],
     on_text: Callable[[str, float], None] | None,
+    begun: Sequence[Pick] = (),
+    wants_runners_up: bool = False,
 ) -> Generated:
     """Decode from the logits after the prompt until model, stop string, budget or caller ends it.
 
@@ -58,6 +76,8 @@ def generate(
         on_text: receives each piece of the text as it becomes certain (never a part of a stop
             string), and the joint probability of the tokens that made it; a token that two pieces
             have a part of is counted with the first.
+        begun: tokens that are taken already; `logits` are those after them.
+        wants_runners_up: say of each token which would have been the next likely.
 
     Returns:
         The text and why it ended: "end", "stop", "length", "time" or "doubt".
@@ -71,9 +91,15 @@ def generate(
     joint = 1.0
     # Only decoding is on the clock: the wait for a cold place's first token cuts nothing short.
     budget_ms, first_token_at = params.time_budget_ms, 0.0
+    runners_up: list[Pick] = []
+    taken = deque(begun)
     while True:
         check()
-        token_id, probability = sampler.pick(binding.restrict(logits))
+        is_begun = bool(taken)
+        allowed = logits if is_begun else binding.restrict(logits)
+        token_id, probability = taken.popleft() if is_begun else sampler.pick(allowed)
+        if wants_runners_up:
+            runners_up.append(runner_up(allowed, token_id))
         first_token_at = first_token_at or time.perf_counter()
         if token_id in end_ids:
             reason = "end"
@@ -97,14 +123,28 @@ def generate(
         if budget_ms and (time.perf_counter() - first_token_at) * 1e3 >= budget_ms:
             reason = "time"
             break
+        if is_begun:
+            continue  # its row is there
         try:
             logits = step(token_id)
         except ContextTooLong:
             reason = "length"
             break
     return Generated(
-        output.finish(), tuple(token_ids), tuple(probabilities), reason, first_token_at
+        output.finish(),
+        tuple(token_ids),
+        tuple(probabilities),
+        reason,
+        first_token_at,
+        tuple(runners_up[: len(token_ids)]),
     )
+
+
+def runner_up(logits: Tensor, token_id: int) -> Pick:
+    """Return the likeliest token of (vocab_size,) logits besides one."""
+    (first, second), (at, other) = (each.tolist() for each in logits.topk(2))
+    log_probability = (second if at == token_id else first) - float(logits.logsumexp(-1))
+    return Pick(other if at == token_id else at, _probability(log_probability))
 
 
 class _Output:
@@ -166,17 +206,6 @@ class _Output:
             joint *= self._unsent.popleft()[1]
         self._on_text(self._text[self._num_sent : end], joint)
         self._num_sent = end
-
-
-class Pick(NamedTuple):
-    """A token, and the probability that the model gives it.
-
-    Of all tokens that the logits allow, at temperature 1 and whatever top_p is: where text is
-    forced, of those that agree with it, and so 1 if there is one.
-    """
-
-    token_id: int
-    probability: float
 
 
 class Sampler:

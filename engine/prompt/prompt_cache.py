@@ -353,10 +353,10 @@ class PromptCache:
         self._count_forwarded(slots)
         return logits
 
-    def drop_generated(self) -> None:
-        """Drop what was generated after the prompt, to generate anew."""
+    def drop_generated(self, num_kept: int = 0) -> None:
+        """Drop what was generated after the prompt but the first tokens of it, to generate anew."""
         cache = self.rows
-        cache.remove(np.flatnonzero(cache.positions >= self.num_tokens))
+        cache.remove(np.flatnonzero(cache.positions >= self.num_tokens + num_kept))
 
     def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
         """Return what the model predicts at each of these tokens, were they to come next.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import PurePath
 
 import tree_sitter
@@ -75,13 +76,19 @@ _ALIASES = {
     "zsh": "shellscript",
     "text": PLAIN_TEXT,
 }
-# JSX is part of the grammar of JavaScript.
+# By language: the package of its grammar, and the function there that returns it. JSX belongs to
+# the grammar of JavaScript.
 _GRAMMARS = {
-    "python": "python",
-    "javascript": "javascript",
-    "javascriptreact": "javascript",
-    "typescript": "typescript",
-    "typescriptreact": "tsx",
+    "python": ("tree_sitter_python", "language"),
+    "javascript": ("tree_sitter_javascript", "language"),
+    "javascriptreact": ("tree_sitter_javascript", "language"),
+    "typescript": ("tree_sitter_typescript", "language_typescript"),
+    "typescriptreact": ("tree_sitter_typescript", "language_tsx"),
+    "go": ("tree_sitter_go", "language"),
+    "rust": ("tree_sitter_rust", "language"),
+    "c": ("tree_sitter_c", "language"),
+    "cpp": ("tree_sitter_cpp", "language"),
+    "java": ("tree_sitter_java", "language"),
 }
 
 
@@ -112,21 +119,9 @@ def parser_of(language: str) -> tree_sitter.Parser:
     Raises:
         KeyError: the language has no grammar here, see `has_grammar`.
     """
-    return tree_sitter.Parser(_grammar(_GRAMMARS[language]))
+    return tree_sitter.Parser(_grammar(*_GRAMMARS[language]))
 
 
 @functools.cache
-def _grammar(name: str) -> tree_sitter.Language:
-    if name == "python":
-        import tree_sitter_python
-
-        return tree_sitter.Language(tree_sitter_python.language())
-    if name == "javascript":
-        import tree_sitter_javascript
-
-        return tree_sitter.Language(tree_sitter_javascript.language())
-    import tree_sitter_typescript
-
-    if name == "tsx":
-        return tree_sitter.Language(tree_sitter_typescript.language_tsx())
-    return tree_sitter.Language(tree_sitter_typescript.language_typescript())
+def _grammar(package: str, function: str) -> tree_sitter.Language:
+    return tree_sitter.Language(getattr(importlib.import_module(package), function)())

@@ -10,18 +10,27 @@ from . import python
 from .languages import has_grammar, parser_of
 from .region import Region, around, unified
 
-_STRINGS = {"string", "template_string", "string_fragment", "concatenated_string", "regex"}
-_COMMENTS = {"comment", "html_comment", "hash_bang_line"}
+_STRINGS = {
+    "string", "template_string", "string_fragment", "concatenated_string", "regex",
+    "string_literal", "raw_string_literal", "interpreted_string_literal", "rune_literal",
+    "char_literal", "character_literal",
+}  # fmt: skip
+_COMMENTS = {"comment", "html_comment", "hash_bang_line", "line_comment", "block_comment"}
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
 _BLOCKS = {
     "block", "statement_block", "class_body", "switch_body", "object", "object_type",
-    "interface_body", "enum_body", "module", "program",
+    "interface_body", "enum_body", "module", "program", "compound_statement", "constructor_body",
+    "declaration_list", "enum_variant_list", "enumerator_list", "field_declaration_list",
+    "match_block", "switch_block",
 }  # fmt: skip
 _DEFINITIONS = {
     "function_definition", "class_definition", "function_declaration", "class_declaration",
     "generator_function_declaration", "method_definition", "function_expression",
     "arrow_function", "interface_declaration", "enum_declaration", "abstract_class_declaration",
+    "method_declaration", "constructor_declaration", "func_literal", "function_item", "impl_item",
+    "trait_item", "struct_item", "enum_item", "mod_item", "closure_expression", "class_specifier",
+    "struct_specifier", "namespace_definition", "lambda_expression",
 }  # fmt: skip
 
 

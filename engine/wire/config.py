@@ -65,6 +65,7 @@ class CompletionParams:
             absent, changes nothing.
         assumed: what is taken to have been written at the place already; the completion is what
             comes after it.
+        num_candidates: completions to be returned at most, no two alike.
     """
 
     max_tokens: int
@@ -75,6 +76,7 @@ class CompletionParams:
     time_budget_ms: float
     min_probability: float = 0.0
     assumed: str = ""
+    num_candidates: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Completion:
         stop_reason: "end", "stop", "length", "time" or "doubt".
         probabilities: of each token in `token_ids`, that the model gives it at temperature 1; where
             white space before the cursor is generated again, among the tokens that agree with it.
+        other_texts: further candidates, the likelier first.
+        other_stop_reasons: theirs.
     """
 
     text: str
@@ -103,3 +107,5 @@ class Completion:
     num_layers_run: int
     stop_reason: str
     probabilities: tuple[float, ...]
+    other_texts: tuple[str, ...] = ()
+    other_stop_reasons: tuple[str, ...] = ()

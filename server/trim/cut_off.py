@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 LENGTH, TIME = "length", "time"
 CUT_OFF = (LENGTH, TIME)
+# The model was no longer sure: what there is is offered, though its last line may go on.
+DOUBT = "doubt"
+
+_LAST_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])\s*\Z")
+
+
+def without_last_token(text: str) -> str:
+    """Drop the last word, or the last character that is in none, and the white space around it."""
+    return _LAST_TOKEN.sub("", text)
 
 
 def drop_partial_line(lines: list[str], stop_reason: str) -> list[str]:

@@ -9,7 +9,14 @@ from ...engine.syntax.region import unified
 from ...engine.syntax.surroundings import Surroundings, look
 from .brackets import drop_taken_closers, leaves_open
 from .comment import drop_after_comment
-from .cut_off import CUT_OFF, TIME, drop_comments_at_end, drop_partial_line
+from .cut_off import (
+    CUT_OFF,
+    DOUBT,
+    TIME,
+    drop_comments_at_end,
+    drop_partial_line,
+    without_last_token,
+)
 from .lines import Sides, sides
 from .repeats import drop_lines_below, drop_loop, drop_repeats_within, repeats_above
 from .rest_of_line import before_closer, before_rest, drop_rest_of_line, overlap
@@ -36,8 +43,8 @@ def trim(
         text: the document.
         start: where `raw` is inserted, in code points; usually the cursor.
         end: where the text after it begins; usually the cursor too.
-        stop_reason: why the model stopped: "end", "stop", "length" or "time". Where text stands
-            behind the cursor on its line, "stop" means that it wrote a newline there.
+        stop_reason: why the model stopped: "end", "stop", "length", "time" or "doubt". Where text
+            stands behind the cursor on its line, "stop" means that it wrote a newline there.
         language: an LSP identifier. What does not parse in it is not offered; None tells nothing.
 
     Returns:
@@ -47,6 +54,9 @@ def trim(
     around = sides(text, start, end)
     syntax = look(text, start, end, language)
     is_cut_off = stop_reason in CUT_OFF
+    goes_on = stop_reason == DOUBT
+    if goes_on:
+        stop_reason = "end"
     raw = unified(raw)
     if not raw.strip():
         return Trimmed("", "the model proposed nothing")
@@ -74,7 +84,10 @@ def trim(
         return Trimmed("", "the text after the cursor already has what the model proposed")
     if syntax is not None and syntax.num_errors == 0 and syntax.kind == "comment":
         kept = drop_after_comment(kept, around)
-    right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
+    if goes_on:
+        right = _readable_so_far(kept, around, syntax)
+    else:
+        right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
     if right is None:
         return Trimmed("", f"what the model proposed is no {language or 'code'} at this place")
     return Trimmed(right.replace("\n", around.line_end), None)
@@ -118,6 +131,25 @@ def _readable(
         if syntax is None or syntax.accepts(candidate, may_open=not is_cut_off):
             return candidate
     return None
+
+
+def _readable_so_far(kept: str, around: Sides, syntax: Surroundings | None) -> str | None:
+    """Return the most of `kept` that can be read, of a text whose last line may go on.
+
+    Before other text on its line all of it has to be readable there.
+    """
+    if syntax is None or syntax.accepts(kept, may_open=True):
+        return kept
+    if around.rest.strip():
+        for _ in range(_MAX_TRIES):
+            kept = without_last_token(kept)
+            if not kept.strip():
+                break
+            if syntax.accepts(kept, may_open=True):
+                return kept
+        return None
+    whole = kept.rpartition("\n")[0].rstrip()
+    return kept if not whole or syntax.accepts(whole, may_open=True) else None
 
 
 def _candidates(kept: str, around: Sides) -> Iterator[str]:

@@ -400,3 +400,21 @@ def test_what_is_assumed_is_taken_as_written_and_what_follows_is_the_same(tiny_m
     after = session.complete(place + len(first.text), GREEDY, check)
     assert ahead.text == after.text
     assert len(ahead.token_ids) >= len(after.token_ids)
+
+
+def test_candidates_are_what_the_model_writes_after_another_token(tiny_model):
+    """Each is the greedy continuation of its own beginning, and none comes twice."""
+    engine = new_engine()
+    place = len(SOURCE) // 2
+    session = engine.open("a", SOURCE, path="a.py", model=str(tiny_model), policy="full")
+    alone = session.complete(place, GREEDY, check)
+    found = session.complete(place, replace(GREEDY, num_candidates=4), check)
+    assert (found.text, found.token_ids) == (alone.text, alone.token_ids)
+    texts = [found.text, *found.other_texts]
+    assert len(found.other_texts) == len(found.other_stop_reasons) == 3
+    assert len({" ".join(text.split()) for text in texts}) == 4
+    for text in found.other_texts:
+        # All but a few characters at the end are assumed: they are what follows.
+        assumed = replace(GREEDY, assumed=text[:-2])
+        assert session.complete(place, assumed, check).text.startswith(text[-2:])
+    assert session.complete(place, GREEDY, check).text == alone.text

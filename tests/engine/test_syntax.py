@@ -56,6 +56,11 @@ def test_a_language_without_a_grammar_tells_nothing() -> None:
         ("javascriptreact", "const a = <b>c</b>;\n", "const a = <b>;\n"),
         ("typescript", "let a: b<c> = <d>e;\n", "let a: = 1;\n"),
         ("typescriptreact", "let a: b = <c>d</c>;\n", "let a = <c>;\n"),
+        ("go", "package a\n\nfunc f(x int) error { return nil }\n", "package a\n\nfunc f( {\n"),
+        ("rust", "fn f<'a>(x: &'a str) -> u8 { 1 }\n", "fn f(x: -> u8 {\n"),
+        ("c", "int f(int *a) { return a[0]; }\n", "int f(int * { return }\n"),
+        ("cpp", "template <class T> T f(T a) { return [=] { return a; }(); }\n", "T f(T { }\n"),
+        ("java", "class A<T> { T f(T a) { return a; } }\n", "class A { T f(T { } }\n"),
     ],
 )
 def test_errors_are_counted_in_every_language(language, right, wrong) -> None:
@@ -91,6 +96,16 @@ def test_errors_are_counted_in_every_language(language, right, wrong) -> None:
         ("typescript", "let a: ‸ = 1;\n", "= 2", False),
         ("typescriptreact", "const a = <b c={‸} />;\n", "d", True),
         ("typescriptreact", "const a = <b c={‸} />;\n", "<d>", False),
+        ("go", "package a\n\nfunc f() {\n\t‸\n}\n", "if err != nil {\n\t\treturn\n\t}", True),
+        ("go", "package a\n\nfunc f() {\n\t‸\n}\n", "if err != nil {", False),
+        ("rust", "fn f() {\n    let x = ‸;\n}\n", "vec![1, 2]", True),
+        ("rust", "fn f() {\n    let x = ‸;\n}\n", "vec![1", False),
+        ("c", "int f(void) {\n    ‸\n}\n", "return g(1);", True),
+        ("c", "int f(void) {\n    ‸\n}\n", "}", False),
+        ("cpp", "auto x = ‸;\n", "std::move(y)", True),
+        ("cpp", "auto x = ‸;\n", "std::move(y", False),
+        ("java", "class A {\n    ‸\n}\n", "int f() { return 1; }", True),
+        ("java", "class A {\n    ‸\n}\n", "int f() {", False),
     ],
 )
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
@@ -183,6 +198,15 @@ def test_a_part_of_a_long_class_is_read_inside_of_it() -> None:
         ("typescript", "f(); // ‸", "comment"),
         ("typescriptreact", '<a b="‸" />;\n', "string"),
         ("typescriptreact", "<a b={‸} />;\n", "code"),
+        ("go", 'package a\n\nvar x = "‸"\n', "string"),
+        ("go", "package a\n\n// a ‸\n", "comment"),
+        ("rust", "// a ‸\nfn f() {}\n", "comment"),
+        ("rust", 'fn f() { g("‸"); }\n', "string"),
+        ("c", "/* ‸ */\nint x;\n", "comment"),
+        ("c", 'char *x = "‸";\n', "string"),
+        ("cpp", 'auto x = "‸";\n', "string"),
+        ("java", "class A { /* ‸ */ }\n", "comment"),
+        ("java", "class A { int ‸ x; }\n", "code"),
     ],
 )
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
@@ -203,6 +227,11 @@ def test_strings_and_comments_are_told_from_code(language, marked, kind, line_en
         ("typescript", "class A {\n  ‸\n  b: c;\n▮}\n"),
         ("typescript", "a();\n‸\nb();\n▮"),
         ("typescriptreact", "const f = () => {\n  ‸return <a />;\n▮};\n"),
+        ("go", "package a\n\nfunc f() {\n\t‸\n\tg()\n▮}\n"),
+        ("rust", "impl A {\n    fn f() {\n        ‸\n    ▮}\n}\n"),
+        ("c", "int f(void) {\n    ‸\n    return 1;\n▮}\n"),
+        ("cpp", "class A {\n    ‸\n    int x;\n▮};\n"),
+        ("java", "class A {\n    void f() {\n        ‸\n        g();\n    ▮}\n}\n"),
     ],
 )
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
@@ -224,6 +253,14 @@ def test_the_block_around_the_place_ends_where_it_ends(language, marked, line_en
         ("python", "def f():\n    pass\n‸x = 1\n", []),
         ("javascript", "class A {\n  f(a) {\n    ‸b();\n  }\n}\n", ["class A {", "f(a) {"]),
         ("typescript", "function f(a: b): c {\n  ‸d();\n}\n", ["function f(a: b): c {"]),
+        ("go", "package a\n\nfunc (a A) f(x int) {\n\t‸g()\n}\n", ["func (a A) f(x int) {"]),
+        ("rust", "impl A {\n    fn f(&self) {\n        ‸g();\n    }\n}\n",
+         ["impl A {", "fn f(&self) {"]),
+        ("c", "int f(void) {\n    ‸g();\n}\n", ["int f(void) {"]),
+        ("cpp", "class A {\n    void f() {\n        ‸g();\n    }\n};\n",
+         ["class A {", "void f() {"]),
+        ("java", "class A {\n    void f() {\n        ‸g();\n    }\n}\n",
+         ["class A {", "void f() {"]),
     ],
 )  # fmt: skip
 def test_headers_of_definitions_are_found_outermost_first(language, marked, headers) -> None:

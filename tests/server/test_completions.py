@@ -437,3 +437,20 @@ def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
     assert answer.reason == "the model was not sure of any word"
     asyncio.run(answers.complete(document, offset, invoked=True))
     assert [asked[2] > 0 for asked in engine.asked] == [True, False]
+
+
+def test_candidates_are_trimmed_and_none_is_offered_twice_or_unreadable() -> None:
+    class Several(FakeEngine):
+        async def ask(self, document, offset, params, invoked) -> Completion:
+            self.asked.append((document.text, offset, params.num_candidates, invoked))
+            others = ("b(1)", "b(1) ", ")(", "c")
+            return Completion("a", (), 0, 0, 0.0, 0.0, 1, "end", (), others, ("end",) * len(others))
+
+    engine = Several()
+    answers = completions(engine, num_candidates=3)
+    document, offset = at("x = |\n")
+    answer = asyncio.run(answers.complete(document, offset, invoked=True))
+    assert (answer.text, answer.others) == ("a", ("b(1)", "c"))
+    again = completions(engine, num_candidates=3)
+    asyncio.run(again.complete(document, offset, invoked=False))
+    assert [asked[2] for asked in engine.asked] == [3, 1]

@@ -30,7 +30,7 @@ def typist():
 
 def test_pause_is_longer_than_nine_of_ten_pauses_between_keys_and_has_bounds(typist):
     pace, type_, _ = typist
-    assert pace.pause_s(0.075) == 0.075
+    assert pace.pause_s(0.075) == 0.15
     text = ""
     for at in range(30):
         text = type_(text, [(at, at, "x")], 0.15)
