@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
+from ..engine.syntax.languages import language_of
+from ..engine.wire.address import default_address
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, WarmingUp
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Focus, Limits, Position
 from .engine_connection import TRYING_AGAIN
+from .events import Events, log_path
 from .lsp_items import (
+    DID_ACCEPT,
+    accepted_chars,
     as_change,
     as_position,
     as_selected,
@@ -27,9 +32,11 @@ from .lsp_items import (
     completion_list,
     inline_items,
     path_of,
+    shown_item,
 )
 from .progress import LoadingProgress
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
+from .secrets import HiddenSecrets
 from .settings import Settings, from_options
 from .summary import summary
 
@@ -45,6 +52,9 @@ CURSOR = "keyturn/cursor"
 REFRESH = "keyturn/refresh"
 PAUSE = "keyturn/pause"
 RESTART = "keyturn/restart"
+# As Copilot's language server calls them.
+DID_SHOW = "textDocument/didShowCompletion"
+DID_ACCEPT_PARTLY = "textDocument/didPartiallyAcceptCompletion"
 # A model may go on behind anything. Editors ask by themselves inside words at the most; Neovim's
 # menu asks behind these characters only.
 _TRIGGER_CHARACTERS = ["\n", "\t", *map(chr, range(ord(" "), ord("~") + 1))]
@@ -90,6 +100,8 @@ class KeyturnServer(LanguageServer):
             lambda: self.engine.languages,
             self._summarise,
         )
+        self._events = Events(lambda: self.settings.event_log, lambda: log_path(default_address()))
+        self._secrets = HiddenSecrets(lambda: self.settings.hide_secrets)
         self._progress = LoadingProgress(self)
         self._told_failures: set[str] = set()
         self._told_summary: dict[str, Any] = {}
@@ -105,6 +117,7 @@ class KeyturnServer(LanguageServer):
 
     async def close(self) -> None:
         """Let go of the engine host, which stays for others."""
+        self._events.close()
         await self.engine.stop()
 
     def report_server_error(self, error: Exception, source: object) -> None:
@@ -161,6 +174,8 @@ class KeyturnServer(LanguageServer):
             self._completions.reconfigured()
             for document in self.documents.values():
                 document.limit(self._limits())
+                if self.settings.hide_secrets != before.hide_secrets:
+                    self._submit_text(document)
 
     # Documents.
 
@@ -172,6 +187,7 @@ class KeyturnServer(LanguageServer):
         )
         self.documents[item.uri] = document
         self._completions.edited(item.uri, None)
+        self._events.edited(item.uri, None)
         self._submit_text(document)
         self._focus.perhaps_at(item.uri)
 
@@ -187,10 +203,12 @@ class KeyturnServer(LanguageServer):
         version = params.text_document.version
         edits = document.change(changes, base + 1 if version == UNKNOWN_VERSION else version)
         self._completions.edited(document.uri, edits, before)
+        self._events.edited(document.uri, edits)
         if edits is None or was_refused or document.refusal is not None:
             self._submit_text(document, was_refused=was_refused)
         else:
-            self.engine.edit(document.uri, base, document.version, edits)
+            hidden = self._secrets.edited(document.uri, edits)
+            self.engine.edit(document.uri, base, document.version, hidden)
         self._focus.perhaps_at(document.uri)
 
     def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
@@ -199,7 +217,9 @@ class KeyturnServer(LanguageServer):
         self.documents.pop(uri, None)
         self._refreshing.pop(uri, None)
         self._completions.closed(uri)
+        self._events.closed(uri)
         self._focus.closed(uri)
+        self._secrets.closed(uri)
         self.engine.close(uri)
 
     def focus(self, params: object) -> None:
@@ -245,9 +265,11 @@ class KeyturnServer(LanguageServer):
             folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
             path = path_of(document.uri, folders, document.language_id)
             visible = document.uri == self._focus.uri
-            self.engine.open(document.uri, document.version, document.text, path, visible=visible)
+            text = self._secrets.whole(document)
+            self.engine.open(document.uri, document.version, text, path, visible=visible)
             return
         self.engine.close(document.uri)
+        self._secrets.closed(document.uri)
         if not was_refused:
             self._warn([f"no completions in {document.uri}: {document.refusal}"])
             self._notify_status()
@@ -266,13 +288,14 @@ class KeyturnServer(LanguageServer):
             return []
         invoked = params.context.trigger_kind in _INVOKED
         selected = params.context.selected_completion_info
+        offset = document.offset(as_position(params.position))
         answer = await self._completions.complete(
             document,
-            document.offset(as_position(params.position)),
+            offset,
             invoked=invoked,
             selected=selected and as_selected(document, selected),
         )
-        return inline_items(answer, document)
+        return inline_items(answer, document, self._name(answer, document, offset, invoked))
 
     async def _menu(self, params: types.CompletionParams) -> types.CompletionList | None:
         document = self.documents.get(params.text_document.uri)
@@ -287,7 +310,37 @@ class KeyturnServer(LanguageServer):
             and not context.trigger_character
         )
         answer: Answer = await self._completions.complete(document, offset, invoked=invoked)
-        return completion_list(answer, document)
+        return completion_list(answer, document, self._name(answer, document, offset, invoked))
+
+    def _name(self, answer: Answer, document: Document, offset: int, invoked: bool) -> str:
+        """Return the id of what is suggested, for the client to say what became of it."""
+        if not answer.text:
+            return ""
+        return self._events.suggested(
+            document.uri,
+            answer.start,
+            answer.text,
+            language=language_of(document.language_id, document.uri),
+            invoked=invoked,
+            num_typed=offset - answer.start,
+        )
+
+    def note_shown(self, params: object) -> None:
+        """Note that the user sees a suggestion (`textDocument/didShowCompletion`)."""
+        found = shown_item(params)
+        if found is not None:
+            self._events.shown(found[0])
+
+    def note_accepted(self, name: object = None, *_: object) -> None:
+        """Note that the user took a suggestion (the command of its item)."""
+        self._events.accepted(str(name))
+
+    def note_partly_accepted(self, params: object) -> None:
+        """Note that the user took a part (`textDocument/didPartiallyAcceptCompletion`)."""
+        found = shown_item(params)
+        if found is not None:
+            name, text = found
+            self._events.partly_accepted(name, accepted_chars(params, text))
 
     async def answer_status(self, params: object) -> dict[str, Any]:
         """Answer keyturn/status; with {"host": true} the engine host is asked as well."""
@@ -355,9 +408,10 @@ class KeyturnServer(LanguageServer):
         self._focus.at(document.uri)
         wait_ms = None if invoked else self.settings.cold_wait_ms or None
         try:
-            return await self.engine.complete(
+            completion = await self.engine.complete(
                 document.uri, document.version, offset, params, invoked=invoked, wait_ms=wait_ms
             )
+            return self._secrets.offered(document.uri, completion)
         except WarmingUp:
             if self._can_refresh:
                 refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset))
@@ -381,7 +435,7 @@ class KeyturnServer(LanguageServer):
 
     def _text_of(self, uri: str) -> str | None:
         document = self.documents.get(uri)
-        return None if document is None or document.refusal else document.text
+        return None if document is None or document.refusal else self._secrets.held(document)
 
     # What the server says by itself.
 
@@ -412,6 +466,7 @@ class KeyturnServer(LanguageServer):
         if malformed.method == types.TEXT_DOCUMENT_DID_CHANGE and document is not None:
             document.lose(f"a change could not be read ({malformed.message})")
             self._completions.edited(document.uri, None)
+            self._events.edited(document.uri, None)
             self._submit_text(document)
 
     def _warn(self, messages: list[str]) -> None:
@@ -446,6 +501,9 @@ def _register(server: KeyturnServer) -> None:
     hear(CURSOR, server.follow_cursor)
     hear(PAUSE, server.pause)
     on(RESTART, server.restart, {})
+    hear(DID_SHOW, server.note_shown)
+    hear(DID_ACCEPT_PARTLY, server.note_partly_accepted)
+    server.command(DID_ACCEPT)(lambda *arguments: server.note_accepted(*arguments))
     on(STATUS, server.answer_status, {})
     on(DOCUMENTS, lambda _: server.held_documents(), [])
     on(types.EXIT, lambda _: server.protocol.leave())

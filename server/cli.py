@@ -98,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         description="List the model families that can be used, and the models on this disk.",
     )
     models.add_argument("--json", action="store_true", help="one JSON object")
+    stats = commands.add_parser(
+        "stats",
+        help="say how often suggestions are accepted and stay",
+        description="Print rates of acceptance and persistence, keys saved, and how often the "
+        "first word was wrong, from the local log that the setting event_log switches on.",
+    )
+    stats.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 
 

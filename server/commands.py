@@ -44,6 +44,7 @@ class Place(NamedTuple):
 def complete(arguments: argparse.Namespace) -> int:
     """Print one completion for a place in a file."""
     from ..engine.syntax.languages import language_of
+    from .secrets import HiddenSecrets, HoldsSecret
     from .suggestion import asked, offered, untrained
     from .trim import Trimmed
 
@@ -52,9 +53,15 @@ def complete(arguments: argparse.Namespace) -> int:
     place = open_place(arguments.place, settings)
     document, offset = place.document, place.offset
     params = asked(document.text, offset, settings.completion_params())
-    completion, languages = _complete(place, params, settings, arguments)
+    secrets = HiddenSecrets(lambda: settings.hide_secrets)
+    text = secrets.whole(document)
+    completion, languages = _complete(place, text, params, settings, arguments)
     language = language_of("", place.name)
-    kept = offered(completion, document.text, offset, language)
+    try:
+        shown = secrets.offered(document.uri, completion)
+        kept = offered(shown, document.text, offset, language)
+    except HoldsSecret as error:
+        kept = Trimmed("", str(error))
     if (reason := untrained("", place.name, languages, settings.languages)) is not None:
         kept = Trimmed("", f"{reason}, here as --languages {language}")
     if arguments.json:
@@ -175,6 +182,17 @@ def models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def stats(arguments: argparse.Namespace) -> int:
+    """Print what became of suggestions, as far as it was noted."""
+    from ..engine.wire.address import default_address
+    from .events import log_path
+    from .stats import figures, report
+
+    found = figures(log_path(default_address()))
+    _print(json.dumps(found, indent=2) + "\n" if arguments.json else report(found))
+    return 0
+
+
 def open_place(place: str, settings: Settings) -> Place:
     """Read the file of FILE:LINE:COL and find the place in it.
 
@@ -257,15 +275,19 @@ def _check_depth(depth: str, num_layers: int | None) -> None:
 
 
 def _complete(
-    place: Place, params: CompletionParams, settings: Settings, arguments: argparse.Namespace
+    place: Place,
+    text: str,
+    params: CompletionParams,
+    settings: Settings,
+    arguments: argparse.Namespace,
 ) -> tuple[Completion, tuple[str, ...]]:
     """Complete in a running host that would say the same, or in this process, as the flags ask.
 
-    The model's languages are returned, too.
+    `text` is what the engine may see of the file. The model's languages are returned, too.
     """
     from .file_completion import complete_here, complete_in_host
 
-    request = (place.name, place.document.text, place.offset, params, settings, _progress)
+    request = (place.name, text, place.offset, params, settings, _progress)
     found = None
     try:
         if not arguments.no_connect:

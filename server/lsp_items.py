@@ -13,6 +13,8 @@ from .completions import Answer, Selected
 from .documents import Change, Document, Position
 from .trim import first_line
 
+# What a client runs, with the item's id, when the user has taken a suggestion.
+DID_ACCEPT = "keyturn.didAcceptCompletion"
 _WORD_BEFORE = re.compile(r"\w*\Z")
 _MAX_LABEL_CHARS = 80
 _FIRST = "!"
@@ -83,18 +85,48 @@ def as_selected(document: Document, info: types.SelectedCompletionInfo) -> Selec
     return Selected(start, document.offset(as_position(info.range.end)), info.text)
 
 
-def inline_items(answer: Answer, document: Document) -> list[types.InlineCompletionItem]:
-    """Return the answer as inline completion items; always with a range, or VS Code guesses one."""
+def inline_items(answer: Answer, document: Document, name: str) -> list[types.InlineCompletionItem]:
+    """Return the answer as inline completion items; always with a range, or VS Code guesses one.
+
+    Args:
+        answer: what is suggested.
+        document: where.
+        name: id that comes back with the command when it is accepted.
+    """
     if not answer.text:
         return []
     where = _range(document, answer.start, answer.end)
     return [
-        types.InlineCompletionItem(insert_text=text, range=where)
+        types.InlineCompletionItem(insert_text=text, range=where, command=_accept_command(name))
         for text in (answer.text, *answer.others)
     ]
 
 
-def completion_list(answer: Answer, document: Document) -> types.CompletionList:
+def shown_item(params: object) -> tuple[str, str] | None:
+    """Return id and text of the item that a client's notification is about; None if it has none."""
+    item = params.get("item") if isinstance(params, Mapping) else None
+    command = item.get("command") if isinstance(item, Mapping) else None
+    arguments = command.get("arguments") if isinstance(command, Mapping) else None
+    if not isinstance(item, Mapping) or not isinstance(arguments, list) or not arguments:
+        return None
+    text = item.get("insertText")
+    return str(arguments[0]), text if isinstance(text, str) else ""
+
+
+def accepted_chars(params: object, text: str) -> int:
+    """Return how many characters of `text` were accepted: `acceptedLength` counts UTF-16 units."""
+    length = params.get("acceptedLength") if isinstance(params, Mapping) else None
+    if type(length) is not int or length <= 0:
+        return 0
+    units = text.encode("utf-16-le", "surrogatepass")[: 2 * length]
+    return len(units.decode("utf-16-le", "ignore"))
+
+
+def _accept_command(name: str) -> types.Command:
+    return types.Command(title="", command=DID_ACCEPT, arguments=[name])
+
+
+def completion_list(answer: Answer, document: Document, name: str) -> types.CompletionList:
     """Return the answer as a menu entry that stays visible while its first word is typed on.
 
     Menus filter by the word before the cursor, so the entry replaces that word by itself and what
@@ -113,6 +145,7 @@ def completion_list(answer: Answer, document: Document) -> types.CompletionList:
                 kind=types.CompletionItemKind.Text,
                 detail="keyturn",
                 documentation=text,
+                command=_accept_command(name),
                 sort_text=_FIRST,
                 filter_text=text,
                 insert_text_format=types.InsertTextFormat.PlainText,

@@ -187,6 +187,15 @@ class Settings:
         "answer textDocument/completion: auto means only to editors without inline completion",
     )
 
+    hide_secrets: bool = _setting(
+        True, _flag(), "the model gets placeholders of the same length instead of credentials"
+    )
+    event_log: bool = _setting(
+        False,
+        _flag(),
+        "note locally what becomes of suggestions, without any text; `keyturn stats` shows it",
+    )
+
     # Documents the server refuses, with a reason.
     max_document_bytes: int = _setting(
         10_000_000, _whole(1, 10**9), "largest document, in bytes of UTF-8"

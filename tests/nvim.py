@@ -28,6 +28,7 @@ class Nvim:
             env=env,
             bufsize=0,
         )
+        self.heard: list[Any] = []  # notifications, in order
         self._unpacker = msgpack.Unpacker(strict_map_key=False)
         self._num_calls = 0
 
@@ -39,6 +40,8 @@ class Nvim:
         stdin.write(msgpack.packb([0, self._num_calls, method, args]))
         while True:
             for message in self._unpacker:
+                if message[0] == 2:
+                    self.heard.append(message[1:])
                 if message[0] == 1 and message[1] == self._num_calls:
                     assert message[2] is None, message[2]
                     return message[3]

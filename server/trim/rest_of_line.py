@@ -27,7 +27,9 @@ def before_rest(kept: str, around: Sides) -> str | None:
     if not rest.strip() or not line:
         return None
     if rest[0] in QUOTES and _closes_quote(around.before, line, rest[0]):
-        return kept[: kept.rindex(rest[0])]
+        three = rest[0] * 3
+        closing = three if rest.startswith(three) and line.endswith(three) else rest[0]
+        return kept[: kept.rindex(closing)]
     rest = rest.lstrip()
     line = line.rstrip()
     if not line.endswith(rest):

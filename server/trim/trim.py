@@ -17,6 +17,7 @@ from .cut_off import (
     drop_partial_line,
     without_last_token,
 )
+from .indentation import drop_beyond_block, drop_excess_indent
 from .lines import Sides, sides
 from .repeats import drop_lines_below, drop_loop, drop_repeats_within, repeats_above
 from .rest_of_line import before_closer, before_rest, drop_rest_of_line, overlap
@@ -61,6 +62,7 @@ def trim(
     if not raw.strip():
         return Trimmed("", "the model proposed nothing")
     is_inside_line = bool(around.rest.strip())
+    raw = drop_excess_indent(raw, around)
     kept = drop_loop(raw, around.prefix, is_cut_off)
     if not kept.strip() or (kept != raw and is_inside_line and stop_reason != "end"):
         return Trimmed("", "the completion repeated itself")
@@ -72,7 +74,9 @@ def trim(
             return Trimmed("", "the model went on to another line than the text after the cursor")
         kept = filled
     else:
-        kept, reason = _whole_lines(kept, around, stop_reason)
+        of_block = drop_beyond_block(kept, around)
+        reason_to_stop = stop_reason if of_block == kept else "end"  # whole again
+        kept, reason = _whole_lines(of_block, around, reason_to_stop)
         if reason is not None:
             return Trimmed("", reason)
         kept = drop_rest_of_line(kept, around)

@@ -182,6 +182,7 @@ async def test_capabilities_are_advertised(client) -> None:
     assert capabilities["textDocumentSync"]["openClose"] is True
     assert capabilities["textDocumentSync"]["save"]
     assert capabilities["positionEncoding"] == "utf-16"
+    assert capabilities["executeCommandProvider"]["commands"] == ["keyturn.didAcceptCompletion"]
     assert "completionProvider" in capabilities
 
 
@@ -227,7 +228,11 @@ async def test_items_carry_range_and_plain_text(client) -> None:
     await client.initialize()
     client.open("x = \n")
     reply = await client.reply(client.ask(0, 4))
-    assert reply["result"] == [{"insertText": "done()", "range": span(0, 4, 4)}]
+    (item,) = reply["result"]
+    command = item.pop("command")
+    assert item == {"insertText": "done()", "range": span(0, 4, 4)}
+    assert (command["title"], command["command"]) == ("", "keyturn.didAcceptCompletion")
+    assert all(isinstance(one, str) for one in command["arguments"])
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 99])
@@ -475,7 +480,8 @@ async def test_selected_menu_entry_is_continued(client) -> None:
     client.open("x.app\n")
     info = {"range": span(0, 2, 5), "text": "append"}
     reply = await client.reply(client.ask(0, 5, 2, selectedCompletionInfo=info))
-    assert reply["result"] == [{"insertText": "append(1)", "range": span(0, 2, 5)}]
+    (item,) = reply["result"]
+    assert (item["insertText"], item["range"]) == ("append(1)", span(0, 2, 5))
     client.change(2, {"range": span(0, 0, 0), "text": " "})
     info = {"range": span(0, 3, 6), "text": "apply"}
     reply = await client.reply(client.ask(0, 6, 2, selectedCompletionInfo=info))

@@ -1,0 +1,8 @@
+"""Credentials in the text, and placeholders of the same length that the engine gets instead."""
+
+from __future__ import annotations
+
+from .hidden import HiddenSecrets
+from .masked import HoldsSecret, Masked, without_placeholders
+
+__all__ = ["HiddenSecrets", "HoldsSecret", "Masked", "without_placeholders"]

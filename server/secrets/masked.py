@@ -1,0 +1,258 @@
+"""One text as the engine gets it: every credential is a placeholder of the same length.
+
+Every offset stays true, so edits, windows and cursors need no mapping. A line is looked at by
+itself; what one line hands to the next is only whether a private key goes on (PEM, OpenSSH, PGP,
+PuTTY). So an edit scans the lines it touches, and those behind it until that agrees with before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+from ...engine.wire.errors import EngineError
+from ..documents import Edit
+from .rules import CONFIG_LANGUAGES, Span, found, line_start, line_stop
+
+# So many characters of a placeholder in a completion are no chance; of a shorter one, all are told.
+_NUM_TELLING = 8
+_NUM_SHORTEST = 6
+# What passwords have beside letters and digits, but for what may be structure: "-_.:/=".
+_SYMBOLS = "!@#$%^&*+?~|"
+_BEGIN = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----|Private-Lines: ?\d+"
+)
+_KEY_CUES = ("PRIVATE KEY", "Private-Lines")
+_END = re.compile(r"-----END ")
+# A line within a key: its base64, maybe quoted, indented, commented or joined in a program.
+_BODY = re.compile(
+    r"[\s\"'`#*/+.(]{0,80}(?:[A-Za-z0-9+/=]|\\[nr])*[\s\"'`,;+.\\)]{0,80}"
+    r"|[\s\"'#*/]{0,80}(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset): .{0,200}"
+)
+_WORD = re.compile(r"\s*[a-z]{1,15}\W*")
+# What may follow the first line of a key on that line, if it is one and not a mention of it.
+_OPENED = re.compile(r"(?:\\[nr]|[\s\"'`,;+.\\)(])*(?P<key>[A-Za-z0-9+/=]{16})?")
+_HEADER = re.compile(r"[\s\"'#*/]{0,80}[A-Z][A-Za-z-]*: ")
+_KEY_TEXT = re.compile(r"\\[nrt]|[A-Za-z0-9+/=]{4,}")
+
+
+class HoldsSecret(EngineError):
+    """A completion is nothing without the placeholder in it."""
+
+
+class Masked:
+    """A text, what hides its secrets, and both after any edit.
+
+    Args:
+        text: the whole text.
+        language: an LSP identifier; in some, values stand without quotes.
+
+    Attributes:
+        plain: the true text.
+        text: of the same length; what the engine may see.
+    """
+
+    def __init__(self, text: str, language: str) -> None:
+        """Find the secrets of the whole text."""
+        self._is_config = language in CONFIG_LANGUAGES
+        self.plain = self.text = text
+        self._spans: list[Span] = []
+        # Line starts at which "a private key goes on" begins or ends, by turns.
+        self._turns: list[int] = []
+        self._spans, self._turns, _ = self._scan(0, None)
+        self.text = _hidden(text, 0, self._spans)
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """Where secrets are, in order; they do not overlap."""
+        return self._spans
+
+    def edit(self, edits: Iterable[Edit]) -> list[Edit]:
+        """Apply edits of the true text, each in the text after the one before it.
+
+        Returns:
+            The edits that make the same of the masked text, in the same manner. There are more
+            where a secret came or went beside an edit.
+        """
+        return [masked for edit in edits for masked in self._edit(edit)]
+
+    def _edit(self, edit: Edit) -> Iterator[Edit]:
+        start, end, new = edit
+        self.plain = self.plain[:start] + new + self.plain[end:]
+        first = line_start(self.plain, start)
+        spans, turns, last = self._scan(first, edit)
+        moved = len(new) - (end - start)
+        before = self.text[first : last - moved]
+        after = _hidden(self.plain[first:last], first, spans)
+        self._replace_spans(spans, first, last, moved)
+        self._turns = [
+            *self._turns[: bisect_right(self._turns, first)],
+            *turns,
+            *(at + moved for at in self._turns[bisect_right(self._turns, last - moved) :]),
+        ]
+        self.text = (
+            self.text[:first] + after + self.text[last - moved :] if self._spans else self.plain
+        )
+        here = start - first
+        yield Edit(start, end, after[here : here + len(new)])
+        yield from _difference(before[:here], after[:here], first)
+        behind = here + len(new)
+        yield from _difference(before[behind - moved :], after[behind:], start + len(new))
+
+    def _replace_spans(self, spans: list[Span], first: int, last: int, moved: int) -> None:
+        low = bisect_left(self._spans, (first,))
+        high = bisect_left(self._spans, (last - moved,))
+        behind = self._spans[high:]
+        if moved:
+            behind = [(start + moved, end + moved) for start, end in behind]
+        self._spans = [*self._spans[:low], *spans, *behind]
+
+    def _scan(self, first: int, edit: Edit | None) -> tuple[list[Span], list[int], int]:
+        """Look at lines from `first` on until an edit has no more effect.
+
+        Returns:
+            The secrets in these lines, the turns behind `first`, and the end of the lines.
+        """
+        text = self.plain
+        spans = found(text, self._is_config) if edit is None else []
+        known = edit.start + len(edit.text) if edit else len(text)
+        moved = len(edit.text) - (edit.end - edit.start) if edit else 0
+        is_key = self._goes_on(first)
+        turns: list[int] = []
+        while True:
+            if edit is None and not is_key:
+                cues = [at for cue in _KEY_CUES if (at := text.find(cue, first)) >= 0]
+                if not cues:
+                    return _joined(spans), turns, len(text)
+                first = line_start(text, min(cues))
+            stop = line_stop(text, first)
+            line = text[first:stop]
+            here, goes_on = _keys_in(line, is_key)
+            if edit is not None:
+                here += found(line, self._is_config)
+            spans += [(first + start, first + end) for start, end in here]
+            if stop == len(text):
+                return _joined(spans), turns, stop
+            first = stop + 1
+            if goes_on != is_key:
+                turns.append(first)
+            is_key = goes_on
+            if stop >= known and self._goes_on(first - moved) == is_key:
+                return _joined(spans), turns, first
+
+    def _goes_on(self, line_start: int) -> bool:
+        """Whether a line is within a private key, as far as is known."""
+        return bisect_right(self._turns, line_start) % 2 == 1
+
+    def num_safe(self, completion: str) -> int:
+        """Return how many characters of a completion stand before a placeholder of this text."""
+        if not self._spans or not completion:
+            return len(completion)
+        shown = "\n".join(self.text[start:end] for start, end in self._spans)
+        short = [one for one in shown.split("\n") if _NUM_SHORTEST <= len(one) < _NUM_TELLING]
+        safe = min((at for one in short if (at := completion.find(one)) >= 0), default=-1)
+        for at in range(len(completion) - _NUM_TELLING + 1):
+            if completion[at : at + _NUM_TELLING] in shown:
+                return at if safe < 0 else min(at, safe)
+        return len(completion) if safe < 0 else safe
+
+
+def without_placeholders(completion: str, masked: Masked) -> str:
+    """Return the whole lines of a completion before one with a placeholder.
+
+    Raises:
+        HoldsSecret: that is nothing.
+    """
+    safe = masked.num_safe(completion)
+    if safe == len(completion):
+        return completion
+    kept = completion[: completion.rfind("\n", 0, safe) + 1]
+    if not kept.strip():
+        raise HoldsSecret("the completion would repeat a secret of the text, which is hidden")
+    return kept
+
+
+def placeholder(secret: str) -> str:
+    """Return what stands for a secret: letters for letters, digits for digits.
+
+    Always the same for the same secret: a text that is opened again, here or by another process,
+    gets the same prompt, so that caches serve it and completions can be repeated. It leaves this
+    process for the user's own engine host only.
+    """
+    stream = hashlib.shake_256(secret.encode("utf-8", "surrogatepass")).digest(len(secret))
+    return "".join(map(_substitute, secret, stream))
+
+
+def _substitute(char: str, byte: int) -> str:
+    if char.isdigit():
+        return string.digits[byte % 10]
+    if char.isalpha():
+        letters = string.ascii_uppercase if char.isupper() else string.ascii_lowercase
+        return letters[byte % 26]
+    return _SYMBOLS[byte % len(_SYMBOLS)] if char in _SYMBOLS else char
+
+
+def _hidden(text: str, base: int, spans: Sequence[Span]) -> str:
+    """Return `text`, which begins at `base` of its document, with placeholders in `spans`."""
+    if not spans:
+        return text
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [text[at : start - base], placeholder(text[start - base : end - base])]
+        at = end - base
+    return "".join([*parts, text[at:]])
+
+
+def _difference(before: str, after: str, base: int) -> Iterator[Edit]:
+    """Yield the one edit between texts of equal length, which begin at `base`."""
+    if before == after:
+        return
+    differing = [
+        at for at, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]
+    ]
+    first, last = differing[0], differing[-1] + 1
+    yield Edit(base + first, base + last, after[first:last])
+
+
+def _keys_in(line: str, is_key: bool) -> tuple[list[Span], bool]:
+    """Return what is of private keys in a line, and whether one goes on behind it."""
+    spans: list[Span] = []
+    at = 0
+    while True:
+        if is_key:
+            end = _END.search(line, at)
+            stop = end.start() if end else len(line)
+            if at == 0 and end is None and not _is_body(line):
+                is_key = False
+                continue
+            if not _HEADER.match(line, at, stop):
+                keys = _KEY_TEXT.finditer(line, at, stop)
+                spans += [match.span() for match in keys if match[0][0] != "\\"]
+            if end is None:
+                return spans, True
+            at, is_key = end.end(), False
+        begin = _BEGIN.search(line, at) if any(cue in line for cue in _KEY_CUES) else None
+        if begin is None:
+            return spans, False
+        at = begin.end()
+        opened = _OPENED.match(line, at)
+        is_key = opened is not None and (opened["key"] is not None or opened.end() == len(line))
+        if not is_key:
+            return spans, False
+
+
+def _is_body(line: str) -> bool:
+    return _BODY.fullmatch(line) is not None and _WORD.fullmatch(line) is None
+
+
+def _joined(spans: list[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for start, end in sorted(spans):
+        if joined and start < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
