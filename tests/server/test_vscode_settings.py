@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 
 from keyturn.server.settings import Settings
 
-FOLDER = Path(__file__).parents[2] / "editors" / "vscode"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "editors" / "vscode"
 FIELDS = {item.name: item for item in fields(Settings)}
 
 
@@ -61,3 +64,17 @@ def test_a_workspace_cannot_choose_what_runs(name):
     assert schema(name)["scope"] == "machine"
     trust = written()["capabilities"]["untrustedWorkspaces"]
     assert f"keyturn.{name}" in trust["restrictedConfigurations"]
+
+
+def test_a_server_that_is_set_up_has_all_it_needs_as_tested_here():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [path.read_text(encoding="utf-8") for path in (FOLDER / "requirements").iterdir()]
+    locked = dict(re.findall(r"^(\S+?)==([^\s+]+)", "\n".join(texts), re.MULTILINE))
+    needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert needed <= locked.keys(), "run: make vscode-lock"
+    tested = re.findall(r"^(\S+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    for name, version in tested:
+        assert locked.get(name, version) == version, "run: make vscode-lock"
+    for text in texts:
+        blocks = re.split(r"\n(?=\S)", text.strip())
+        assert all("--hash=sha256:" in block for block in blocks)
