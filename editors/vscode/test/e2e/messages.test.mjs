@@ -96,14 +96,26 @@ test("typing is no move of the cursor; what is shown and partly accepted is repo
     ({ method }) => method === "textDocument/didShowCompletion",
   );
   assert.ok(params.item.insertText.includes(ghost.trim()), JSON.stringify(params));
+  const [id] = params.item.command.arguments;
   await vscode.press("Control+ArrowRight");
   const part = await vscode.untilSent(
     ({ method }) => method === "textDocument/didPartiallyAcceptCompletion",
   );
   assert.ok(part.params.acceptedLength > 0);
+  assert.deepEqual(part.params.item.command.arguments, [id]);
   const after = (await vscode.sent()).slice(before.length);
   assert.ok(after.some(({ method }) => method === "textDocument/didChange"));
   assert.ok(!after.some(({ method }) => method === "keyturn/cursor"));
+});
+
+test("what is accepted runs the item's command", async () => {
+  await vscode.untilGhost();
+  await vscode.press("Tab");
+  const accepted = await vscode.untilSent(
+    ({ method, params }) =>
+      method === "workspace/executeCommand" && params.command === "keyturn.didAcceptCompletion",
+  );
+  assert.equal(accepted.params.arguments.length, 1);
 });
 
 test("documents without a file and notebook cells are sent, the output never", async () => {
