@@ -94,9 +94,11 @@ export function follow(client: LanguageClient): vscode.Disposable {
       const editor = vscode.window.activeTextEditor;
       if (editor === undefined || uriOf(client, editor.document) !== place.textDocument.uri) return;
       const { line, character } = place.position;
-      if (editor.selection.isEmpty && editor.selection.active.isEqual(new vscode.Position(line, character)))
-        // Editors that know `explicit` ask as they do by themselves, others as if the user had.
-        void vscode.commands.executeCommand("editor.action.inlineSuggest.trigger", { explicit: false });
+      const { selection } = editor;
+      if (selection.isEmpty && selection.active.isEqual(new vscode.Position(line, character)))
+        // As if the user had asked: with `explicit: false` an editor that has asked here before
+        // does not ask again.
+        void vscode.commands.executeCommand("editor.action.inlineSuggest.trigger");
     }),
   );
 }

@@ -177,6 +177,7 @@ interface Title {
 }
 
 function running(server: Server): { path: string; args: string[] } {
-  if (server.command === undefined) throw new Error("there is no server yet: choose “Set Up Server”");
+  if (server.command === undefined)
+    throw new Error("there is no server yet: choose “Set Up or Update the Server…”");
   return server.command;
 }

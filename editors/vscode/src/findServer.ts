@@ -39,7 +39,8 @@ export async function findServer(places: Places): Promise<Command | undefined> {
   const onPath = await which("keyturn", places);
   if (onPath !== undefined) return { path: onPath, args, from: "PATH" };
   const { privateCommand } = places;
-  return (await isProgram(privateCommand)) ? { path: privateCommand, args, from: "private" } : undefined;
+  if (await isProgram(privateCommand)) return { path: privateCommand, args, from: "private" };
+  return undefined;
 }
 
 /** Return the absolute path of a program. A relative entry of PATH would let a workspace choose. */

@@ -108,7 +108,8 @@ export async function findPython(searchPath: string, platform: NodeJS.Platform):
 function run(command: string, args: string[], onLine: OnLine, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
     // Not in the workspace: what lies there must not be imported.
-    const child = spawn(command, args, { cwd: os.homedir(), signal, stdio: ["ignore", "pipe", "pipe"] });
+    const cwd = os.homedir();
+    const child = spawn(command, args, { cwd, signal, stdio: ["ignore", "pipe", "pipe"] });
     let last = "";
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text: string) => {

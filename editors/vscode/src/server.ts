@@ -70,7 +70,8 @@ export class Server {
 
   private sendPause(paused: boolean, uri: string | undefined): void {
     const where = uri === undefined ? {} : { textDocument: { uri } };
-    if (this.client?.isRunning()) void this.client.sendNotification("keyturn/pause", { ...where, paused });
+    if (this.client?.isRunning())
+      void this.client.sendNotification("keyturn/pause", { ...where, paused });
   }
 
   private next(step: () => Promise<void>): Promise<void> {
