@@ -45,7 +45,7 @@ before(async () => {
     settings: {
       "editor.wordBasedSuggestions": "off",
       "keyturn.num_threads": 1,
-      "keyturn.seed": 0,
+      "keyturn.cold_wait_ms": 1, // what is not computed at once comes after keyturn/refresh
     },
   });
   await vscode.untilStatus(({ text }) => text === "Keyturn");
@@ -67,7 +67,9 @@ test("it is told that keyturn/refresh is understood", async () => {
 
 test("it is told the changed settings, and none that a workspace may not choose", async () => {
   const { result } = await vscode.untilSent(({ result }) => Array.isArray(result));
-  assert.deepEqual(result, [{ num_threads: 1, seed: 0, max_tokens: 20 }]);
+  assert.deepEqual(result, [
+    { host_idle_s: 5, num_threads: 1, max_tokens: 20, cold_wait_ms: 1 },
+  ]);
 });
 
 test("it hears which document is looked at, and where the cursor goes", async () => {
@@ -106,6 +108,17 @@ test("typing is no move of the cursor; what is shown and partly accepted is repo
   const after = (await vscode.sent()).slice(before.length);
   assert.ok(after.some(({ method }) => method === "textDocument/didChange"));
   assert.ok(!after.some(({ method }) => method === "keyturn/cursor"));
+});
+
+test("a place that was not ready is asked for again when keyturn/refresh says so", async () => {
+  const requests = (await vscode.sent()).filter(
+    ({ method, params }) =>
+      method === "textDocument/inlineCompletion" && isFile(params.textDocument.uri, "add.py"),
+  );
+  const isInvoked = ({ params }) => params.context.triggerKind === 1;
+  const first = requests.findIndex(isInvoked);
+  assert.ok(first > 0, "nothing was asked for again");
+  assert.deepEqual(requests[first].params.position, requests[first - 1].params.position);
 });
 
 test("what is accepted runs the item's command", async () => {

@@ -18,6 +18,7 @@ const SETTINGS = {
   "chat.disableAIFeatures": true,
   "editor.minimap.enabled": false,
   "extensions.ignoreRecommendations": true,
+  "keyturn.host_idle_s": 5,
   "security.workspace.trust.enabled": false,
   "telemetry.telemetryLevel": "off",
   "window.commandCenter": false,
