@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # With an NVIDIA GPU: make TORCH_INDEX= demo
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test lint fix types bench e2e dist clean
+.PHONY: demo test lint fix types bench e2e dist clean vsix test-vscode e2e-vscode vscode-lock
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -83,6 +83,37 @@ $(VENV)/tested: $(VENV)/installed
 	$(PIP) install -c constraints.txt -e '.[test]'
 	touch $@
 
+# The extension for VS Code. A wheel that `make dist` left is built into it; PROPOSED=1 also uses
+# interfaces that only an editor started for them has.
+VSCODE := editors/vscode
+WHEEL ?= $(lastword $(sort $(wildcard dist/keyturn-*.whl)))
+# Node: the system's, else the one that the end-to-end test has installed.
+export PATH := $(PATH):$(CURDIR)/$(VSCODE)/.e2e/bin
+
+vsix: test-vscode
+	cd $(VSCODE) && npm run -s bundle && node package.mjs $(if $(PROPOSED),--proposed) \
+	  $(if $(WHEEL),--wheel '$(abspath $(WHEEL))')
+
+test-vscode: $(VSCODE)/node_modules/installed
+	cd $(VSCODE) && npm run -s types && npm run -s unit
+
+$(VSCODE)/node_modules/installed: $(VSCODE)/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing: install Node 20 or newer"; exit 1; }
+	cd $(VSCODE) && npm ci --no-audit --no-fund --loglevel=error
+	touch $@
+
+# A real VS Code in headless Chromium, on Debian 12 and as root: installs both and the rest first.
+e2e-vscode: $(VENV)/installed
+	$(VSCODE)/test/e2e/install.sh
+	PATH="$(CURDIR)/$(VSCODE)/.e2e/bin:$$PATH" $(MAKE) vsix
+	cd $(VSCODE) && .e2e/bin/node package.mjs --proposed
+	cd $(VSCODE) && KEYTURN='$(abspath $(BIN))/keyturn' .e2e/bin/node --test --test-concurrency=1 'test/e2e/*.test.mjs'
+
+vscode-lock: $(VENV)/installed
+	$(PIP) install uv
+	$(BIN)/python $(VSCODE)/write_lock.py
+
 clean:
 	rm -rf $(VENV) typings build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VSCODE)/node_modules $(VSCODE)/dist $(VSCODE)/out $(VSCODE)/.e2e $(VSCODE)/keyturn.vsix
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -105,6 +105,7 @@ class KeyturnServer(LanguageServer):
         self._progress = LoadingProgress(self)
         self._told_failures: set[str] = set()
         self._told_summary: dict[str, Any] = {}
+        self._refreshed: tuple[str, int, int] | None = None
         self._connected = asyncio.Event()
         self._client_settings = ClientSettings(self, self._configure, self._warn)
         self.protocol.on_malformed = self._on_malformed
@@ -286,9 +287,12 @@ class KeyturnServer(LanguageServer):
         document = self.documents.get(params.text_document.uri)
         if document is None:
             return []
-        invoked = params.context.trigger_kind in _INVOKED
-        selected = params.context.selected_completion_info
         offset = document.offset(as_position(params.position))
+        invoked = params.context.trigger_kind in _INVOKED
+        if self._refreshed == (document.uri, document.version, offset):
+            # VS Code only asks again as if the user had asked.
+            invoked, self._refreshed = False, None
+        selected = params.context.selected_completion_info
         answer = await self._completions.complete(
             document,
             offset,
@@ -427,6 +431,7 @@ class KeyturnServer(LanguageServer):
             return
         position = document.position(offset)._asdict()
         where = {"textDocument": {"uri": document.uri}, "position": position}
+        self._refreshed = (document.uri, document.version, offset)
         self.protocol.notify(REFRESH, where)
 
     def _warm(self, document: Document, offset: int) -> None:
