@@ -21,6 +21,7 @@ from bench_edit_latency import ONE_TOKEN, SOURCE, go_on, line_start
 from torch import Tensor
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.prompt.growing_window import WHOLE
 from keyturn.engine.prompt.repair import disagreement
 from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
@@ -57,6 +58,8 @@ def main() -> None:
     rows: list[list[object]] = []
     checks = []
     expected: dict[str, Tensor] = {}
+    for session in sessions.values():
+        session.cold_limit = WHOLE  # what is computed is to be what has changed
     for kind in kinds(text):
         expected[kind.name] = first_logits(sessions["full"], *kind.steps[-1])
         found: Found = {}
