@@ -39,6 +39,8 @@ KEY_S, SPREAD = 0.12, 0.45
 THINKS_AFTER, THINKS, THINK_S = "\n =(,.:", 0.12, (0.4, 1.5)
 LONG_PAUSE_S = 0.4
 _REPLY_S = 60.0
+# What one key writes: editors indent the next line by themselves.
+_KEY = re.compile(r"\n *|[^\n]")
 _URI = "file:///held-out/"
 
 
@@ -98,10 +100,12 @@ class Typist:
                     at += len(taken)
                     place = "accepted"
                     continue
-            self.change(at, at, wanted[at - start])
+            key = _KEY.match(wanted, at - start)
+            assert key is not None, "every character is one"
+            self.change(at, at, key[0])
             self.num_keys += 1
             self.num_chars += 1
-            at += 1
+            at += len(key[0])
         if at < end:
             self.change(at, at, wanted[at - start :])
 
@@ -201,7 +205,7 @@ class Typist:
         if len(taken) <= num_words + 1:
             return ""
         self.num_keys += num_words
-        self.num_chars += len(taken)
+        self.num_chars += len(_KEY.findall(taken))
         return taken
 
     async def _counts(self) -> dict[str, Any]:

@@ -49,10 +49,11 @@ def test_every_trigger_kind_is_answered(client) -> None:
 
 def test_items_always_have_a_range_on_one_line_and_plain_text(client) -> None:
     items = client.reply(client.ask(URI, 1, 7))["result"]
-    assert len(items) == 1, client.result("keyturn/status")
+    assert 1 <= len(items) <= 3, client.result("keyturn/status")
     at = {"line": 1, "character": 7}
-    assert items[0]["range"] == {"start": at, "end": at}
-    assert isinstance(items[0]["insertText"], str)
+    for item in items:
+        assert item["range"] == {"start": at, "end": at}
+        assert isinstance(item["insertText"], str)
 
 
 def test_garbage_is_answered_with_errors_and_never_a_popup(client) -> None:
