@@ -28,6 +28,9 @@ PARAMS = {
     "seed": 0,
     "stop": [],
     "time_budget_ms": 0.0,
+    "min_probability": 0.0,
+    "assumed": "",
+    "num_candidates": 1,
 }
 
 
