@@ -253,8 +253,9 @@ class Completions:
         if self._known.get(uri, text, after) is not None:
             return
         try:
-            # Who types on ends this before it costs anything.
-            await asyncio.sleep(self._paces[uri].pause_s(settings.debounce_ms / 1000))
+            if answer.origin == "typed through":
+                # Who types on ends this before it costs anything.
+                await asyncio.sleep(self._paces[uri].pause_s(settings.debounce_ms / 1000))
             params = asked(text, after, settings.completion_params(), settings.confidence)
             self._counts["asked_ahead"] += 1
             params = replace(params, assumed=unified(answer.text))
