@@ -73,7 +73,11 @@ class Shown:
             self._in_place.show(self._settling.settled(raw))
 
     def end(
-        self, completion: Completion, kept: Trimmed, model: str, candidates: list[str] | None
+        self,
+        completion: Completion,
+        kept: Trimmed,
+        model: str,
+        candidates: list[str] | None = None,
     ) -> None:
         """Show the whole; on standard error, why it is nothing.
 
