@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -321,9 +321,19 @@ class Session:
             prompt.drop_generated(num_kept)
             del resident[num_kept:]
             after = [step(token_id) for token_id in token_ids[num_kept:]]
-            return decode(after[-1], on_text=None, begun=begun)
+            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
+            return decode(after[-1], params=limited, on_text=None, begun=begun)
 
-        others = candidates(generated, num_others, branch) if num_others > 0 else []
+        # All candidates together take no longer than one may.
+        budget_ms = params.time_budget_ms
+
+        def left_ms() -> float:
+            return budget_ms - (time.perf_counter() - generated.first_token_at) * 1e3
+
+        def has_time() -> bool:
+            return not budget_ms or left_ms() > 0
+
+        others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
         return Completion(
             text=generated.text,
             token_ids=generated.token_ids,
@@ -336,6 +346,7 @@ class Session:
             probabilities=generated.probabilities,
             other_texts=tuple(other.text for other in others),
             other_stop_reasons=tuple(other.stop_reason for other in others),
+            is_narrow=self.is_narrow,
         )
 
     def _lay_out(self, prompt: Prompt) -> None:

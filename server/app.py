@@ -326,6 +326,7 @@ class KeyturnServer(LanguageServer):
             answer.text,
             language=language_of(document.language_id, document.uri),
             invoked=invoked,
+            num_candidates=1 + len(answer.others),
             num_typed=offset - answer.start,
         )
 

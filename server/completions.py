@@ -240,7 +240,7 @@ class Completions:
         language = language_of(document.language_id, document.uri)
         kept = offered(raw, text, offset, language)
         others = others_offered(raw, text, offset, language, kept.text)
-        is_cut = raw.stop_reason == "time"
+        is_cut = raw.stop_reason == "time" or raw.is_narrow
         if not kept.text and others:
             return Answer(others[0], offset, offset, is_cut=is_cut, others=others[1:])
         return Answer(kept.text, offset, offset, kept.reason, is_cut, others=others)
@@ -264,7 +264,7 @@ class Completions:
             log.debug("nothing is computed ahead in %s: %s", uri, error)
             return
         kept = offered(raw, text, after, language_of(document.language_id, uri))
-        is_cut = raw.stop_reason == "time"
+        is_cut = raw.stop_reason == "time" or raw.is_narrow
         self._known.put(uri, text, Answer(kept.text, after, after, kept.reason, is_cut))
 
     def _untrained(self, document: Document, settings: Settings) -> str | None:

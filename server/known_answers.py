@@ -19,7 +19,7 @@ class Answer:
     """`text` replaces `start:end` of the document; when it is empty, `reason` says why.
 
     Attributes:
-        is_cut: there would have been more, had there been time.
+        is_cut: there would have been more, or better from the whole window, had there been time.
         origin: "model", "typed through" or "known".
         others: further candidates for the same place.
     """
@@ -75,7 +75,7 @@ class KnownAnswers:
         self._answers: OrderedDict[_Place, Answer] = OrderedDict()
 
     def put(self, uri: str, text: str, answer: Answer) -> None:
-        """Remember what the model gave; not what time cut short."""
+        """Remember what the model gave; not what time cut short, or the window."""
         if answer.is_cut:
             return
         key = _place(uri, text, answer.start)

@@ -17,13 +17,16 @@ Branch = Callable[[list[Pick]], Generated]
 _LEAST = 0.02
 
 
-def candidates(first: Generated, num_others: int, branch: Branch) -> list[Generated]:
+def candidates(
+    first: Generated, num_others: int, branch: Branch, has_time: Callable[[], bool]
+) -> list[Generated]:
     """Return other completions, the likelier first, none alike but for white space.
 
     Args:
         first: the one that the model prefers, with its runners-up.
         num_others: so many at most.
         branch: decodes one.
+        has_time: whether another may be begun.
     """
     picks = [Pick(*each) for each in zip(first.token_ids, first.probabilities, strict=True)]
     joint, found = 1.0, []
@@ -33,7 +36,7 @@ def candidates(first: Generated, num_others: int, branch: Branch) -> list[Genera
     others: list[Generated] = []
     seen = {_normal(first.text), ""}
     for likelihood, at, other in sorted(found, key=lambda each: -each[0]):
-        if len(others) == num_others or likelihood < _LEAST:
+        if len(others) == num_others or likelihood < _LEAST or not has_time():
             break
         made = branch([*picks[:at], other])
         if _normal(made.text) not in seen:

@@ -96,6 +96,7 @@ class Completion:
             white space before the cursor is generated again, among the tokens that agree with it.
         other_texts: further candidates, the likelier first.
         other_stop_reasons: theirs.
+        is_narrow: the model saw less than the whole window, which was not computed yet.
     """
 
     text: str
@@ -109,3 +110,4 @@ class Completion:
     probabilities: tuple[float, ...]
     other_texts: tuple[str, ...] = ()
     other_stop_reasons: tuple[str, ...] = ()
+    is_narrow: bool = False

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -454,3 +455,23 @@ def test_candidates_are_trimmed_and_none_is_offered_twice_or_unreadable() -> Non
     again = completions(engine, num_candidates=3)
     asyncio.run(again.complete(document, offset, invoked=False))
     assert [asked[2] for asked in engine.asked] == [3, 1]
+
+
+def test_answer_of_a_narrow_window_is_asked_for_again() -> None:
+    class Narrow(FakeEngine):
+        async def ask(self, document, offset, params, invoked) -> Completion:
+            found = await super().ask(document, offset, params, invoked)
+            return replace(found, is_narrow=len(self.asked) == 1)
+
+    engine = Narrow("near()")
+    answers = completions(engine, speculate=True)
+    document, offset = at("x = |\n")
+
+    async def run() -> list[str]:
+        texts = []
+        for text in ("near()", "whole()", "not asked"):
+            engine.text = text
+            texts.append((await answers.complete(document, offset, invoked=False)).text)
+        return texts
+
+    assert asyncio.run(run()) == ["near()", "whole()", "whole()"]
