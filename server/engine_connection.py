@@ -113,10 +113,10 @@ class EngineConnection:
     async def restart(self) -> None:
         """End the host and start another, on which the documents are opened anew."""
         self._reconnect_now = True
-        if self.link is not None:
+        if (link := self.link) is not None:
             self._lost_pid = None  # no document is to blame
-            await end_host(self.link)
-            self.link.close()
+            await end_host(link)
+            link.close()
         self._set_state(STARTING, "the engine is started anew")
 
     async def ready(self) -> Link:

@@ -157,3 +157,19 @@ def test_tcp_serves_the_client_that_has_the_token() -> None:
         assert process.wait(10) == 1
     finally:
         process.kill()
+
+
+def test_restart_and_pause_lose_nothing(client) -> None:
+    before = client.result("keyturn/status")
+    text = client.complete(URI, 1, 7)
+    told = client.reply(client.request("keyturn/restart", {}))
+    assert told["result"].get("num_documents") == before["num_documents"], told
+    client.wait_for_state("ready")
+    after = client.result("keyturn/status")
+    assert after["host_pid"] != before["host_pid"] and after["num_restarts"] == 1
+    assert client.complete(URI, 1, 7) == text
+    client.notify("keyturn/pause", {"paused": True})
+    assert client.reply(client.ask(URI, 1, 7))["result"] == []
+    assert client.result("keyturn/status")["summary"]["state"] == "paused"
+    client.notify("keyturn/pause", {"paused": False})
+    assert client.complete(URI, 1, 7) == text
