@@ -180,6 +180,7 @@ class PatchGraph(CapturedPass):
         *,
         is_given: bool = False,
         recorded: frozenset[int] = frozenset(),
+        skipped: bytes | None = None,
     ) -> None:
         """Prepare; arguments as for `CapturedPass`, and what is computed each time.
 
@@ -191,9 +192,10 @@ class PatchGraph(CapturedPass):
             layers: numbers of the layers that they go through; None: all.
             is_given: they begin with hidden states that are handed in, not with embeddings.
             recorded: layers whose attention weights are kept for `attention`.
+            skipped: as for `CpuStep.forward`.
         """
         super().__init__(stack, cache, kernels, 3 * num_rows + 2 + cache.capacity)
-        self._num_rows = num_rows
+        self._num_rows, self._skipped = num_rows, skipped
         self._layers = range(len(stack.layers)) if layers is None else layers
         size = (num_rows, stack.config.hidden_size)
         self._given: Tensor | None = None
@@ -247,4 +249,4 @@ class PatchGraph(CapturedPass):
             return self._kernels.attend_slots(queries, keys, values, *at, weights=weights)
 
         hidden = stack.embed(token_ids) if self._given is None else self._given
-        return stack.run(cache, hidden, slots, positions, attend, self._layers)
+        return stack.run(cache, hidden, slots, positions, attend, self._layers, None, self._skipped)

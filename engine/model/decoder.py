@@ -128,6 +128,7 @@ class Decoder:
         *,
         layers: range | None = None,
         hidden: Tensor | None = None,
+        skipped: bytes | None = None,
     ) -> Tensor:
         """Compute any set of rows over the cache, in one pass.
 
@@ -144,12 +145,14 @@ class Decoder:
                 values of the others stay as they are.
             hidden: (n, hidden_size) what the layer before the first of these gave; None: the rows'
                 embeddings.
+            skipped: as for `Rows`.
 
         Returns:
             (n, hidden_size) float32: the output of the last of the layers, before the final norm;
             float32 whatever pass computed it.
         """
-        rows = Rows(slots, self._all_layers if layers is None else layers, hidden, record)
+        through = self._all_layers if layers is None else layers
+        rows = Rows(slots, through, hidden, record, skipped)
         return self._pass_for(rows).run(cache, rows, check).float()
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ...kernels.dispatch import Kernels
 from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Linear, Matrix
@@ -95,6 +96,7 @@ class LayerStack:
         attend: Attend,
         layers: range,
         check: Check | None = None,
+        skipped: bytes | None = None,
     ) -> Tensor:
         """Launch layers, one after another, over rows that are described on the device.
 
@@ -107,6 +109,7 @@ class LayerStack:
                 what the rows see, like the queries.
             layers: numbers of the layers, in a row.
             check: called before every layer.
+            skipped: as for `CpuStep.forward`.
 
         Returns:
             (n, hidden_size).
@@ -116,7 +119,7 @@ class LayerStack:
         cos, sin = cache.table.at(positions)
         update = None
         for number in layers:
-            layer = self.layers[number]
+            layer, spared = self.layers[number], skipped[number] if skipped else 0
             if check is not None:
                 check()
             if update is None:
@@ -124,8 +127,16 @@ class LayerStack:
             else:
                 hidden, normed = kernels.add_rms_norm(hidden, update, layer.attention_norm, eps)
             qkv = layer.qkv(normed).view(len(slots), num_projected, config.head_dim)
-            mixed = attend(number, cache.write(number, slots, qkv, cos, sin)).flatten(1)
-            hidden, normed = kernels.add_rms_norm(hidden, layer.output(mixed), layer.mlp_norm, eps)
+            queries, update = cache.write(number, slots, qkv, cos, sin), None
+            if not spared & SKIP_ATTENTION:
+                update = layer.output(attend(number, queries).flatten(1))
+            if spared & SKIP_MLP:
+                hidden, update = hidden if update is None else hidden + update, None
+                continue
+            if update is None:
+                normed = kernels.rms_norm(hidden, layer.mlp_norm, eps)
+            else:
+                hidden, normed = kernels.add_rms_norm(hidden, update, layer.mlp_norm, eps)
             update = layer.down(kernels.silu_mul(layer.gate_up(normed)))
         return hidden if update is None else hidden + update
 

@@ -61,12 +61,15 @@ class Rows:
         hidden: (n, hidden_size) float32, what the layer before the first one gave; None: the rows
             begin with their tokens' embeddings, at layer 0.
         record: asks for attention weights.
+        skipped: what they are not put through of each of the model's layers, as for
+            `CpuStep.forward`; None: nothing.
     """
 
     slots: Slots
     layers: range
     hidden: Tensor | None = None
     record: AttentionRecord | None = None
+    skipped: bytes | None = None
 
 
 class Pass(Protocol):
@@ -160,7 +163,9 @@ class EagerPass:
             return mixed
 
         positions = seen.row_positions
-        hidden = stack.run(cache, hidden, index, positions, attend, rows.layers, check)
+        hidden = stack.run(
+            cache, hidden, index, positions, attend, rows.layers, check, rows.skipped
+        )
         return hidden[:num_asked]
 
 
@@ -199,7 +204,7 @@ class GraphPass:
         check()
         size = next(size for size in PATCH_ROWS if len(rows.slots) <= size)
         recorded = frozenset[int]() if rows.record is None else rows.record.layers
-        key = (size, rows.layers, rows.hidden is not None, recorded)
+        key = (size, rows.layers, rows.hidden is not None, recorded, rows.skipped)
         graph = cache.graphs.get(key)
         if not isinstance(graph, PatchGraph):
             kernels = self._stack.kernels
@@ -211,6 +216,7 @@ class GraphPass:
                 rows.layers,
                 is_given=rows.hidden is not None,
                 recorded=recorded,
+                skipped=rows.skipped,
             )
         hidden = graph.forward(rows.slots, rows.hidden)
         if rows.record is not None:
@@ -259,6 +265,7 @@ class StepPass:
             *cache.table.at(row_positions),
             weights,
             rows.layers,
+            rows.skipped,
         )
         if record is not None:
             for layer, each in weights.items():

@@ -68,6 +68,7 @@ class CStep(ctypes.Structure):
                 "cos",
                 "sin",
                 "weights",
+                "skipped",
                 "logits",
                 "scratch",
                 "parallel",

@@ -38,6 +38,9 @@ enum { PREFETCH = 4096 };
 /* Looks at a counter before a waiting thread goes to sleep: some 20 microseconds. */
 enum { SPINS = 600 };
 
+/* Sub-layers that rows can do without; keys and values are made of every layer all the same. */
+enum { SKIP_ATTENTION = 1, SKIP_MLP = 2 };
+
 enum { FP32, BF16, FP16, Q4_0, Q4_1, Q8_0 };
 #define GENERIC 0 /* macros, for #if */
 #define AVX2 1
@@ -71,6 +74,7 @@ typedef struct {
     const int64_t *slot_positions;             /* (num_slots,) */
     const float *cos, *sin;                    /* (n, rotary_half) */
     float *const *weights; /* (num_layers,) pointers to (n, num_slots) or NULL; or NULL */
+    const uint8_t *skipped; /* (num_layers,) of SKIP_*: what rows are not put through; or NULL */
     float *logits;         /* (n, vocab): wanted instead of the layers; or NULL */
     void *scratch;
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel or NULL */
@@ -222,11 +226,22 @@ static int items_of(const Matrix *matrix) {
     return (matrix->rows + rows_of_item(matrix) - 1) / rows_of_item(matrix);
 }
 
+static int is_skipped(const Run *run, int64_t layer, int what) {
+    return run->step->skipped && run->step->skipped[layer] & what;
+}
+
+/* The first head of queries, keys and values that is projected. */
+static int64_t first_head(const Run *run, int64_t layer) {
+    return is_skipped(run, layer, SKIP_ATTENTION) ? run->model->num_heads : 0;
+}
+
 static int num_items(const Run *run, int64_t layer, int phase) {
     const Model *model = run->model;
     const Layer *at = &model->layers[layer];
+    const int what = phase < MLP ? SKIP_ATTENTION : SKIP_MLP;
+    if (phase != QKV && is_skipped(run, layer, what)) return 0;
     switch (phase) {
-    case QKV: return model->num_heads + 2 * model->num_kv_heads;
+    case QKV: return model->num_heads + 2 * model->num_kv_heads - first_head(run, layer);
     case ATTEND: return model->num_kv_heads * run->num_chunks;
     case RECORD:
         if (!run->step->weights || !run->step->weights[layer]) return 0;
@@ -266,14 +281,16 @@ static void fetch_ahead(const Run *run, int64_t layer, int phase, int thread) {
     if (phase == NUM_PHASES) layer++, phase = QKV;
     if (layer == run->model->num_layers) return;
     const Layer *at = &run->model->layers[layer];
-    const Matrix *matrix = phase == QKV      ? &at->queries
+    const int total = num_items(run, layer, phase);
+    if (!total) return;
+    const Matrix *matrix = phase == QKV      ? first_head(run, layer) ? &at->keys : &at->queries
                            : phase == OUTPUT ? &at->output
                            : phase == MLP    ? &at->gate
                            : phase == DOWN   ? &at->down
                                              : NULL;
     if (!matrix) return;
     int64_t row = phase == QKV ? run->model->head_dim : rows_of_item(matrix);
-    row *= start_of(run, thread, num_items(run, layer, phase));
+    row *= start_of(run, thread, total);
     if (row >= matrix->rows) return;
     const uint8_t *data = matrix->data + row * matrix->row_bytes;
     for (int line = 0; line < 32; line++) __builtin_prefetch(data + line * 64);

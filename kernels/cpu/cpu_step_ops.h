@@ -434,7 +434,9 @@ static TARGET void ISA(layers)(void *argument) {
                 if (!own_items && kind == MLP) ISA(normalise)(run, layer->mlp_norm, own.normed);
                 own_items++;
                 switch (kind) {
-                case QKV: ISA(project)(run, &own, number, item); break;
+                case QKV:
+                    ISA(project)(run, &own, number, item + first_head(run, number));
+                    break;
                 case ATTEND: ISA(attend)(run, &own, number, item); break;
                 case RECORD: ISA(record)(run, number, item); break;
                 case OUTPUT:

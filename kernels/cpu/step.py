@@ -26,6 +26,8 @@ from .c_types import CLayer, CMatrix, CModel, CStep
 _DENSE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BLOCK_KINDS = {"Q4_0": 3, "Q4_1": 4, "Q8_0": 5}
 ISAS = ("generic", "avx2", "avx512")
+# What rows may be spared of a layer; bits that add up.
+SKIP_ATTENTION, SKIP_MLP = 1, 2
 _ALIGNMENT = 64
 # Steps with one thread after other threads did not help; doubled each time, up to the second.
 _STEPS_ALONE = (8, 64)
@@ -240,6 +242,7 @@ class CpuStep:
         sin: Tensor,
         weights: Mapping[int, Tensor] | None = None,
         layers: range | None = None,
+        skipped: bytes | None = None,
     ) -> Tensor:
         """Run layers; as `Decoder.forward`, with every sum in float32.
 
@@ -258,6 +261,9 @@ class CpuStep:
             weights: layer to a contiguous (n, num_rows) float32 tensor that receives its attention
                 weights, mean over heads.
             layers: numbers of the layers to run, in a row; None: all.
+            skipped: what rows are not put through of each of the model's layers, of
+                `SKIP_ATTENTION` and `SKIP_MLP`; keys and values are made all the same, of the state
+                that passes by. None: nothing.
 
         Returns:
             (n, hidden_size) float32: the last of these layers' output, before the final norm.
@@ -306,12 +312,19 @@ class CpuStep:
             cache_kind=_DENSE_KINDS[rotated.dtype],
             rotary_half=cos.shape[-1],
         )
+        if skipped is not None:
+            if len(skipped) != self._model.num_layers:
+                raise ValueError(f"{len(skipped)} layers to skip of {self._model.num_layers}")
+            passed = ctypes.create_string_buffer(skipped[first : first + model.num_layers])
+            step.skipped = ctypes.addressof(passed)
         places = None
         if weights:
             places = (ctypes.c_void_p * model.num_layers)()
             for layer, tensor in weights.items():
                 _check(f"weights of layer {layer}", tensor, (count, num_rows), torch.float32)
-                if not 0 <= layer - first < model.num_layers:
+                if not 0 <= layer - first < model.num_layers or (
+                    skipped is not None and skipped[layer] & SKIP_ATTENTION
+                ):
                     raise ValueError(f"weights of layer {layer}, which is not run")
                 places[layer - first] = tensor.data_ptr()
             step.weights = ctypes.addressof(places)

@@ -262,6 +262,27 @@ def test_layers_in_two_parts_give_what_all_at_once_give(
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_passes_agree_on_what_is_skipped_and_fill_in_keys_and_values(monkeypatch, rows, token_ids):
+    slots, skipped = np.arange(LENGTH - rows, LENGTH), bytes([1, 2, 3])
+    found = []
+    for backend in ("auto", "reference"):
+        monkeypatch.setenv(dispatch.VARIABLE, backend)
+        decoder = ours(reference(bias=True))
+        cache, _ = prefilled(decoder, token_ids)
+        hidden = decoder.forward(cache, slots, check, skipped=skipped)
+        last = decoder.forward(cache, slots, check, layers=range(2), skipped=skipped)
+        assert torch.equal(last, hidden)  # the last layer is left out as a whole
+        found.append([hidden, *(part for layer in range(3) for part in cache.layer(layer))])
+    for one, other in zip(*found, strict=True):
+        assert_close(one, other, torch.float32)
+    qkv = decoder.stack.layers[2].qkv(
+        decoder.stack.kernels.rms_norm(hidden, decoder.stack.layers[2].attention_norm, 1e-6)
+    )
+    values = qkv[:, -2 * 16 :].view(rows, 2, 16).transpose(0, 1)
+    assert_close(cache.layer(2)[1][:, torch.from_numpy(slots)], values, torch.float32)
+
+
 def test_early_layers_leave_the_cache_of_the_others_alone(token_ids):
     decoder = ours(reference())
     cache, _ = prefilled(decoder, token_ids)

@@ -116,7 +116,7 @@ class Model:
             "sin": angles.sin(),
         }
 
-    def expect(self, inputs):
+    def expect(self, inputs, skipped=bytes(9)):
         """The layers in float64; returns hidden, caches and weights per layer."""
         shape, slots, count = self.shape, inputs["slots"], inputs["num_rows"]
         caches = [inputs[name].clone() for name in ("unrotated", "rotated", "values")]
@@ -144,7 +144,10 @@ class Model:
             shares = scores.masked_fill(hides, float("-inf")).softmax(-1)
             recorded.append(shares.mean(0))
             mixed = (shares @ values).transpose(0, 1).flatten(1)
-            hidden = hidden + product(mixed, layer.output)
+            if not skipped[number] & cpu_step.SKIP_ATTENTION:
+                hidden = hidden + product(mixed, layer.output)
+            if skipped[number] & cpu_step.SKIP_MLP:
+                continue
             normed = norm(hidden, layer.mlp_norm)
             gate, up = product(normed, layer.gate_up[0]).chunk(2, -1)
             hidden = hidden + product(functional.silu(gate) * up, layer.down)
@@ -215,6 +218,22 @@ def test_layers_match_float64_when_shapes_are_ragged(shape, isa):
             untouched[inputs["slots"]] = False
             assert torch.equal(cache[:, :, untouched], wanted[:, :, untouched])
         assert (weights[1] - recorded[1]).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("skipped", [*itertools.product(range(4), repeat=2)], ids=str)
+def test_skipped_sublayers_leave_rows_alone_but_for_keys_and_values(skipped, isa):
+    model = Model(Shape(heads=6, kv_heads=2, bias=True), isa)
+    inputs = model.inputs(3, 150)
+    hidden, caches = run(model.step, inputs, skipped=bytes(skipped))
+    expected, expected_caches, _ = model.expect(inputs, skipped)
+    assert_close(hidden, expected, torch.float32)
+    for cache, wanted in zip(caches, expected_caches, strict=True):
+        assert_close(cache, wanted, torch.float32)
+    # The last layer by itself finds its own share.
+    part = inputs | {"hidden": hidden}
+    again, _ = run(model.step, part, skipped=bytes(skipped), layers=range(1, 2))
+    assert torch.equal(again, hidden) == (skipped[1] == 3)
 
 
 @pytest.mark.parametrize("isa", ISAS)
