@@ -23,10 +23,12 @@ from .passes import (
     AttentionRecord,
     EagerPass,
     GraphPass,
+    Head,
     Pass,
     Rows,
     StepPass,
     head_of,
+    head_over,
     refuse_unsupported,
 )
 
@@ -90,6 +92,7 @@ class Decoder:
         )
         step = self._step(kernels, in_step, head) if has_step else None
         self._head = head_of(stack, step)
+        self._head_over = functools.partial(head_over, stack, step, head)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
             passes.insert(0, StepPass(stack, step))
@@ -182,6 +185,10 @@ class Decoder:
         of a row are exact to float32; the others carry bf16's rounding.
         """
         return self._head(hidden)
+
+    def head_over(self, token_ids: Tensor) -> Head:
+        """Return what gives (n, m) float32 logits of (m,) int64 tokens alone, as `logits` does."""
+        return torch.inference_mode()(self._head_over(token_ids))
 
     def warm_up(self, capacity: int) -> None:
         """Run every kind of pass once over a cache of that capacity, so that all is compiled.

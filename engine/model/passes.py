@@ -15,9 +15,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...kernels.cpu.step import CpuStep
 from ...kernels.dispatch import Kernels
+from ...kernels.weights.blocks import BlockMatrix
+from ...kernels.weights.linear import Matrix
 from ..wire.errors import ModelLoadError
 from .attention import Visibility, visibility
 from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph
@@ -282,6 +285,28 @@ def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
         return stack.logits
     few: Head = step.logits
     return lambda hidden: (few if len(hidden) <= _STEP_LOGITS else stack.logits)(hidden)
+
+
+def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: Tensor) -> Head:
+    """Return what gives (n, m) float32 logits of (m,) int64 tokens alone; their rows are copied.
+
+    Args:
+        stack: the layers.
+        step: the C library, where it is there.
+        head: (vocab_size, hidden_size).
+        token_ids: (m,) int64, on the host.
+    """
+    if step is not None:
+        return step.head_over(token_ids)
+    token_ids = token_ids.to(stack.device)
+    rows = head.rows(token_ids, stack.dtype) if isinstance(head, BlockMatrix) else head[token_ids]
+    norm, eps = stack.norm, stack.config.norm_eps
+
+    def logits(hidden: Tensor) -> Tensor:
+        normed = stack.kernels.rms_norm(hidden.to(stack.dtype), norm, eps)
+        return functional.linear(normed, rows).float()
+
+    return logits
 
 
 def _attend(

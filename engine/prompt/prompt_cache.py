@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -375,19 +376,50 @@ class PromptCache:
         first = self.logits(check)[None]
         if len(token_ids) == 1:
             return first
+        with self._supposed(token_ids[:-1]) as slots:
+            hidden = self.decoder.forward(self.rows, slots, check)
+        return torch.cat([first, self.decoder.logits(hidden)])
+
+    def states(
+        self, token_ids: Sequence[int], depths: Sequence[int], check: Check
+    ) -> Iterator[Tensor]:
+        """Yield what rows are after some layers, were these tokens to come next.
+
+        Args:
+            token_ids: as for `score`; the rows are dropped when all was yielded or the caller is
+                done with it.
+            depths: numbers of layers, ascending.
+            check: called between layers.
+
+        Yields:
+            For each depth (n, hidden_size) float32; row i is that which predicts `token_ids[i]`.
+        """
+        with self._supposed(token_ids[:-1]) as slots:
+            slots = np.concatenate([self._last_row(), slots])
+            hidden, done = None, 0
+            for depth in depths:
+                through = range(done, depth)
+                hidden = self.decoder.forward(
+                    self.rows, slots, check, layers=through, hidden=hidden
+                ).clone()
+                done = depth
+                yield hidden
+
+    @contextmanager
+    def _supposed(self, token_ids: Sequence[int]) -> Iterator[Slots]:
+        """Have rows of tokens right after the prompt, to be computed, and leave all as it was."""
         cache = self.rows
         num_fresh, generation = cache.num_fresh, cache.generation
         generated = np.flatnonzero(cache.positions >= self.num_tokens)
-        fed = np.array(token_ids[:-1], dtype=np.int64)
+        fed = np.array(token_ids, dtype=np.int64)
         slots = cache.append(fed, self.num_tokens + np.arange(len(fed)))
         cache.positions[generated] += _MASKED
         try:
-            hidden = self.decoder.forward(cache, slots, check)
+            yield slots
         finally:
             cache.remove(slots)
             cache.positions[generated] -= _MASKED
-            cache.num_fresh, cache.generation = num_fresh, generation  # all is as it was
-        return torch.cat([first, self.decoder.logits(hidden)])
+            cache.num_fresh, cache.generation = num_fresh, generation
 
     def take_counts(self) -> Counts:
         """Count the prompt's rows by provenance since the previous call, and start anew."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +188,7 @@ class CpuStep:
             at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
             (at.down,) = self._matrices([layer.down], [hidden], inner)
         (native_head,) = self._matrices([(head, None)], [head.shape[0]], self.hidden_size)
+        self._head = head
         self._kept.append(native)
         self._model = CModel(
             ctypes.addressof(native),
@@ -343,11 +344,29 @@ class CpuStep:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs."""
+        return self._logits(hidden, self._model)
+
+    def head_over(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what gives the logits of (m,) int64 tokens alone, (n, m); their rows are copied.
+
+        Args:
+            token_ids: (m,) int64, of the vocabulary.
+        """
+        head = self._head
+        if isinstance(head, BlockMatrix):
+            head = BlockMatrix(head.blocks[token_ids], head.kind)
+        else:
+            head = head[token_ids]
+        part = CModel.from_buffer_copy(self._model)
+        part.head = self._matrix(head, None)
+        return functools.partial(self._logits, of=part)
+
+    def _logits(self, hidden: Tensor, of: CModel) -> Tensor:
         hidden = hidden.to(torch.float32).contiguous()
         _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
-        logits = torch.empty(len(hidden), self._model.head.rows)
+        logits = torch.empty(len(hidden), of.head.rows)
         step = CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden))
-        self._run(step, self._model)
+        self._run(step, of)
         return logits
 
     def _run(self, step: CStep, of: CModel) -> None:
