@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from .generation.candidates import candidates, common_length
+from .generation.candidates import candidates
+from .generation.depth import steps_of
 from .generation.generate import Generated, Pick, generate
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
@@ -297,15 +296,10 @@ class Session:
         prompt.drop_generated()
         logits = prompt.logits(check)
         num_computed = prompt.num_rows_forwarded - forwarded_before
-        resident: list[int] = []  # generated tokens that have rows
-
-        def step(token_id: int) -> Tensor:
-            resident.append(token_id)
-            return prompt.decode(token_id, check)
-
+        steps = steps_of(params.depth, prompt, check)
         decode = functools.partial(
             generate,
-            step=step,
+            step=steps,
             params=params,
             end_ids=model.template.end_ids if model.template else model.tokenizer.end_ids,
             token_bytes=model.tokenizer.token_bytes(),
@@ -313,17 +307,6 @@ class Session:
             check=check,
         )
         num_others = params.num_candidates - 1
-        generated = decode(logits, on_text=on_text, wants_runners_up=num_others > 0)
-
-        def branch(begun: list[Pick]) -> Generated:
-            token_ids = [pick.token_id for pick in begun]
-            num_kept = common_length(resident, token_ids[:-1])
-            prompt.drop_generated(num_kept)
-            del resident[num_kept:]
-            after = [step(token_id) for token_id in token_ids[num_kept:]]
-            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
-            return decode(after[-1], params=limited, on_text=None, begun=begun)
-
         # All candidates together take no longer than one may.
         budget_ms = params.time_budget_ms
 
@@ -333,7 +316,16 @@ class Session:
         def has_time() -> bool:
             return not budget_ms or left_ms() > 0
 
-        others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
+        def branch(begun: list[Pick]) -> Generated:
+            after = steps.branch_off([pick.token_id for pick in begun])
+            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
+            return decode(after, params=limited, on_text=None, begun=begun)
+
+        try:
+            generated = decode(logits, on_text=on_text, wants_runners_up=num_others > 0)
+            others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
+        finally:
+            steps.end()
         return Completion(
             text=generated.text,
             token_ids=generated.token_ids,
@@ -341,7 +333,7 @@ class Session:
             num_reused_tokens=max(0, prompt.num_tokens - num_computed),
             ttft_ms=(generated.first_token_at - started_at) * 1e3,
             total_ms=(time.perf_counter() - started_at) * 1e3,
-            num_layers_run=model.decoder.config.num_layers,
+            num_layers_run=steps.mean_layers,
             stop_reason=generated.stop_reason,
             probabilities=generated.probabilities,
             other_texts=tuple(other.text for other in others),

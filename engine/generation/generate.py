@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -48,9 +48,24 @@ class Pick(NamedTuple):
     probability: float
 
 
+class Step(Protocol):
+    """Computes generated tokens, one after the other; how many rows at a time is its own affair."""
+
+    def __call__(self, token_id: int) -> Tensor | None:
+        """Take one more token.
+
+        Returns:
+            The (vocab_size,) float32 logits after it; None to give the completion up.
+
+        Raises:
+            ContextTooLong: the cache is full.
+        """
+        ...
+
+
 def generate(
     logits: Tensor,
-    step: Callable[[int], Tensor],
+    step: Step,
     params: CompletionParams,
     *,
     end_ids: frozenset[int],
@@ -65,8 +80,7 @@ def generate(
 
     Args:
         logits: (vocab_size,) float32, of the first token.
-        step: computes one more token and returns the (vocab_size,) logits after it; raises
-            ContextTooLong when the cache is full.
+        step: computes one more token.
         params: budgets, sampling and stop strings.
         end_ids: tokens that end the text.
         token_bytes: bytes of each token, b"" for special ones.
@@ -80,7 +94,8 @@ def generate(
         wants_runners_up: say of each token which would have been the next likely.
 
     Returns:
-        The text and why it ended: "end", "stop", "length", "time" or "doubt".
+        The text and why it ended: "end", "stop", "length", "time", "doubt" or, when `step` gave it
+        up, "low_confidence".
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
@@ -126,10 +141,14 @@ def generate(
         if is_begun:
             continue  # its row is there
         try:
-            logits = step(token_id)
+            after = step(token_id)
         except ContextTooLong:
             reason = "length"
             break
+        if after is None:
+            reason = "low_confidence"
+            break
+        logits = after
     return Generated(
         output.finish(),
         tuple(token_ids),

@@ -160,15 +160,24 @@ class Decoder:
 
     @torch.inference_mode()
     def last_logits(
-        self, cache: KVCache, slots: Slots, check: Check, record: AttentionRecord | None = None
+        self,
+        cache: KVCache,
+        slots: Slots,
+        check: Check,
+        record: AttentionRecord | None = None,
+        *,
+        layers: range | None = None,
     ) -> Tensor:
         """Compute rows as `forward` does; return the (vocab_size,) logits after the last of them.
 
-        On a GPU one row that sees all others, a decode step, is a captured graph.
+        Where `layers` leaves some out, the last of them is read by the norm and the head. On a GPU
+        one row that sees all others, a decode step through all layers, is a captured graph.
         """
-        if self._graphs is not None and record is None and sees_every_slot(cache, slots):
+        layers = self._all_layers if layers is None else layers
+        is_plain = record is None and layers == self._all_layers
+        if self._graphs is not None and is_plain and sees_every_slot(cache, slots):
             return self._graphs.decode(cache, int(slots[0]), check)
-        rows = Rows(slots, self._all_layers, record=record)
+        rows = Rows(slots, layers, record=record)
         return self._head(self._pass_for(rows).run(cache, rows, check)[-1:])[0]
 
     def _pass_for(self, rows: Rows) -> Pass:

@@ -341,15 +341,21 @@ class PromptCache:
         self._count_forwarded(last)
         return self._keep_logits(logits)
 
-    def decode(self, token_id: int, check: Check) -> Tensor:
+    def decode(self, token_id: int, check: Check, layers: range | None = None) -> Tensor:
         """Append a generated token and return the logits after it.
 
         The row stays until a prompt does not want it: an accepted completion is not computed again.
+
+        Args:
+            token_id: the token.
+            check: called between layers.
+            layers: those that it goes through, the first ones; None: all. Where some are left out
+                the row is not whole: `drop_generated` before anything else reads it.
         """
         cache = self.rows
         position = cache.positions.max() + 1
         with self._append(np.array([token_id]), np.array([position])) as slots:
-            logits = self.decoder.last_logits(cache, slots, check)
+            logits = self.decoder.last_logits(cache, slots, check, layers=layers)
         cache.mark_computed(slots)
         self._count_forwarded(slots)
         return logits

@@ -257,3 +257,9 @@ def test_doubt_ends_before_the_token_that_brings_it_and_leaves_no_part_of_a_word
 def test_first_token_in_doubt_leaves_nothing():
     result = doubtful([(2, 0.4)], 0.5)
     assert (result.text, result.token_ids, result.stop_reason) == ("", (), "doubt")
+
+
+def test_what_is_given_up_ends_with_what_there_is():
+    after = iter([logits_for(2), None])
+    result = run(scripted(1), step=lambda token_id: next(after))
+    assert (result.text, result.stop_reason) == ("ab", "low_confidence")
