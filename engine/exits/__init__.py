@@ -1,1 +1,1 @@
-"""Where a token may leave the layers, where a completion is given up, and how both are learnt."""
+"""Where a token leaves the layers, which of them it is spared, and when to give up."""

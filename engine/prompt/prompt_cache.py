@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -357,6 +357,26 @@ class PromptCache:
         with self._append(np.array([token_id]), np.array([position])) as slots:
             logits = self.decoder.last_logits(cache, slots, check, layers=layers)
         cache.mark_computed(slots)
+        self._count_forwarded(slots)
+        return logits
+
+    def decode_by(
+        self, token_id: int, compute: Callable[[KVCache, Slots], tuple[Tensor, bool]]
+    ) -> Tensor:
+        """Append a generated token that the caller computes; return the logits after it.
+
+        Args:
+            token_id: the token.
+            compute: computes its row, given the cache and its slot; returns the logits after it and
+                whether it went through all layers. If not, the row is stale until it is healed; its
+                keys and values must be there, of every layer, before anything else reads it.
+        """
+        cache = self.rows
+        position = cache.positions.max() + 1
+        with self._append(np.array([token_id]), np.array([position])) as slots:
+            logits, is_whole = compute(cache, slots)
+        if is_whole:
+            cache.mark_computed(slots)
         self._count_forwarded(slots)
         return logits
 

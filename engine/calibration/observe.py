@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..exits.controller import normalised, sureness
 from ..model.decoder import Check
 from ..model.passes import Head
 from ..session import Session
-from .places import Place
+
+if TYPE_CHECKING:
+    from .places import Place
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -34,11 +38,11 @@ class Observed:
     Attributes:
         place: where it is.
         tokens: (n,) that stand there.
-        states: (num_exits, n, hidden_size) float16, normalised; see `normalised`.
+        states: (num_exits, n, hidden_size) float16, normalised; see `exits.controller.normalised`.
         guesses: (num_exits, n) the likeliest token of each exit, of those that its head has.
-        sure: (num_exits, n, 2) natural logarithms: its probability, and how far the next is behind.
+        sure: (num_exits, n, 2) as `exits.controller.sureness` returns it.
         final: (n,) the likeliest token after all layers.
-        probability: (n,) that all layers give the token that stands there.
+        probability: (n,) that they give it.
         first_line: how many tokens the first line has, its line end with it.
     """
 
@@ -50,20 +54,6 @@ class Observed:
     final: Ints
     probability: Floats
     first_line: int
-
-
-def normalised(hidden: Tensor) -> Tensor:
-    """Return rows of (n, hidden_size) divided by the root of their mean square."""
-    hidden = hidden.float()
-    return hidden * hidden.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
-
-
-def sureness(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return of (n, m) logits the likeliest column (n,), and `Observed.sure` of it, (n, 2)."""
-    two = logits.topk(2)
-    log_probability = two.values[:, 0] - logits.logsumexp(-1)
-    behind = two.values[:, 0] - two.values[:, 1]
-    return two.indices[:, 0], torch.stack([log_probability, behind], -1)
 
 
 def observe(
@@ -102,7 +92,7 @@ def observe(
         guesses.append(ids[best.cpu()].numpy())
         sure.append(figures.cpu().numpy())
     log_probs = session.model.decoder.logits(last[first:]).log_softmax(-1).cpu()
-    kept = torch.from_numpy(tokens[first:])
+    top = log_probs.max(-1)
     text, line = forced + place.middle, len(forced + place.middle.split("\n")[0])
     ends_line = sum(end <= line for end in after[first:]) + ("\n" in text[line:])
     return Observed(
@@ -111,7 +101,7 @@ def observe(
         torch.stack([normalised(each[first:]) for each in states]).half().cpu().numpy(),
         np.stack(guesses),
         np.stack(sure).astype(np.float32),
-        log_probs.argmax(-1).numpy(),
-        log_probs.gather(1, kept[:, None])[:, 0].exp().numpy(),
-        min(max(1, ends_line), len(kept)),
+        top.indices.numpy(),
+        top.values.exp().numpy(),
+        min(max(1, ends_line), len(tokens) - first),
     )

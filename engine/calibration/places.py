@@ -1,4 +1,4 @@
-"""Places in source files with a middle taken out: what controllers are trained and calibrated on."""
+"""Places in source files with a middle taken out: what controllers learn from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Trains exits, stops and skip sets on source code: `keyturn calibrate`."""
