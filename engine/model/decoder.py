@@ -16,6 +16,7 @@ from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
+from .draft_head import DraftHead
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack
 from .pass_cost import PassCost
@@ -29,6 +30,7 @@ from .passes import (
     head_of,
     refuse_unsupported,
 )
+from .step_cost import StepCost
 
 
 class Decoder:
@@ -40,6 +42,7 @@ class Decoder:
         dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
         cost: what its passes take here.
+        step_cost: what its decode steps take here.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Decoder:
         """
         refuse_unsupported(config, config.family)
         self.config = config
-        self.cost = PassCost()
+        self.cost, self.step_cost = PassCost(), StepCost()
         self._all_layers = range(config.num_layers)
         norm = tensors.pop(names.NORM)
         assert isinstance(norm, Tensor), "a vector is never in blocks"
@@ -89,6 +92,7 @@ class Decoder:
             config, kernels, embedding, layers, norm, kernels.head(head, self.dtype)
         )
         step = self._step(kernels, in_step, head) if has_step else None
+        self._in_c, self._head_rows = step, head
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
@@ -188,6 +192,10 @@ class Decoder:
         of a row are exact to float32; the others carry bf16's rounding.
         """
         return self._head(hidden)
+
+    def draft_head(self, token_ids: Slots) -> DraftHead:
+        """Return a head over the commonest tokens and these, for the output of any layer."""
+        return DraftHead(self._head, self._in_c, self._head_rows, token_ids)
 
     def warm_up(self, capacity: int) -> None:
         """Run every kind of pass once over a cache of that capacity, so that all is compiled.
