@@ -13,7 +13,7 @@ from .files.catalog import resolve
 from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
-from .model.step_cost import measure_steps
+from .model.step_timing import measure_steps
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit

@@ -77,6 +77,8 @@ class Session:
         cold_limit: how many rows are computed before a completion; of more the window is narrowed.
         window: lays out and encodes the prompt, narrow at a place where nothing is computed.
         prompt: the cache's rows for the prompt, as of the last `sync`.
+        drafts: what drafts have been worth: the model's record.
+        past: texts that were just deleted or completed, for drafts.
     """
 
     def __init__(
@@ -137,7 +139,8 @@ class Session:
         self._laid_out: tuple[int, int, int] | None = None  # what the prompt is of
         self._forced = ""
         self._tokens: dict[SegmentKey, Ints] = {}  # of the prompt
-        self._past = PastTexts(lambda text: model.tokenizer.encode(text).token_ids)
+        self.drafts = model.drafts
+        self.past = PastTexts(lambda text: model.tokenizer.encode(text).token_ids)
 
     # Text
 
@@ -164,7 +167,7 @@ class Session:
         """Move cursor and anchor as edits of the shown text do."""
         self._num_edits += len(edits)
         for start, end, _ in edits:
-            self._past.deleted(before[start:end])
+            self.past.deleted(before[start:end])
         if self._anchor is not None:
             self._cursor = shifted(self._cursor, edits, after_insertion=True)
             anchor = shifted(self._anchor, edits, after_insertion=False)
@@ -317,7 +320,7 @@ class Session:
         steps = steps_of(
             *(params, prompt, check),
             lookup=self._lookup,
-            record=model.drafts,
+            record=self.drafts,
             end_ids=end_ids,
             token_bytes=token_bytes,
         )
@@ -350,7 +353,7 @@ class Session:
             others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
         finally:
             steps.end()
-        self._past.completed(generated.token_ids)
+        self.past.completed(generated.token_ids)
         return Completion(
             text=generated.text,
             token_ids=generated.token_ids,
@@ -371,7 +374,7 @@ class Session:
         nothing = np.empty(0, dtype=np.int64)
         parts = [self._tokens.get((kind,), nothing) for kind in ("prefix", "tail", "suffix")]
         before, behind = np.concatenate(parts[:2]), parts[2]
-        others = self._past.token_ids()
+        others = self.past.token_ids()
         return PromptLookup(before, behind, others, max_tokens=self.prompt.room)
 
     def _lay_out(self, prompt: Prompt) -> None:

@@ -59,6 +59,8 @@ class DraftRecord:
         exits: how often the first layers' likeliest token does, by its probability there.
         exit_gain: tokens that self-speculation gives in the time of one without a draft.
         waited: steps since it was tried last.
+        num_drafted: tokens that were drafted.
+        num_accepted: those of them that came true.
         sources: where drafts may come from.
     """
 
@@ -66,6 +68,8 @@ class DraftRecord:
     exits: Rates = field(default_factory=lambda: Rates(_EXIT_GUESSES))
     exit_gain: float = _EXIT_GAIN
     waited: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     sources: frozenset[str] = SOURCES
 
 
@@ -79,12 +83,7 @@ class _Ahead(NamedTuple):
 
 
 class SpeculativeSteps:
-    """Decode steps that run ahead of what is taken; rows that were of no use are dropped.
-
-    Attributes:
-        num_drafted: tokens that were drafted.
-        num_accepted: those of them that came true.
-    """
+    """Decode steps that run ahead of what is taken; rows that were of no use are dropped."""
 
     def __init__(
         self,
@@ -108,7 +107,6 @@ class SpeculativeSteps:
             is_last: whether a completion ends with a token: nothing is drafted behind it.
             max_tokens: so many are taken, about; nothing is drafted beyond.
         """
-        self.num_drafted = self.num_accepted = 0
         self._prompt, self._check = prompt, check
         self._lookup, self._record = lookup, record
         self._is_last, self._max_tokens = is_last, max_tokens
@@ -131,7 +129,7 @@ class SpeculativeSteps:
             drafted = self._ahead.popleft()
             is_right = drafted.token_id == token_id
             drafted.rates.note(drafted.number, came_true=is_right)
-            self.num_accepted += is_right
+            self._record.num_accepted += is_right
             if is_right and drafted.logits is not None:
                 self._taken.append(token_id)
                 return drafted.logits
@@ -224,7 +222,7 @@ class SpeculativeSteps:
         if not logits.is_cuda:  # a GPU is still at work
             self._cost.observe(num_rows, num_slots, (time.perf_counter() - started_at) * 1e3)
         self._note_rows(num_rows, len(self._first) + len(self._rest))
-        self.num_drafted += len(draft.token_ids)
+        self._record.num_drafted += len(draft.token_ids)
         for at, (drafted, after) in enumerate(zip(draft.token_ids, logits[1:], strict=True)):
             number = min(draft.num_matched + at, LONGEST_MATCH)
             self._ahead.append(_Ahead(drafted, after, self._record.lookup, number))
@@ -255,7 +253,7 @@ class SpeculativeSteps:
         plain_ms = self._cost.ms(1, num_slots)
         gain = expected * plain_ms / self._exit_ms(num_rows, num_slots)
         record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
-        self.num_drafted += len(drafted)
+        record.num_drafted += len(drafted)
         for at, (drafted_id, number) in enumerate(drafted):
             after = logits[at + 1] if at + 1 < num_rows else None
             self._ahead.append(_Ahead(drafted_id, after, record.exits, number))

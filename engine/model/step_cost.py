@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from .decoder import Decoder
-
 # Rows of the decode steps that are timed, in order: the C library computes four at a time.
-_SIZES = (1, 2, 3, 4, 5, 8)
+STEP_SIZES = (1, 2, 4, 5, 8)
 _MOST_ROWS = 64
 # How fast a step's figures follow what is observed: all of them, and those of as many rows.
 _FOLLOW, _FOLLOW_ROWS = 0.1, 0.05
-# Parts of the layers that are timed one at a time, and how often each step is.
-_SHARES, _TIMES = 6, 3
 # Of the first row's time a further one costs this at least.
 _LEAST_SHARE = 0.05
 
@@ -45,16 +34,16 @@ class StepCost:
         """Take over what was measured.
 
         Args:
-            layers: (rows, slots) to milliseconds, for `_SIZES` and two numbers of slots.
+            layers: (rows, slots) to milliseconds, for `STEP_SIZES` and two numbers of slots.
             head: rows to milliseconds of their logits.
         """
         few, many = sorted({slots for _, slots in layers})
         at_few, at_many = (
-            _curve([layers[size, slots] for size in _SIZES]) for slots in (few, many)
+            _curve([layers[size, slots] for size in STEP_SIZES]) for slots in (few, many)
         )
         self._per_slot = np.maximum(at_many - at_few, 0) / (many - few)
         self._fixed = np.maximum(at_few - few * self._per_slot, at_few / 10)
-        self._head = _curve([head[size] for size in _SIZES])
+        self._head = _curve([head[size] for size in STEP_SIZES])
         self._speed, self._shape = 1.0, np.ones(len(at_few))
 
     def layers_ms(self, num_rows: int, num_slots: int) -> float:
@@ -79,61 +68,15 @@ class StepCost:
 
 
 def _curve(measured: list[float]) -> NDArray[np.float64]:
-    """Return figures for 0 to `_MOST_ROWS` rows from those for `_SIZES`.
+    """Return figures for 0 to `_MOST_ROWS` rows from those for `STEP_SIZES`.
 
     What a busy machine has made of them is bounded: a row more costs something, and at most as much
     as the first.
     """
-    sizes, one = np.array(_SIZES), measured[0]
+    sizes, one = np.array(STEP_SIZES), measured[0]
     least = one * (1 + _LEAST_SHARE * (sizes - 1))
     bounded = np.maximum.accumulate(np.clip(measured, least, one * sizes))
     *_, four, _, eight = bounded
-    last = _SIZES[-1]
+    last = STEP_SIZES[-1]
     beyond = eight + (eight - four) / 4 * np.arange(1, _MOST_ROWS - last + 1)
     return np.concatenate([np.interp(np.arange(last + 1), sizes, bounded), beyond])
-
-
-def measure_steps(decoder: Decoder, num_slots: int) -> None:
-    """Time decode steps that see few slots and `num_slots`, for the decoder's `step_cost`.
-
-    On a CPU a part of the layers stands for all, another part each time, so that weights come from
-    memory as they do in a whole step: some 0.1 s for the embedded model.
-    """
-    config, is_gpu = decoder.config, decoder.device.type == "cuda"
-    cache = KVCache(config, num_slots + _SIZES[-1], decoder.dtype, decoder.device)
-    at_once = config.num_layers if is_gpu else max(1, config.num_layers // _SHARES)
-    parts = [range(at, at + at_once) for at in range(0, config.num_layers - at_once + 1, at_once)]
-    layers: dict[tuple[int, int], float] = {}
-    head: dict[int, float] = {}
-    for num_before in (num_slots // 4, num_slots):
-        positions = np.arange(cache.num_rows, num_before)
-        cache.append(np.zeros_like(positions), positions)
-        for size in _SIZES:
-            slots = cache.append(np.zeros(size, dtype=np.int64), num_before + np.arange(size))
-            hidden = torch.zeros(size, config.hidden_size, device=decoder.device)
-            times = []
-            for _ in range(_TIMES):
-                parts.append(parts.pop(0))
-                given = hidden if parts[0].start else None
-                run = partial(decoder.forward, cache, slots, _go_on, layers=parts[0], hidden=given)
-                times.append(_timed(decoder, run))
-            layers[size, num_before] = min(times) * config.num_layers / at_once
-            times = [_timed(decoder, partial(decoder.logits, hidden)) for _ in range(_TIMES)]
-            head[size] = min(times)
-            cache.remove(slots)
-    decoder.step_cost.learn(layers, head)
-
-
-def _timed(decoder: Decoder, work: Callable[[], object]) -> float:
-    """Return milliseconds."""
-    if decoder.device.type == "cuda":
-        torch.cuda.synchronize(decoder.device)
-    started_at = time.perf_counter()
-    work()
-    if decoder.device.type == "cuda":
-        torch.cuda.synchronize(decoder.device)
-    return (time.perf_counter() - started_at) * 1e3
-
-
-def _go_on() -> None:
-    """Never cancel."""

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
 from keyturn.engine.generation.speculation import DraftRecord
-from keyturn.engine.model.step_cost import StepCost
+from keyturn.engine.model.step_cost import STEP_SIZES, StepCost
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled
 
-TEXT = (
-    "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
-)
+TEXT = "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
 AT = TEXT.index("return \n") + len("return ")
 PARAMS = CompletionParams(24, 0.0, 1.0, 0, (), 0.0, depth="exact")
 
@@ -221,9 +219,8 @@ def test_past_texts_are_few_the_newest_last_and_no_scraps() -> None:
 def test_step_cost_follows_what_is_measured_and_observed() -> None:
     cost = StepCost()
     assert cost.ms(1, 100) < cost.ms(2, 100) < cost.ms(16, 100)
-    sizes = (1, 2, 3, 4, 5, 8)
-    layers = {(size, slots): 10 + size + slots / 100 for size in sizes for slots in (100, 400)}
-    cost.learn(layers, dict.fromkeys(sizes, 2.0))
+    layers = {(size, slots): 10 + size + slots / 100 for size in STEP_SIZES for slots in (100, 400)}
+    cost.learn(layers, dict.fromkeys(STEP_SIZES, 2.0))
     assert cost.ms(4, 100) == pytest.approx(17, rel=0.1)
     assert cost.ms(4, 800) == pytest.approx(24, rel=0.1)
     assert cost.ms(16, 100) > cost.ms(8, 100)
