@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
+from .exits import depth_file
+from .exits.controller import Exits
 from .files.catalog import resolve
 from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
+from .model.step_timing import measure_steps
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
@@ -24,6 +27,9 @@ from .wire.errors import BadRequest, OutOfMemory, memory_error
 _SPARE_TOKENS = 576
 # What a model that does not say is shown; most code models were trained on far more.
 _UNKNOWN_WINDOW_TOKENS = 2048
+
+# Decode steps are timed with so many rows in the cache at most.
+_MEASURED_SLOTS = 1024
 
 # A GPU takes so many rows at once in the time of a processor's few hundred.
 _GPU_CHUNK_TOKENS = 2048
@@ -82,6 +88,7 @@ class Engine:
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
                 ) from None
+            rule = depth_file.find(decoder)
             most = self._most_rows(files.config)
             spare = min(_SPARE_TOKENS, most // 2)
             own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
@@ -94,11 +101,13 @@ class Engine:
                 window_tokens=window,
                 chars_per_token=files.fim.chars_per_token if files.fim else UNKNOWN_CHARS_PER_TOKEN,
                 capacity=window + spare,
+                exits=None if rule is None else Exits(rule, decoder),
             )
             if self.device.type == "cuda":
                 if progress is not None:
                     progress("compiling kernels", 100)
                 decoder.warm_up(window + spare)
+            measure_steps(decoder, min(window, _MEASURED_SLOTS))
         return self._models[model]
 
     def _planes(self, quant: str | None) -> int | None:

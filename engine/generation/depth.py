@@ -2,97 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
 
-from torch import Tensor
-
+from ..exits.controller import Exits
 from ..model.decoder import Check
 from ..prompt.prompt_cache import PromptCache
-from ..wire.config import DEPTHS
+from ..wire.config import DEPTHS, CompletionParams
 from ..wire.errors import BadRequest
-from .generate import Step
+from .draft import PromptLookup
+from .fast import FastSteps
+from .speculation import DraftRecord, SpeculativeSteps
+from .steps import PlainSteps, Steps
 
 
-class Steps(Step, Protocol):
-    """The decode steps of one completion and its further candidates."""
-
-    @property
-    def mean_layers(self) -> float:
-        """Layers that were run for a token, on average, those of useless drafts included."""
-        ...
-
-    def branch_off(self, token_ids: Sequence[int]) -> Tensor:
-        """Go on from other tokens after the prompt; the rows that they have already are kept.
-
-        Args:
-            token_ids: all that is taken, at least one; the last was never taken after the others.
-
-        Returns:
-            The (vocab_size,) float32 logits after the last.
-        """
-        ...
-
-    def end(self) -> None:
-        """Leave rows of taken tokens only; to be called once, whatever else was raised."""
-
-
-def steps_of(depth: str, prompt: PromptCache, check: Check) -> Steps:
+def steps_of(
+    params: CompletionParams,
+    prompt: PromptCache,
+    check: Check,
+    *,
+    lookup: Callable[[], PromptLookup],
+    record: DraftRecord,
+    exits: Exits | None,
+    num_forced: int,
+    end_ids: Collection[int],
+    token_bytes: Sequence[bytes],
+) -> Steps:
     """Return the decode steps after a prompt, whose logits are there and nothing generated yet.
 
     Args:
-        depth: as `CompletionParams` says.
+        params: its `depth` decides; its stop strings and `max_tokens` bound what is drafted.
         prompt: the prompt's rows.
         check: called between layers.
+        lookup: makes what finds drafts in texts.
+        record: what the model's drafts have been worth.
+        exits: of the model; None where none were calibrated, and "fast" is as "exact".
+        num_forced: bytes that are bound to be written first.
+        end_ids: tokens that end a completion.
+        token_bytes: bytes of each token.
 
     Raises:
         BadRequest: there is no such depth, or the model has fewer layers.
     """
-    num_layers = prompt.decoder.config.num_layers
-    if depth in DEPTHS:
+    depth, num_layers = params.depth, prompt.decoder.config.num_layers
+    if depth == "full":
         return PlainSteps(prompt, num_layers, check)
+    if depth == "fast" and exits is not None:
+        return FastSteps(prompt, exits, check, num_forced=num_forced, token_bytes=token_bytes)
+    if depth in DEPTHS:
+        stops = [string.encode("utf-8", "replace") for string in params.stop if string]
+
+        def is_last(token_id: int) -> bool:
+            return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
+
+        return SpeculativeSteps(
+            prompt,
+            check,
+            lookup() if "lookup" in record.sources else None,
+            record,
+            exits="exits" in record.sources,
+            is_last=is_last,
+            max_tokens=params.max_tokens,
+        )
     if not depth.isdecimal() or not 0 < int(depth[:6]) <= num_layers:
         known = ", ".join(DEPTHS)
         raise BadRequest(f"depth {depth:.20}: must be {known} or a number from 1 to {num_layers}")
     return PlainSteps(prompt, int(depth), check)
-
-
-class PlainSteps:
-    """A row for each token by itself, through all layers or the first ones."""
-
-    def __init__(self, prompt: PromptCache, num_layers: int, check: Check) -> None:
-        """Take nothing yet; for the arguments see `steps_of`."""
-        self._prompt, self._check = prompt, check
-        self._layers = range(num_layers)
-        self._taken: list[int] = []  # tokens that have rows
-
-    def __call__(self, token_id: int) -> Tensor:
-        """Compute one more token, as `Step` says."""
-        logits = self._prompt.decode(token_id, self._check, self._layers)
-        self._taken.append(token_id)
-        return logits
-
-    @property
-    def mean_layers(self) -> float:
-        """Layers that were run for a token."""
-        return float(len(self._layers))
-
-    def branch_off(self, token_ids: Sequence[int]) -> Tensor:
-        """Go on from other tokens, as `Steps` says."""
-        num_kept = common_length(self._taken, token_ids[:-1])
-        self._prompt.drop_generated(num_kept)
-        del self._taken[num_kept:]
-        return [self(token_id) for token_id in token_ids[num_kept:]][-1]
-
-    def end(self) -> None:
-        """Drop rows that lack layers."""
-        if len(self._layers) < self._prompt.decoder.config.num_layers:
-            self._prompt.drop_generated()
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens two sequences have in common."""
-    for at, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return at
-    return min(len(first), len(second))

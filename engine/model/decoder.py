@@ -16,6 +16,7 @@ from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
+from .draft_head import DraftHead
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack
 from .pass_cost import PassCost
@@ -31,6 +32,7 @@ from .passes import (
     head_over,
     refuse_unsupported,
 )
+from .step_cost import StepCost
 
 
 class Decoder:
@@ -42,6 +44,7 @@ class Decoder:
         dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
         cost: what its passes take here.
+        step_cost: what its decode steps take here.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Decoder:
         """
         refuse_unsupported(config, config.family)
         self.config = config
-        self.cost = PassCost()
+        self.cost, self.step_cost = PassCost(), StepCost()
         self._all_layers = range(config.num_layers)
         norm = tensors.pop(names.NORM)
         assert isinstance(norm, Tensor), "a vector is never in blocks"
@@ -91,8 +94,8 @@ class Decoder:
             config, kernels, embedding, layers, norm, kernels.head(head, self.dtype)
         )
         step = self._step(kernels, in_step, head) if has_step else None
+        self._in_c, self._head_rows = step, head
         self._head = head_of(stack, step)
-        self._head_over = functools.partial(head_over, stack, step, head)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
             passes.insert(0, StepPass(stack, step))
@@ -197,7 +200,11 @@ class Decoder:
 
     def head_over(self, token_ids: Tensor) -> Head:
         """Return what gives (n, m) float32 logits of (m,) int64 tokens alone, as `logits` does."""
-        return torch.inference_mode()(self._head_over(token_ids))
+        return torch.inference_mode()(head_over(self.stack, self._in_c, self._head_rows, token_ids))
+
+    def draft_head(self, token_ids: Slots) -> DraftHead:
+        """Return a head over the commonest tokens and these, for the output of any layer."""
+        return DraftHead(self._head, self._in_c, self._head_rows, token_ids)
 
     def warm_up(self, capacity: int) -> None:
         """Run every kind of pass once over a cache of that capacity, so that all is compiled.

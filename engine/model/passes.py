@@ -7,6 +7,7 @@ serves it. Nothing is decided again further in.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,15 +297,15 @@ def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: 
         head: (vocab_size, hidden_size).
         token_ids: (m,) int64, on the host.
     """
+    at = token_ids.to(stack.device)
+    rows = BlockMatrix(head.blocks[at], head.kind) if isinstance(head, BlockMatrix) else head[at]
     if step is not None:
-        return step.head_over(token_ids)
-    token_ids = token_ids.to(stack.device)
-    rows = head.rows(token_ids, stack.dtype) if isinstance(head, BlockMatrix) else head[token_ids]
-    norm, eps = stack.norm, stack.config.norm_eps
+        return functools.partial(step.logits, head=rows)
+    dense = rows.values(stack.dtype) if isinstance(rows, BlockMatrix) else rows
 
     def logits(hidden: Tensor) -> Tensor:
-        normed = stack.kernels.rms_norm(hidden.to(stack.dtype), norm, eps)
-        return functional.linear(normed, rows).float()
+        normed = stack.kernels.rms_norm(hidden.to(stack.dtype), stack.norm, stack.config.norm_eps)
+        return functional.linear(normed, dense).float()
 
     return logits
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,7 +188,6 @@ class CpuStep:
             at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
             (at.down,) = self._matrices([layer.down], [hidden], inner)
         (native_head,) = self._matrices([(head, None)], [head.shape[0]], self.hidden_size)
-        self._head = head
         self._kept.append(native)
         self._model = CModel(
             ctypes.addressof(native),
@@ -342,31 +341,22 @@ class CpuStep:
         part.num_layers = len(layers)
         return part
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs."""
-        return self._logits(hidden, self._model)
-
-    def head_over(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what gives the logits of (m,) int64 tokens alone, (n, m); their rows are copied.
+    def logits(self, hidden: Tensor, head: Matrix | None = None) -> Tensor:
+        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs.
 
         Args:
-            token_ids: (m,) int64, of the vocabulary.
+            hidden: (n, hidden_size).
+            head: rows of the head, (m, hidden_size), for the logits of so many tokens; None: all.
         """
-        head = self._head
-        if isinstance(head, BlockMatrix):
-            head = BlockMatrix(head.blocks[token_ids], head.kind)
-        else:
-            head = head[token_ids]
-        part = CModel.from_buffer_copy(self._model)
-        part.head = self._matrix(head, None)
-        return functools.partial(self._logits, of=part)
-
-    def _logits(self, hidden: Tensor, of: CModel) -> Tensor:
         hidden = hidden.to(torch.float32).contiguous()
         _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
-        logits = torch.empty(len(hidden), of.head.rows)
+        model = self._model
+        if head is not None:
+            model = CModel.from_buffer_copy(model)
+            model.head = _described(head)
+        logits = torch.empty(len(hidden), model.head.rows)
         step = CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden))
-        self._run(step, of)
+        self._run(step, model)
         return logits
 
     def _run(self, step: CStep, of: CModel) -> None:
@@ -413,14 +403,19 @@ class CpuStep:
         return [self._matrix(matrix, bias) for matrix, bias in parts]
 
     def _matrix(self, matrix: Matrix, bias: Tensor | None) -> CMatrix:
-        data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
-        is_dense = not isinstance(matrix, BlockMatrix)
-        kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
-        self._kept.append(data)
-        rows, columns = matrix.shape
-        row_bytes = data.stride(0) * data.element_size()
-        address = None if bias is None else self._vector(bias)
-        return CMatrix(data.data_ptr(), address, rows, columns, row_bytes, kind)
+        self._kept.append(matrix)
+        described = _described(matrix)
+        described.bias = None if bias is None else self._vector(bias)
+        return described
+
+
+def _described(matrix: Matrix) -> CMatrix:
+    """Return what the library reads a matrix by; it must be kept as long."""
+    data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
+    is_dense = not isinstance(matrix, BlockMatrix)
+    kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
+    rows, columns = matrix.shape
+    return CMatrix(data.data_ptr(), None, rows, columns, data.stride(0) * data.element_size(), kind)
 
 
 def _rows(matrix: Matrix, start: int, end: int) -> Matrix:

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.engine.generation.generate import ForcedPrefix, Sampler, generate
+from keyturn.engine.tokens.tokenizer import TokenBytes
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.engine.wire.errors import Cancelled, ContextTooLong, ModelLoadError
 
-PIECES = [b"", b"a", b"b", b"\n", b"  ", b" ", b"    ", b"ab", b"\xc3", b"\xa9", b" x", b"\n    "]
+PIECES = TokenBytes(
+    [b"", b"a", b"b", b"\n", b"  ", b" ", b"    ", b"ab", b"\xc3", b"\xa9", b" x", b"\n    "]
+)
 END = 0
 
 
@@ -214,7 +217,7 @@ def test_logits_that_are_no_numbers_are_an_error(temperature):
         run([torch.full((len(PIECES),), float("nan"))], temperature=temperature)
 
 
-WORDS = [b"", b"", b"foo", b"bar", b" = ", b"1", b"("]
+WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"("])
 
 
 def doubtful(script, min_probability, on_text=None):
