@@ -1,0 +1,221 @@
+"""Early exits: what rows that left lack, what is made of it, and that healing makes it exact."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from keyturn.engine.engine import Engine
+from keyturn.engine.exits import depth_file
+from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
+from keyturn.engine.generation.fast import FastSteps
+from keyturn.engine.prompt.policy import find_policy
+from keyturn.engine.prompt.prompt_cache import PromptCache
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.engine.wire.errors import Cancelled, ModelLoadError
+
+from ..tolerance import RELATIVE, assert_close
+from .test_model import ours, reference
+
+TEXT = "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
+AT = TEXT.index("return \n") + len("return ")
+PARAMS = CompletionParams(12, 0.0, 1.0, 0, (), 0.0, depth="fast")
+ALWAYS, NEVER = 0.0, 1.1
+
+
+def check():
+    pass
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+
+
+def rule_of(decoder, exit_at, last=2, made_up=2):
+    config = decoder.config
+    random = torch.Generator().manual_seed(1)
+    weights = torch.randn(2, config.hidden_size + 2, generator=random)
+    point = ExitPoint(1, weights, torch.zeros(2), exit_at)
+    return ExitRule((point,), torch.arange(0, config.vocab_size, 2), last, made_up)
+
+
+@pytest.fixture
+def opened(engine, tiny_model):
+    def open_(rule=None, policy="repair", text=TEXT):
+        session = engine.open(policy, text, path="a.py", model=str(tiny_model), policy=policy)
+        exits = None if rule is None else Exits(rule, session.model.decoder)
+        session.model = replace(session.model, exits=exits)
+        return session
+
+    return open_
+
+
+class Scripted(Exits):
+    """Lets a row leave when its turn says so."""
+
+    def __init__(self, rule, decoder, turns):
+        super().__init__(rule, decoder)
+        self.turns = iter(turns)
+
+    def logits(self, point, hidden):
+        return torch.zeros(self._vocab_size) if next(self.turns) else None
+
+
+def steps_of(session, exits):
+    token_bytes = session.model.tokenizer.token_bytes()
+    return FastSteps(session.prompt, exits, check, num_forced=0, token_bytes=token_bytes)
+
+
+def rows_of(session, layer):
+    cache = session.prompt.rows
+    order = torch.from_numpy(cache.by_position().copy())
+    return [part[layer][:, order] for part in cache.storage]
+
+
+@pytest.mark.parametrize("exit_at", [ALWAYS, 0.5, NEVER])
+def test_accepted_and_healed_the_cache_equals_a_full_prefill(opened, exit_at):
+    session = opened()
+    decoder = session.model.decoder
+    session.complete(AT, replace(PARAMS, max_tokens=1), check)
+    session.prompt.drop_generated()
+    text = "first(b, a) + first(a, b) * second(a, a)"
+    steps = steps_of(session, Exits(rule_of(decoder, exit_at), decoder))
+    for token_id in session.model.tokenizer.encode(text).token_ids:
+        steps(int(token_id))
+    steps.end()
+    assert (steps.mean_layers == 1) == (exit_at == ALWAYS)
+    session.edit([(AT, AT, text)])
+    session.sync(check)
+    assert (session.num_stale > 20) == (exit_at != NEVER)
+    while session.heal(16, check):
+        pass
+    fresh = opened(None, "full")
+    fresh.set_cursor(AT)
+    fresh.edit([(AT, AT, text)])
+    fresh.sync(check)
+    for layer in range(2):
+        for made, wanted in zip(rows_of(session, layer), rows_of(fresh, layer), strict=True):
+            assert_close(made, wanted, torch.float32)
+
+
+def test_no_exit_writes_what_all_layers_write(opened):
+    decoder = opened().model.decoder
+    fast = opened(rule_of(decoder, NEVER)).complete(AT, PARAMS, check)
+    full = opened().complete(AT, replace(PARAMS, depth="full"), check)
+    assert (fast.token_ids, fast.num_layers_run) == (full.token_ids, 2)
+    assert fast.probabilities == pytest.approx(full.probabilities, rel=1e-4)
+
+
+@pytest.mark.parametrize("made_up", [0, 3])
+def test_rows_that_left_are_made_up_when_a_later_one_goes_deep(made_up):
+    """As if they had never left; or filled in, which is another thing from the second layer on."""
+    decoder = ours(reference())
+    prompt = PromptCache(decoder, 48, find_policy("turn"), 64)
+    prompt.set_prompt({"all": np.arange(10)})
+    prompt.patch(check)
+    token_ids = np.random.default_rng(2).integers(10, 90, 24)
+    expected = [prompt.decode(int(each), check) for each in token_ids]
+    rows = [part.clone() for part in prompt.rows.layer(2)]
+    prompt.drop_generated()
+    turns = [True] * 3 + [False, True, False] + [True] * 17 + [False, True]
+    exits = Scripted(rule_of(decoder, 0.5, 3, made_up), decoder, turns)
+    steps = FastSteps(prompt, exits, check, num_forced=0, token_bytes=[b"x"] * 97)
+    found = [steps(int(each)) for each in token_ids]
+    assert steps.mean_layers == (24 * 3 if made_up else 24 + 3 * 2) / 24
+    for at in (3, 5, 23):
+        off = (found[at] - expected[at]).norm() / expected[at].norm()
+        assert (off <= RELATIVE[torch.float32]) == (made_up == 3)
+    assert prompt.rows.num_fresh == 10  # what left is stale, and what came after it
+    steps.end()
+    for made, wanted in zip(prompt.rows.layer(2), rows, strict=True):
+        assert made.isfinite().all()
+        if made_up:
+            assert_close(made, wanted, torch.float32)
+    # Other tokens from the third on: the rows before them stay.
+    steps.branch_off([*token_ids[:2].tolist(), 7])
+    assert prompt.rows.num_rows == 13
+
+
+def test_what_leaves_at_the_last_layer_writes_what_so_many_layers_write(opened):
+    decoder = opened().model.decoder
+    rule = replace(rule_of(decoder, 0.5, last=1, made_up=1), points=())
+    fast = opened(rule).complete(AT, PARAMS, check)
+    assert fast.token_ids == opened().complete(AT, replace(PARAMS, depth="1"), check).token_ids
+    assert fast.num_layers_run == 1
+
+
+def test_nothing_leaves_before_forced_text_is_written(opened):
+    decoder = opened().model.decoder
+    session = opened(rule_of(decoder, ALWAYS))
+    assumed = "a + b\n"
+    made = session.complete(AT, replace(PARAMS, assumed=assumed, max_tokens=4), check)
+    full = opened().complete(
+        AT, replace(PARAMS, assumed=assumed, max_tokens=4, depth="full"), check
+    )
+    num_forced = next(
+        count
+        for count in range(len(full.token_ids))
+        if len(session.model.tokenizer.decode(full.token_ids[:count])) >= len(assumed)
+    )
+    assert made.token_ids[: num_forced + 1] == full.token_ids[: num_forced + 1]
+    assert all(each % 2 == 0 for each in made.token_ids[num_forced + 1 :])
+
+
+def test_a_cancelled_step_leaves_whole_rows_only(opened):
+    decoder = opened().model.decoder
+    session = opened(rule_of(decoder, 0.5))
+    calls = 0
+
+    def cancel():
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise Cancelled("enough")
+
+    session.sync(check)
+    with pytest.raises(Cancelled):
+        session.complete(AT, replace(PARAMS, max_tokens=200), cancel)
+    again = session.complete(AT, PARAMS, check)
+    assert again.token_ids == opened(rule_of(decoder, 0.5)).complete(AT, PARAMS, check).token_ids
+
+
+def test_a_rule_is_the_same_after_it_was_saved(opened, tmp_path, monkeypatch):
+    decoder = opened().model.decoder
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert depth_file.find(decoder) is None
+    rule = rule_of(decoder, 0.75, made_up=1)
+    depth_file.save(depth_file.own_file(decoder), rule, decoder)
+    found = depth_file.find(decoder)
+    assert (found.last, found.made_up) == (2, 1)
+    assert torch.equal(found.token_ids, rule.token_ids)
+    (point,) = found.points
+    assert (point.depth, point.exit_at) == (1, 0.75)
+    assert torch.equal(point.weights, rule.points[0].weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "has format 9"),
+        ({"model": "another"}, "another model"),
+        ({"depths": np.array([3])}, "do not fit"),
+        ({"weights": np.full((1, 2, 34), np.nan, np.float32)}, "do not fit"),
+        ({"token_ids": np.array([5, 4], np.uint32)}, "do not fit"),
+        ({"last": "x"}, "damaged"),
+        (None, "damaged"),
+    ],
+)
+def test_a_file_that_does_not_fit_says_what_to_do(opened, tmp_path, change, message):
+    decoder, path = opened().model.decoder, tmp_path / "depth.npz"
+    depth_file.save(path, rule_of(decoder, 0.5), decoder)
+    if change is None:
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        with np.load(path) as file:
+            content = dict(file)
+        np.savez(path, **content | change)
+    with pytest.raises(ModelLoadError, match=message) as error:
+        depth_file.load(path, decoder)
+    assert "keyturn calibrate" in str(error.value)
