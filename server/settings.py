@@ -164,8 +164,8 @@ class Settings:
     depth: str | int = _setting(
         "exact",
         _depth(),
-        "layers that a token runs through: all of them by itself, all of them with drafts that "
-        "never change what is written, fewer where that costs little, or the first ones",
+        "layers that a token runs through: all, one token after the other; all, with drafts that "
+        "never change what is written; fewer where that costs little; so many of the first",
     )
 
     # When the language server asks. Most people leave 100 to 200 ms between two keys: a request

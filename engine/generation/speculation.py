@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Check
-from ..model.draft_head import DraftHead
-from ..model.step_cost import StepCost
+from ..model.pass_cost import StepCost
+from ..model.passes import DraftHead
 from ..prompt.prompt_cache import PromptCache
 from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
 from .steps import common_length
@@ -262,7 +262,9 @@ class SpeculativeSteps:
     def _exit_ms(self, num_rows: int, num_slots: int) -> float:
         """Return what it takes to draft with so many rows and verify them."""
         cost, share = self._cost, len(self._first) / (len(self._first) + len(self._rest))
+        # On a GPU only a whole step of one row has a graph of its own.
+        alone = 2 if self._prompt.decoder.device.type == "cuda" else 1
         head_ms = self._draft_head.share * cost.head_ms(1)
-        drafting = num_rows * (share * cost.layers_ms(1, num_slots) + head_ms)
+        drafting = num_rows * (share * cost.layers_ms(alone, num_slots) + head_ms)
         verifying = (1 - share) * cost.layers_ms(num_rows, num_slots) + cost.head_ms(num_rows)
         return drafting + verifying

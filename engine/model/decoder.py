@@ -16,12 +16,12 @@ from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
-from .draft_head import DraftHead
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack
-from .pass_cost import PassCost
+from .pass_cost import PassCost, StepCost
 from .passes import (
     AttentionRecord,
+    DraftHead,
     EagerPass,
     GraphPass,
     Pass,
@@ -30,7 +30,6 @@ from .passes import (
     head_of,
     refuse_unsupported,
 )
-from .step_cost import StepCost
 
 
 class Decoder:
@@ -192,6 +191,11 @@ class Decoder:
         of a row are exact to float32; the others carry bf16's rounding.
         """
         return self._head(hidden)
+
+    @property
+    def is_in_c(self) -> bool:
+        """Whether the C library has the weights."""
+        return self._in_c is not None
 
     def draft_head(self, token_ids: Slots) -> DraftHead:
         """Return a head over the commonest tokens and these, for the output of any layer."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
 from keyturn.engine.generation.speculation import DraftRecord
-from keyturn.engine.model.step_cost import STEP_SIZES, StepCost
+from keyturn.engine.model.pass_cost import STEP_SIZES, StepCost
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled
 
