@@ -62,7 +62,7 @@ def _depth() -> Check:
 
 
 def _is_count(digits: str) -> bool:
-    return digits.isdecimal() and len(digits) < 6 and int(digits) > 0
+    return digits.isascii() and digits.isdecimal() and len(digits) < 6 and int(digits) > 0
 
 
 def _languages() -> Check:

@@ -12,8 +12,8 @@ _KEPT = 0.95
 # Rows of the decode steps that are timed, in order: the C library computes four at a time.
 STEP_SIZES = (1, 2, 4, 5, 8)
 _MOST_ROWS = 64
-# How fast a step's figures follow what is observed: all of them, and those of as many rows.
-_FOLLOW, _FOLLOW_ROWS = 0.1, 0.05
+# How fast figures follow what is observed: those of all steps, and those of one kind.
+_FOLLOW, _FOLLOW_ONE = 0.1, 0.05
 # Of the first row's time a further one costs this at least.
 _LEAST_SHARE = 0.05
 
@@ -82,14 +82,27 @@ class StepCost:
         rows = np.arange(_MOST_ROWS + 1)
         self._fixed, self._per_slot = (rows + 2) / 3, np.zeros(len(rows))
         self._head = self._fixed / 5
-        self._speed, self._shape = 1.0, np.ones(len(rows))
+        self._rows_alone = 1
+        self._start_anew()
 
-    def learn(self, layers: Mapping[tuple[int, int], float], head: Mapping[int, float]) -> None:
+    def _start_anew(self) -> None:
+        self._speed, self._drafting = 1.0, 1.0
+        self._shape = np.ones(_MOST_ROWS + 1)
+
+    def learn(
+        self,
+        layers: Mapping[tuple[int, int], float],
+        head: Mapping[int, float],
+        *,
+        rows_alone: int = 1,
+    ) -> None:
         """Take over what was measured.
 
         Args:
-            layers: (rows, slots) to milliseconds, for `STEP_SIZES` and two numbers of slots.
+            layers: (rows, slots) to milliseconds of all layers, for `STEP_SIZES` and two numbers of
+                slots.
             head: rows to milliseconds of their logits.
+            rows_alone: a row that goes through some layers alone costs as much as so many.
         """
         few, many = sorted({slots for _, slots in layers})
         at_few, at_many = (
@@ -98,27 +111,49 @@ class StepCost:
         self._per_slot = np.maximum(at_many - at_few, 0) / (many - few)
         self._fixed = np.maximum(at_few - few * self._per_slot, at_few / 10)
         self._head = _curve([head[size] for size in STEP_SIZES])
-        self._speed, self._shape = 1.0, np.ones(len(at_few))
-
-    def layers_ms(self, num_rows: int, num_slots: int) -> float:
-        """Return what all layers are expected to take."""
-        ms = self._fixed[num_rows] + self._per_slot[num_rows] * num_slots
-        return float(ms * self._speed * self._shape[num_rows])
-
-    def head_ms(self, num_rows: int) -> float:
-        """Return what the logits of so many rows are expected to take."""
-        return float(self._head[num_rows] * self._speed * self._shape[num_rows])
+        self._rows_alone = rows_alone
+        self._start_anew()
 
     def ms(self, num_rows: int, num_slots: int) -> float:
         """Return what a whole step is expected to take."""
-        return self.layers_ms(num_rows, num_slots) + self.head_ms(num_rows)
+        ms = self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
+        return ms * self._speed * float(self._shape[num_rows])
+
+    def drafting_ms(
+        self, num_rows: int, *, num_slots: int, share: float, head_share: float
+    ) -> float:
+        """Return what it takes to draft with some rows, one by one, and to verify them together.
+
+        Args:
+            num_rows: the rows.
+            num_slots: slots that they see.
+            share: of the layers, the first ones that draft.
+            head_share: of the head, the tokens that may be drafted.
+        """
+        alone_ms = share * self._layers_ms(self._rows_alone, num_slots)
+        drafting = num_rows * (alone_ms + head_share * float(self._head[1]))
+        verifying = (1 - share) * self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
+        return (drafting + verifying) * self._speed * self._drafting
+
+    def _layers_ms(self, num_rows: int, num_slots: int) -> float:
+        return float(self._fixed[num_rows] + self._per_slot[num_rows] * num_slots)
 
     def observe(self, num_rows: int, num_slots: int, ms: float) -> None:
         """Note what a whole step took."""
-        # One that waited for a processor says little about the next.
-        factor = min(2.0, max(0.5, ms / self.ms(num_rows, num_slots)))
+        factor = _bounded(ms / self.ms(num_rows, num_slots))
         self._speed *= factor**_FOLLOW
-        self._shape[num_rows] *= factor**_FOLLOW_ROWS
+        self._shape[num_rows] *= factor**_FOLLOW_ONE
+
+    def observe_drafting(self, expected_ms: float, ms: float) -> None:
+        """Note what drafting and verifying took, and what was expected of it."""
+        factor = _bounded(ms / expected_ms)
+        self._speed *= factor**_FOLLOW
+        self._drafting *= factor**_FOLLOW_ONE
+
+
+def _bounded(factor: float) -> float:
+    """Return a factor within bounds: a step that waited says little about the next."""
+    return min(2.0, max(0.5, factor))
 
 
 def _curve(measured: list[float]) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ def measure_steps(decoder: Decoder, num_slots: int) -> None:
                 layers[at] = max(min(whole_ms - head[size], layers[at]), whole_ms / 2)
             cache.remove(slots)
     whole = {at: ms * config.num_layers / at_once for at, ms in layers.items()}
-    decoder.step_cost.learn(whole, head)
+    decoder.step_cost.learn(whole, head, rows_alone=2 if is_gpu else 1)
 
 
 def _timed(decoder: Decoder, work: Callable[[], object]) -> float:

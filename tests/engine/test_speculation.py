@@ -229,3 +229,27 @@ def test_step_cost_follows_what_is_measured_and_observed() -> None:
         cost.observe(4, 100, 34.0)
         cost.observe(1, 100, cost.ms(1, 100))
     assert cost.ms(4, 100) / cost.ms(1, 100) > 1.2 * ratio
+
+
+def test_drafting_follows_what_it_takes() -> None:
+    cost = StepCost()
+    parts = {"num_slots": 100, "share": 0.2, "head_share": 0.2}
+    assert cost.ms(1, 100) < cost.drafting_ms(1, **parts) < cost.drafting_ms(2, **parts)
+    before = cost.drafting_ms(2, **parts) / cost.ms(1, 100)
+    for _ in range(100):
+        cost.observe_drafting(cost.drafting_ms(2, **parts), 1.2 * cost.drafting_ms(2, **parts))
+        cost.observe(1, 100, 0.8 * cost.ms(1, 100))
+    assert cost.drafting_ms(2, **parts) / cost.ms(1, 100) > 1.5 * before
+
+
+def test_first_layers_that_gain_nothing_rest_and_are_tried_again(session, drafting) -> None:
+    drafting("exits")
+    record = session.model.drafts
+    record.exit_gain = 0.9
+    made = session.complete(AT, PARAMS, check)
+    assert record.num_drafted == 0
+    assert record.waited == len(made.token_ids) - 2
+    record.waited = 1000
+    session.complete(AT, PARAMS, check)
+    assert record.num_drafted > 0
+    assert record.waited < 1000
