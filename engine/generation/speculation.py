@@ -152,13 +152,16 @@ class SpeculativeSteps:
             self._lookup.replace(len(self._taken) - num_kept, token_ids[num_kept:])
         del self._taken[num_kept:]
         self._drop_ahead()
-        for start in range(num_kept, len(token_ids), MOST_ROWS):
-            some = token_ids[start : start + MOST_ROWS]
-            logits = self._prompt.decode_several(some, self._check)
-            self._num_layer_runs += len(some) * self._num_layers
-            self._num_steps += len(some)
-            self._taken += some
-        return logits[-1]
+        starts = range(num_kept, len(token_ids), MOST_ROWS)
+        return [self._known(token_ids[start : start + MOST_ROWS]) for start in starts][-1]
+
+    def _known(self, token_ids: Sequence[int]) -> Tensor:
+        """Compute tokens that are taken already; return the logits after the last."""
+        logits = self._prompt.decode_several(token_ids, self._check)[-1]
+        self._num_layer_runs += len(token_ids) * self._num_layers
+        self._num_steps += len(token_ids)
+        self._taken += token_ids
+        return logits
 
     def end(self) -> None:
         """Drop what was drafted and not taken."""
