@@ -253,3 +253,19 @@ def test_first_layers_that_gain_nothing_rest_and_are_tried_again(session, drafti
     session.complete(AT, PARAMS, check)
     assert record.num_drafted > 0
     assert record.waited < 1000
+
+
+@pytest.mark.parametrize("layout", ["psm", None])
+def test_other_layouts_and_white_space_written_again(tiny_model, continuing_model, layout) -> None:
+    model = str(tiny_model if layout else continuing_model)
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+    session = engine.open("a", TEXT, path="a.py", model=model, policy="turn", layout=layout)
+    assert session.layout_name == (layout or "prefix")
+    session.drafts.exit_gain = 0.5  # only what is looked up
+    for text in ("", "a", "first(a"):
+        session.edit([(AT, AT, text)])
+        plain = session.complete(AT + len(text), replace(PARAMS, depth="full"), check)
+        for _ in range(3):
+            made = session.complete(AT + len(text), PARAMS, check)
+            assert (made.text, made.token_ids) == (plain.text, plain.token_ids)
+    assert session.drafts.num_accepted > 0
