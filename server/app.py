@@ -17,6 +17,7 @@ from ..engine.syntax.languages import language_of
 from ..engine.wire.address import default_address
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, WarmingUp
+from .begun import OnText
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Focus, Limits, Position
@@ -404,7 +405,12 @@ class KeyturnServer(LanguageServer):
         ]
 
     async def _ask(
-        self, document: Document, offset: int, params: CompletionParams, invoked: bool
+        self,
+        document: Document,
+        offset: int,
+        params: CompletionParams,
+        invoked: bool,
+        on_text: OnText | None,
     ) -> Completion:
         earlier = self._refreshing.pop(document.uri, None)
         if earlier is not None:
@@ -414,7 +420,10 @@ class KeyturnServer(LanguageServer):
         wait_ms = None if invoked else self.settings.cold_wait_ms or None
         try:
             completion = await self.engine.complete(
-                document.uri, document.version, offset, params, invoked=invoked, wait_ms=wait_ms
+                *(document.uri, document.version, offset, params),
+                invoked=invoked,
+                wait_ms=wait_ms,
+                on_text=on_text,
             )
             return self._secrets.offered(document.uri, completion)
         except WarmingUp:

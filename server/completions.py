@@ -15,6 +15,7 @@ from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError
+from .begun import Begun, OnText, heard_out
 from .documents import Document, Edit
 from .known_answers import Answer, KnownAnswers, Shown
 from .pace import Pace
@@ -25,8 +26,9 @@ from .trim import first_line
 log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
+_REPLACED = "a newer request or edit took its place"
 
-Ask = Callable[[Document, int, CompletionParams, bool], Awaitable[Completion]]
+Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
 Warm = Callable[[Document, int], None]
 
 
@@ -43,8 +45,8 @@ class Completions:
     """Decide and answer, for all documents of one language server.
 
     Args:
-        ask: asks the engine: document, offset, parameters, whether the user asked for it. When the
-            task that awaits it is cancelled, the engine stops.
+        ask: asks the engine: document, offset, parameters, whether the user asked for it, what
+            hears the text as it comes. When the task that awaits it is cancelled, the engine stops.
         warm: tells the engine where the cursor is, so that the cache is there after the pause.
         settings: returns the settings in force.
         model_languages: returns what the model was trained on, as LSP identifiers; nothing while
@@ -68,6 +70,7 @@ class Completions:
         self._settings = settings
         self._running: dict[str, asyncio.Task[Answer]] = {}
         self._ahead: dict[str, asyncio.Task[None]] = {}
+        self._begun: dict[str, Begun] = {}
         self._shown: dict[str, Shown] = {}
         self._paces: dict[str, Pace] = {}
         self._known = KnownAnswers()
@@ -92,6 +95,9 @@ class Completions:
         shown = self._shown.get(uri)
         if shown is not None and (edits is None or not shown.follow(edits)):
             del self._shown[uri]
+        begun = self._begun.get(uri)
+        if begun is not None and (edits is None or not begun.follow(edits)):
+            self._drop_begun(uri)
         self._paces.setdefault(uri, Pace()).edited(edits, before)
         self._stop(uri)
 
@@ -99,12 +105,15 @@ class Completions:
         """Forget a document."""
         self._shown.pop(uri, None)
         self._paces.pop(uri, None)
+        self._drop_begun(uri)
         self._stop(uri)
 
     def reconfigured(self) -> None:
         """Forget what other settings have given."""
         self._known.clear()
         self._shown.clear()
+        for uri in [*self._begun]:
+            self._drop_begun(uri)
 
     def pause(self, uri: str | None, paused: bool) -> None:
         """Suggest nothing in a document, or anywhere (None), until that is taken back."""
@@ -143,7 +152,7 @@ class Completions:
             if self._running.get(document.uri) is task:
                 del self._running[document.uri]
         if task.cancelled():
-            answer = Answer("", offset, offset, "a newer request or edit took its place")
+            answer = Answer("", offset, offset, _REPLACED)
         else:
             answer = task.result()
         self._count(answer.reason)
@@ -152,7 +161,7 @@ class Completions:
 
     def status(self) -> dict[str, object]:
         """Return how requests ended, the latest reasons for none last, as plain data."""
-        names = ("requests", "suggested", "asked", "asked_ahead", "typed_through", "known")
+        names = ("requests", "suggested", "asked", "begun", "asked_ahead", "typed_through", "known")
         return {
             **{f"num_{name}": self._counts[name] for name in names},
             "recent_reasons": list(self._recent_reasons),
@@ -172,6 +181,11 @@ class Completions:
             if task is not None:
                 task.cancel()
 
+    def _drop_begun(self, uri: str) -> None:
+        begun = self._begun.pop(uri, None)
+        if begun is not None:
+            begun.stop()
+
     async def _answer(
         self, document: Document, offset: int, invoked: bool, selected: Selected | None
     ) -> Answer:
@@ -187,15 +201,15 @@ class Completions:
             return Answer("", offset, offset, reason)
         answer = None if invoked else self._reused(uri, text, offset)
         if answer is None:
-            if not invoked and settings.debounce_ms:
-                self._warm(document, offset)
-                await asyncio.sleep(pace.pause_s(settings.debounce_ms / 1000))
             try:
-                answer = await self._asked(document, offset, invoked, settings)
+                if invoked:
+                    self._drop_begun(uri)
+                    answer = await self._wanted(self._asked(document, offset, True, settings))
+                else:
+                    answer = await self._after_pause(document, offset, settings, pace)
+                    self._known.put(uri, text, answer)
             except EngineError as error:
                 return Answer("", offset, offset, str(error))
-            if not invoked:
-                self._known.put(uri, text, answer)
         is_fresh = not invoked and answer.origin != "typed through"
         if is_fresh and pace.was_deleted(offset, answer.text):
             return Answer("", offset, offset, "it was just deleted here")
@@ -218,21 +232,69 @@ class Completions:
         self._counts["known"] += known is not None
         return known
 
+    async def _after_pause(
+        self, document: Document, offset: int, settings: Settings, pace: Pace
+    ) -> Answer:
+        """Answer when it is certain that this is a pause; the model may begin before that."""
+        shortest_s = settings.debounce_ms / 1000
+        pause_s = pace.pause_s(shortest_s)
+        before_s = pace.left_s(shortest_s if settings.speculate else pause_s, offset)
+        found = asyncio.ensure_future(self._begin(document, offset, settings, before_s))
+        found.add_done_callback(heard_out)
+        try:
+            await asyncio.sleep(pace.left_s(pause_s, offset))
+            answer = await self._wanted(found)
+            self._begun.pop(document.uri, None)
+        except EngineError:
+            self._begun.pop(document.uri, None)
+            raise
+        finally:
+            found.cancel()
+        return answer
+
+    async def _begin(
+        self, document: Document, offset: int, settings: Settings, before_s: float
+    ) -> Answer:
+        """Return what is left of what was begun before this place, or begin here after a while."""
+        now = asyncio.get_running_loop().time
+        begin_at = now() + before_s
+        begun = self._begun.get(document.uri)
+        answer = await begun.rest() if begun is not None and begun.is_at(offset) else None
+        if answer is not None:
+            return answer
+        self._drop_begun(document.uri)
+        if settings.debounce_ms:
+            self._warm(document, offset)
+            await asyncio.sleep(begin_at - now())
+        self._counts["begun"] += 1
+        begun = Begun(offset, lambda hear: self._asked(document, offset, False, settings, hear))
+        self._begun[document.uri] = begun
+        return await begun.rest() or Answer("", offset, offset, _REPLACED)
+
+    async def _wanted(self, answer: Awaitable[Answer]) -> Answer:
+        """Await what the engine computes, and what nobody's next key is going to end."""
+        self._counts["asked"] += 1
+        self._num_asking += 1
+        self._on_change()
+        try:
+            return await answer
+        finally:
+            self._num_asking -= 1
+
     async def _asked(
-        self, document: Document, offset: int, invoked: bool, settings: Settings
+        self,
+        document: Document,
+        offset: int,
+        invoked: bool,
+        settings: Settings,
+        on_text: OnText | None = None,
     ) -> Answer:
         text = document.text
         confidence = "any" if invoked else settings.confidence
         params = asked(text, offset, settings.completion_params(), confidence)
         if invoked:
             params = replace(params, num_candidates=settings.num_candidates)
-        self._counts["asked"] += 1
-        self._num_asking += 1
-        self._on_change()
-        try:
-            raw = await self._ask(document, offset, params, invoked)
-        finally:
-            self._num_asking -= 1
+        raw = await self._ask(document, offset, params, invoked, on_text)
         # The model's languages may have come with it.
         reason = self._untrained(document, settings)
         if reason is not None:
@@ -259,7 +321,7 @@ class Completions:
             params = asked(text, after, settings.completion_params(), settings.confidence)
             self._counts["asked_ahead"] += 1
             params = replace(params, assumed=unified(answer.text))
-            raw = await self._ask(document, offset, params, False)
+            raw = await self._ask(document, offset, params, False, None)
         except EngineError as error:
             log.debug("nothing is computed ahead in %s: %s", uri, error)
             return
