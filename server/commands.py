@@ -109,7 +109,7 @@ def _complete_at(
         *(text, offset, language, may_be_shown_early),
         as_json=arguments.json,
     )
-    params = asked(text, offset, settings.completion_params())
+    params = asked(text, offset, settings.completion_params(), language=language)
     if arguments.candidates is not None:
         params = replace(params, num_candidates=settings.num_candidates)
     request = Asked(place.name, seen, offset, params)

@@ -291,7 +291,8 @@ class Completions:
     ) -> Answer:
         text = document.text
         confidence = "any" if invoked else settings.confidence
-        params = asked(text, offset, settings.completion_params(), confidence)
+        language = language_of(document.language_id, document.uri)
+        params = asked(text, offset, settings.completion_params(), confidence, language)
         if invoked:
             params = replace(params, num_candidates=settings.num_candidates)
         raw = await self._ask(document, offset, params, invoked, on_text)
@@ -299,7 +300,6 @@ class Completions:
         reason = self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        language = language_of(document.language_id, document.uri)
         kept = offered(raw, text, offset, language)
         others = others_offered(raw, text, offset, language, kept.text)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
@@ -318,14 +318,15 @@ class Completions:
             if answer.origin == "typed through":
                 # Who types on ends this before it costs anything.
                 await asyncio.sleep(self._paces[uri].pause_s(settings.debounce_ms / 1000))
-            params = asked(text, after, settings.completion_params(), settings.confidence)
+            language = language_of(document.language_id, uri)
+            params = asked(text, after, settings.completion_params(), settings.confidence, language)
             self._counts["asked_ahead"] += 1
             params = replace(params, assumed=unified(answer.text))
             raw = await self._ask(document, offset, params, False, None)
         except EngineError as error:
             log.debug("nothing is computed ahead in %s: %s", uri, error)
             return
-        kept = offered(raw, text, after, language_of(document.language_id, uri))
+        kept = offered(raw, text, after, language)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
         self._known.put(uri, text, Answer(kept.text, after, after, kept.reason, is_cut))
 

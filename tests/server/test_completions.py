@@ -81,10 +81,11 @@ def test_the_trimmed_text_is_returned_at_the_cursor() -> None:
 @pytest.mark.parametrize(
     ("marked", "stop"),
     [
-        ("x = |\ny\n", ("\n\n\n",)),
+        ("x = y|\ny\n", ("\n\n\n",)),
+        ("x = |\ny\n", ("\n",)),
         ("x = |1\n", ("\n",)),
-        ("x = | \n", ("\n\n\n",)),
-        ("x = |\r\ny\r\n", ("\n\n\n",)),
+        ("x = y| \n", ("\n\n\n",)),
+        ("x = y|\r\ny\r\n", ("\n\n\n",)),
         ("x = |1\r\n", ("\n",)),
         ("x = |1\ry = 2\r", ("\n",)),
         ("def f():\n    |\n", ("\n\n\n",)),
