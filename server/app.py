@@ -93,6 +93,7 @@ class KeyturnServer(LanguageServer):
         self._encoding = UTF16
         self._can_refresh = False
         self._refreshing: dict[str, asyncio.Task[None]] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
         self._focus = Focus(self._show)
         self._completions = Completions(
             self._ask,
@@ -210,7 +211,8 @@ class KeyturnServer(LanguageServer):
             self._submit_text(document, was_refused=was_refused)
         else:
             hidden = self._secrets.edited(document.uri, edits)
-            self.engine.edit(document.uri, base, document.version, hidden)
+            if document.uri not in self._opening:
+                self.engine.edit(document.uri, base, document.version, hidden)
         self._focus.perhaps_at(document.uri)
 
     def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
@@ -218,6 +220,7 @@ class KeyturnServer(LanguageServer):
         uri = params.text_document.uri
         self.documents.pop(uri, None)
         self._refreshing.pop(uri, None)
+        self._stop_opening(uri)
         self._completions.closed(uri)
         self._events.closed(uri)
         self._focus.closed(uri)
@@ -263,18 +266,36 @@ class KeyturnServer(LanguageServer):
             self.engine.focus(uri, visible=visible)
 
     def _submit_text(self, document: Document, was_refused: bool = False) -> None:
+        self._stop_opening(document.uri)
         if document.refusal is None:
-            folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
-            path = path_of(document.uri, folders, document.language_id)
-            visible = document.uri == self._focus.uri
-            text = self._secrets.whole(document)
-            self.engine.open(document.uri, document.version, text, path, visible=visible)
+            if self._secrets.takes_long(document):
+                self.engine.close(document.uri)
+                self._secrets.closed(document.uri)
+                self._opening[document.uri] = asyncio.ensure_future(self._open_later(document))
+            else:
+                self._open_in_engine(document, self._secrets.whole(document))
             return
         self.engine.close(document.uri)
         self._secrets.closed(document.uri)
         if not was_refused:
             self._warn([f"no completions in {document.uri}: {document.refusal}"])
             self._notify_status()
+
+    async def _open_later(self, document: Document) -> None:
+        text = await self._secrets.whole_in_slices(document)
+        del self._opening[document.uri]
+        self._open_in_engine(document, text)
+
+    def _stop_opening(self, uri: str) -> None:
+        task = self._opening.pop(uri, None)
+        if task is not None:
+            task.cancel()
+
+    def _open_in_engine(self, document: Document, text: str) -> None:
+        folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
+        path = path_of(document.uri, folders, document.language_id)
+        visible = document.uri == self._focus.uri
+        self.engine.open(document.uri, document.version, text, path, visible=visible)
 
     def _limits(self) -> Limits:
         return Limits(self.settings.max_document_bytes, self.settings.max_line_chars)
@@ -415,12 +436,15 @@ class KeyturnServer(LanguageServer):
         earlier = self._refreshing.pop(document.uri, None)
         if earlier is not None:
             earlier.cancel()
+        version = document.version  # what is typed while this waits is not what `offset` is of
         await self._connected.wait()
+        if (opening := self._opening.get(document.uri)) is not None:
+            await asyncio.wait({opening})
         self._focus.at(document.uri)
         wait_ms = None if invoked else self.settings.cold_wait_ms or None
         try:
             completion = await self.engine.complete(
-                *(document.uri, document.version, offset, params),
+                *(document.uri, version, offset, params),
                 invoked=invoked,
                 wait_ms=wait_ms,
                 on_text=on_text,
@@ -450,7 +474,9 @@ class KeyturnServer(LanguageServer):
 
     def _text_of(self, uri: str) -> str | None:
         document = self.documents.get(uri)
-        return None if document is None or document.refusal else self._secrets.held(document)
+        if document is None or document.refusal or uri in self._opening:
+            return None
+        return self._secrets.held(document)
 
     # What the server says by itself.
 

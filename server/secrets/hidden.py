@@ -8,7 +8,10 @@ from dataclasses import replace
 from ...engine.syntax.languages import language_of
 from ...engine.wire.config import Completion
 from ..documents import Document, Edit
-from .masked import Masked, without_placeholders
+from .masked import Masked, masked_in_slices, without_placeholders
+
+# A longer text is not looked at all at once.
+_AT_ONCE_CHARS = 100_000
 
 
 class HiddenSecrets:
@@ -22,6 +25,29 @@ class HiddenSecrets:
         """Hold no document."""
         self._is_on = is_on
         self._masked: dict[str, Masked] = {}
+        self._meanwhile: dict[str, list[Edit]] = {}
+
+    def takes_long(self, document: Document) -> bool:
+        """Whether everybody would wait for `whole`: then `whole_in_slices` is for it."""
+        return self._is_on() and len(document.text) > _AT_ONCE_CHARS
+
+    async def whole_in_slices(self, document: Document) -> str:
+        """Return what `whole` does for the text as it is in the end, edits meanwhile and all.
+
+        Until then the engine must not have the document: its edits are not hidden.
+        """
+        uri = document.uri
+        edits: list[Edit] = []
+        self._meanwhile[uri] = edits
+        try:
+            language = language_of(document.language_id, uri)
+            masked = await masked_in_slices(document.text, language)
+        finally:
+            if self._meanwhile.get(uri) is edits:
+                del self._meanwhile[uri]
+        masked.edit(edits)
+        self._masked[uri] = masked
+        return masked.text
 
     def whole(self, document: Document) -> str:
         """Return a document's whole text for the engine, looked at anew."""
@@ -39,6 +65,7 @@ class HiddenSecrets:
 
     def edited(self, uri: str, edits: Sequence[Edit]) -> Sequence[Edit]:
         """Return a document's edits for the engine, each in the text after the one before."""
+        self._meanwhile.get(uri, []).extend(edits)
         masked = self._masked.get(uri)
         return edits if masked is None else masked.edit(edits)
 
