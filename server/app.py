@@ -14,7 +14,6 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from ..engine.syntax.languages import language_of
-from ..engine.wire.address import default_address
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, WarmingUp
 from .begun import OnText
@@ -102,7 +101,7 @@ class KeyturnServer(LanguageServer):
             lambda: self.engine.languages,
             self._summarise,
         )
-        self._events = Events(lambda: self.settings.event_log, lambda: log_path(default_address()))
+        self._events = Events(lambda: self.settings.event_log, log_path)
         self._secrets = HiddenSecrets(lambda: self.settings.hide_secrets)
         self._progress = LoadingProgress(self)
         self._told_failures: set[str] = set()

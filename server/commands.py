@@ -293,11 +293,10 @@ def completion(arguments: argparse.Namespace) -> int:
 
 def stats(arguments: argparse.Namespace) -> int:
     """Print what became of suggestions, as far as it was noted."""
-    from ..engine.wire.address import default_address
     from .events import log_path
     from .stats import figures, report
 
-    found = figures(log_path(default_address()))
+    found = figures(log_path())
     print_text(json.dumps(found, indent=2) + "\n" if arguments.json else report(found))
     return 0
 
