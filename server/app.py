@@ -374,6 +374,7 @@ class KeyturnServer(LanguageServer):
         if isinstance(params, dict) and params.get("host"):
             try:
                 status["host"] = await self.engine.host_status()
+                status["summary"] = self._summary(status["host"])
             except EngineError as error:
                 status["host"] = {"reason": str(error)}
         return status
@@ -395,13 +396,14 @@ class KeyturnServer(LanguageServer):
             "completions": self._completions.status(),
         }
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, host: dict[str, Any] | None = None) -> dict[str, Any]:
         completions = self._completions
         return summary(
             self.engine.status(),
             is_busy=completions.is_busy,
             is_paused=completions.is_paused(self._focus.uri),
             last_reason=completions.last_reason,
+            host=host,
         )
 
     def _summarise(self) -> None:
