@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
@@ -19,9 +19,9 @@ from .begun import Begun, OnText, heard_out
 from .documents import Document, Edit
 from .known_answers import Answer, KnownAnswers, Shown
 from .pace import Pace
+from .selected import Selected, continuing
 from .settings import Settings
 from .suggestion import asked, is_inside_word, offered, others_offered, untrained
-from .trim import first_line
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,6 @@ _REPLACED = "a newer request or edit took its place"
 
 Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
 Warm = Callable[[Document, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """What the editor's own menu would insert: `text` for `start:end` of the document."""
-
-    start: int
-    end: int
-    text: str
 
 
 class Completions:
@@ -219,7 +210,7 @@ class Completions:
             if settings.speculate and not answer.is_cut:
                 ahead = asyncio.ensure_future(self._look_ahead(document, answer, settings))
                 self._ahead[uri] = ahead
-        return _continue(selected, text, answer)
+        return continuing(selected, text, answer)
 
     def _reused(self, uri: str, text: str, offset: int) -> Answer | None:
         """Return what needs no model: what is left of the last suggestion, or a known answer."""
@@ -347,7 +338,7 @@ def _reason_not_to_ask(
         return "completions are turned off (setting enabled)"
     if document.refusal is not None:
         return f"the document was refused: {document.refusal}"
-    if selected is not None and not _ends_at(selected, document.text, offset):
+    if selected is not None and not selected.ends_at(document.text, offset):
         return "the selected menu entry does not replace text of this line that ends at the cursor"
     if invoked:
         return None
@@ -356,21 +347,3 @@ def _reason_not_to_ask(
     if len(document.text) < 1000 and not document.text.strip():
         return "the document is empty"
     return None
-
-
-def _ends_at(selected: Selected, text: str, offset: int) -> bool:
-    replaced = text[selected.start : selected.end]
-    return selected.start <= offset == selected.end and first_line(replaced) == replaced
-
-
-def _continue(selected: Selected | None, text: str, answer: Answer) -> Answer:
-    """Return `answer` widened to the menu's range, or nothing when it does not continue it."""
-    if selected is None or not answer.text:
-        return answer
-    whole = text[selected.start : answer.start] + answer.text
-    if not whole.startswith(selected.text):
-        reason = f"the completion does not continue the selected entry {selected.text!r}"
-        return Answer("", answer.start, answer.end, reason)
-    before = text[selected.start : answer.start]
-    others = tuple(o for each in answer.others if (o := before + each).startswith(selected.text))
-    return Answer(whole, selected.start, answer.end, is_cut=answer.is_cut, others=others)

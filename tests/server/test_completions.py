@@ -5,8 +5,9 @@ import pytest
 
 from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import HostUnavailable
-from keyturn.server.completions import Completions, Selected
+from keyturn.server.completions import Completions
 from keyturn.server.documents import Change, Document, Limits
+from keyturn.server.selected import Selected
 from keyturn.server.settings import Settings, with_values
 
 
