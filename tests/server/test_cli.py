@@ -11,7 +11,7 @@ from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from keyturn.server import commands, file_completion
 from keyturn.server.cli import main
-from keyturn.server.commands import open_place
+from keyturn.server.complete_command import open_place
 from keyturn.server.settings import COMMAND_LINE, with_values
 
 
