@@ -99,20 +99,25 @@ class Exits:
         self._head = decoder.head_over(rule.token_ids)
         self._vocab_size = decoder.config.vocab_size
 
-    def logits(self, point: ExitPoint, hidden: Tensor) -> Tensor | None:
-        """Return a token's (vocab_size,) logits if it leaves here, None if it goes on.
+    def logits(self, point: ExitPoint, hidden: Tensor) -> list[Tensor | None]:
+        """Return the (vocab_size,) logits of rows that leave here, None for those that go on.
 
         Args:
-            point: the exit that it has come to.
-            hidden: (1, hidden_size) its state there.
+            point: the exit that they have come to.
+            hidden: (n, hidden_size) their states there.
 
         Returns:
             float32, -inf for tokens that no exit writes.
         """
         short = self._head(hidden)
         _, sure = sureness(short)
-        if float(point.odds(hidden, sure)[0, 0].sigmoid()) < point.exit_at:
-            return None
-        full = short.new_full((self._vocab_size,), float("-inf"))
-        full[self._token_ids] = short[0]
+        leaves = point.odds(hidden, sure)[:, 0].sigmoid() >= point.exit_at
+        return [
+            self._among_all(row) if is_sure else None
+            for row, is_sure in zip(short, leaves.tolist(), strict=True)
+        ]
+
+    def _among_all(self, row: Tensor) -> Tensor:
+        full = row.new_full((self._vocab_size,), float("-inf"))
+        full[self._token_ids] = row
         return full

@@ -46,20 +46,25 @@ def steps_of(
     depth, num_layers = params.depth, prompt.decoder.config.num_layers
     if depth == "full":
         return PlainSteps(prompt, num_layers, check)
-    if depth == "fast" and exits is not None:
-        return FastSteps(prompt, exits, check, num_forced=num_forced, token_bytes=token_bytes)
     if depth in DEPTHS:
         stops = [string.encode("utf-8", "replace") for string in params.stop if string]
 
         def is_last(token_id: int) -> bool:
             return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
 
+        found = lookup() if "lookup" in record.sources else None
+        if depth == "fast" and exits is not None:
+            return FastSteps(
+                *(prompt, check, found, record),
+                exits=exits,
+                num_forced=num_forced,
+                token_bytes=token_bytes,
+                is_last=is_last,
+                max_tokens=params.max_tokens,
+            )
         return SpeculativeSteps(
-            prompt,
-            check,
-            lookup() if "lookup" in record.sources else None,
-            record,
-            exits="exits" in record.sources,
+            *(prompt, check, found, record),
+            drafts_itself="exits" in record.sources,
             is_last=is_last,
             max_tokens=params.max_tokens,
         )

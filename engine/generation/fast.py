@@ -1,4 +1,7 @@
-"""Decoding with early exits: tokens leave the layers where a controller is sure of them.
+"""Drafts verified with early exits: tokens leave the layers where a controller is sure of them.
+
+A looked up draft goes through the layers together with the token before it. Rows that are sure
+leave, drafts are accepted against what they say, and only the rest goes on to the end.
 
 The row of a token that has left lacks keys and values of deeper layers. When another token comes so
 deep, the rows before it are made up: they go along in its pass, which costs less than a pass of
@@ -10,8 +13,9 @@ that went deep.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,15 +26,13 @@ from ..exits.controller import Exits
 from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
 from ..prompt.prompt_cache import PromptCache
-from .steps import common_length
-
-# Rows in one call, as many as the C library takes.
-_ROWS_AT_ONCE = 16
+from .draft import PromptLookup
+from .speculation import MOST_ROWS, DraftRecord, SpeculativeSteps
 
 
 @dataclass(slots=True)
-class _Left:
-    """A row that lacks keys and values from some layer on.
+class _Row:
+    """A row on its way through the layers.
 
     Attributes:
         position: of its token.
@@ -43,85 +45,107 @@ class _Left:
     hidden: Tensor
 
 
-class FastSteps:
-    """A row for each token, through as many layers as the exits ask."""
+class FastSteps(SpeculativeSteps):
+    """Decode steps over drafts, through as many layers as the exits ask."""
 
     def __init__(
         self,
         prompt: PromptCache,
-        exits: Exits,
         check: Check,
+        lookup: PromptLookup | None,
+        record: DraftRecord,
         *,
+        exits: Exits,
         num_forced: int,
         token_bytes: Sequence[bytes],
+        is_last: Callable[[int], bool],
+        max_tokens: int,
     ) -> None:
         """Take nothing yet.
 
         Args:
-            prompt: the prompt's rows.
-            exits: of its model.
+            prompt: the prompt's rows; nothing is generated.
             check: called between layers.
+            lookup: finds drafts in texts; None: there are none.
+            record: what drafts have been worth, kept up to date.
+            exits: of the model.
             num_forced: bytes that are bound to be written first: an exit does not know all tokens
                 that they may need, and none leaves before them.
             token_bytes: bytes of each token.
+            is_last: whether a completion ends with a token: nothing is drafted behind it.
+            max_tokens: so many are taken, about; nothing is drafted beyond.
         """
-        self._prompt, self._exits, self._check = prompt, exits, check
-        self._num_forced, self._token_bytes = num_forced, token_bytes
-        self._num_layers = prompt.decoder.config.num_layers
+        super().__init__(
+            *(prompt, check, lookup, record),
+            drafts_itself=False,
+            is_last=is_last,
+            max_tokens=max_tokens,
+        )
+        self._exits, self._num_forced, self._token_bytes = exits, num_forced, token_bytes
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
-        self._taken: list[int] = []  # tokens that have rows
-        self._left: list[_Left] = []
-        self._num_run = self._num_steps = 0
-
-    def __call__(self, token_id: int) -> Tensor:
-        """Compute one more token, as `Step` says."""
-        self._num_steps += 1
-        self._taken.append(token_id)
-        try:
-            return self._prompt.decode_by(token_id, self._compute)
-        except BaseException:
-            self._taken.pop()
-            raise
-
-    @property
-    def mean_layers(self) -> float:
-        """Layers that were run for a token, what was made up counted with them."""
-        return self._num_run / self._num_steps if self._num_steps else float(self._num_layers)
-
-    def branch_off(self, token_ids: Sequence[int]) -> Tensor:
-        """Go on from other tokens, as `Steps` says."""
-        num_kept = common_length(self._taken, token_ids[:-1])
-        self._prompt.drop_generated(num_kept)
-        del self._taken[num_kept:]
-        end = self._prompt.num_tokens + num_kept
-        self._left = [row for row in self._left if row.position < end]
-        return [self(token_id) for token_id in token_ids[num_kept:]][-1]
+        self._left: list[_Row] = []  # rows that lack keys and values
 
     def end(self) -> None:
-        """Fill in what rows lack; a row that was left half computed is gone."""
-        there = set(self._prompt.rows.positions.tolist())
-        self._left = [row for row in self._left if row.position in there]
+        """Drop what was drafted and not taken, and fill in what rows lack."""
+        super().end()
         self._fill(self._num_layers)
 
-    def _compute(self, cache: KVCache, slots: Slots) -> tuple[Tensor, bool]:
-        exits, decoder = self._exits, self._prompt.decoder
-        row = _Left(int(cache.positions[slots[0]]), 0, Tensor())
-        num_written = sum(len(self._token_bytes[token_id]) for token_id in self._taken)
-        for point in exits.points if num_written >= self._num_forced else ():
-            self._deepen(row, point.depth)
-            logits = exits.logits(point, row.hidden[None])
-            if logits is not None:
-                self._left.append(row)
-                return logits, False
-        self._deepen(row, exits.last)
-        if exits.last < self._num_layers:
-            self._left.append(row)
-        return decoder.logits(row.hidden[None])[0], exits.last == self._num_layers
+    def _drop_ahead(self) -> None:
+        super()._drop_ahead()
+        end = self._prompt.num_tokens + len(self._taken)
+        self._left = [row for row in self._left if row.position < end]
 
-    def _deepen(self, row: _Left, until: int) -> None:
-        """Take a row further; those before it are made up or filled in so far."""
-        while row.reached < until:
-            start = row.reached
+    def _known(self, token_ids: Sequence[int]) -> Tensor:
+        """Compute tokens that are taken already; return the logits after the last."""
+        after = None
+        for token_id in token_ids:
+            (after,) = self._rows([token_id])
+            self._taken.append(token_id)
+        self._num_steps += len(token_ids)
+        assert after is not None
+        return after
+
+    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
+        """Compute rows as far as the exits ask; return the logits after each.
+
+        None behind a row that left and says something else than was drafted.
+        """
+        return self._prompt.decode_by(token_ids, partial(self._through, token_ids))
+
+    def _through(
+        self, token_ids: Sequence[int], cache: KVCache, slots: Slots
+    ) -> tuple[list[Tensor | None], Slots]:
+        exits, decoder = self._exits, self._prompt.decoder
+        rows = [_Row(position, 0, torch.empty(0)) for position in cache.positions[slots].tolist()]
+        logits: list[Tensor | None] = [None] * len(rows)
+        written = [*self._taken, token_ids[0]]
+        may_leave = sum(len(self._token_bytes[each]) for each in written) >= self._num_forced
+        going = list(range(len(rows)))
+        for point in exits.points if may_leave else ():
+            self._deepen([rows[at] for at in going], point.depth)
+            arrived, going = going, []
+            found = exits.logits(point, torch.stack([rows[at].hidden for at in arrived]))
+            for at, after in zip(arrived, found, strict=True):
+                if after is None:
+                    going.append(at)
+                    continue
+                logits[at] = after
+                self._left.append(rows[at])
+                if at + 1 < len(rows) and int(after.argmax()) != token_ids[at + 1]:
+                    break  # what was drafted behind it is wrong
+            if not going:
+                return logits, slots[:0]
+        self._deepen([rows[at] for at in going], exits.last)
+        if exits.last < self._num_layers:
+            self._left += [rows[at] for at in going]
+        last = decoder.logits(torch.stack([rows[at].hidden for at in going]))
+        for at, after in zip(going, last, strict=True):
+            logits[at] = after
+        return logits, slots[going if exits.last == self._num_layers else []]
+
+    def _deepen(self, rows: list[_Row], until: int) -> None:
+        """Take rows further that have come equally far; others are made up or filled in so far."""
+        while (start := rows[0].reached) < until:
             others = [each for each in self._left if each.reached == start]
             ahead = [each.reached for each in self._left if each.reached > start]
             end = min([until, *ahead])
@@ -131,20 +155,21 @@ class FastSteps:
             elif others:
                 self._fill(end)
                 others = []
-            self._run([*others, row], range(start, end))
+            self._run([*others, *rows], range(start, end))
 
-    def _run(self, rows: list[_Left], layers: range) -> None:
-        for at in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[at : at + _ROWS_AT_ONCE]
+    def _run(self, rows: list[_Row], layers: range) -> None:
+        rows = sorted(rows, key=lambda row: row.position)
+        for at in range(0, len(rows), MOST_ROWS):
+            some = rows[at : at + MOST_ROWS]
             hidden = torch.stack([row.hidden for row in some]) if layers.start else None
             self._forward(some, layers, hidden, None, self._check)
-            self._num_run += len(some) * len(layers)
+            self._num_layer_runs += len(some) * len(layers)
 
     def _fill(self, until: int) -> None:
         """Make keys and values that rows lack below a layer out of the state they are in."""
         while lacking := [row for row in self._left if row.reached < until]:
             start = min(row.reached for row in lacking)
-            some = [row for row in lacking if row.reached == start][:_ROWS_AT_ONCE]
+            some = [row for row in lacking if row.reached == start][:MOST_ROWS]
             end = min([until, *(row.reached for row in lacking if row.reached > start)])
             hidden = torch.stack([row.hidden for row in some])
             self._forward(some, range(start, end), hidden, self._skipped, _go_on)
@@ -153,7 +178,7 @@ class FastSteps:
 
     def _forward(
         self,
-        rows: list[_Left],
+        rows: list[_Row],
         layers: range,
         hidden: Tensor | None,
         skipped: bytes | None,

@@ -92,7 +92,7 @@ class SpeculativeSteps:
         lookup: PromptLookup | None,
         record: DraftRecord,
         *,
-        exits: bool,
+        drafts_itself: bool,
         is_last: Callable[[int], bool],
         max_tokens: int,
     ) -> None:
@@ -103,7 +103,7 @@ class SpeculativeSteps:
             check: called between layers.
             lookup: finds drafts in texts; None: there are none.
             record: what drafts have been worth, kept up to date.
-            exits: whether the first layers may draft.
+            drafts_itself: whether the first layers may draft.
             is_last: whether a completion ends with a token: nothing is drafted behind it.
             max_tokens: so many are taken, about; nothing is drafted beyond.
         """
@@ -115,7 +115,7 @@ class SpeculativeSteps:
         self._num_layers = num_layers = decoder.config.num_layers
         num_first = max(1, round(num_layers * _DRAFTING_SHARE))
         self._first, self._rest = range(num_first), range(num_first, num_layers)
-        self._has_exits = exits and num_first < num_layers
+        self._drafts_itself = drafts_itself and num_first < num_layers
         self._taken: list[int] = []  # tokens that have rows
         self._ahead: deque[_Ahead] = deque()
         self._num_steps = self._num_layer_runs = 0
@@ -183,7 +183,7 @@ class SpeculativeSteps:
         most = min(MOST_ROWS, self._prompt.room, self._max_tokens - 1 - len(self._taken)) - 1
         draft, gain = self._looked_up(most)
         record = self._record
-        if self._has_exits and most > 0:
+        if self._drafts_itself and most > 0:
             record.waited += 1
             may = record.exit_gain > 1 or record.waited > _TRIED_AGAIN
             if may and gain <= max(record.exit_gain, 1.0):
@@ -214,20 +214,29 @@ class SpeculativeSteps:
 
     def _verified(self, token_id: int, draft: Draft) -> Tensor:
         """Compute a token and a draft in one pass."""
-        num_rows, num_slots = 1 + len(draft.token_ids), self._prompt.num_rows
+        first, *others = self._rows([token_id, *draft.token_ids])
+        assert first is not None, "what is not drafted is not wrong"
+        self._record.num_drafted += len(draft.token_ids)
+        for at, (drafted, after) in enumerate(zip(draft.token_ids, others, strict=True)):
+            number = min(draft.num_matched + at, LONGEST_MATCH)
+            self._ahead.append(_Ahead(drafted, after, self._record.lookup, number))
+        return first
+
+    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
+        """Compute a token's row and those of a draft; return the logits after each.
+
+        None where a row was not computed to the end, as a draft before it was found wrong.
+        """
+        num_rows, num_slots = len(token_ids), self._prompt.num_rows
         started_at = time.perf_counter()
-        if draft.token_ids:
-            logits = self._prompt.decode_several([token_id, *draft.token_ids], self._check)
+        if num_rows > 1:
+            logits = self._prompt.decode_several(token_ids, self._check)
         else:
-            logits = self._prompt.decode(token_id, self._check)[None]
+            logits = self._prompt.decode(token_ids[0], self._check)[None]
         if not logits.is_cuda:  # a GPU is still at work
             self._cost.observe(num_rows, num_slots, (time.perf_counter() - started_at) * 1e3)
         self._num_layer_runs += num_rows * self._num_layers
-        self._record.num_drafted += len(draft.token_ids)
-        for at, (drafted, after) in enumerate(zip(draft.token_ids, logits[1:], strict=True)):
-            number = min(draft.num_matched + at, LONGEST_MATCH)
-            self._ahead.append(_Ahead(drafted, after, self._record.lookup, number))
-        return logits[0]
+        return list(logits)
 
     def _from_first_layers(self, token_id: int, most: int) -> Tensor:
         """Draft with the first layers as long as it pays, then verify all with the rest."""

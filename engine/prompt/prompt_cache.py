@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from .policy import Policy
 from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, stale_rows, worth
 
 Ints = NDArray[np.int64]
+Result = TypeVar("Result")
 
 # Added to the positions of rows that a pass must not see: they come after all that it computes.
 _MASKED = 1 << 40
@@ -361,24 +362,26 @@ class PromptCache:
         return logits
 
     def decode_by(
-        self, token_id: int, compute: Callable[[KVCache, Slots], tuple[Tensor, bool]]
-    ) -> Tensor:
-        """Append a generated token that the caller computes; return the logits after it.
+        self,
+        token_ids: Sequence[int],
+        compute: Callable[[KVCache, Slots], tuple[Result, Slots]],
+    ) -> Result:
+        """Append generated tokens that the caller computes; return what it makes of them.
 
         Args:
-            token_id: the token.
-            compute: computes its row, given the cache and its slot; returns the logits after it and
-                whether it went through all layers. If not, the row is stale until it is healed; its
-                keys and values must be there, of every layer, before anything else reads it.
+            token_ids: the tokens.
+            compute: computes their rows, given the cache and their slots; returns, besides, the
+                slots of those that went through all layers. The others are stale until they are
+                healed; their keys and values must be there, of every layer, before anything else
+                reads them.
         """
         cache = self.rows
-        position = cache.positions.max() + 1
-        with self._append(np.array([token_id]), np.array([position])) as slots:
-            logits, is_whole = compute(cache, slots)
-        if is_whole:
-            cache.mark_computed(slots)
+        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
+        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+            result, whole = compute(cache, slots)
+        cache.mark_computed(whole)
         self._count_forwarded(slots)
-        return logits
+        return result
 
     @property
     def num_rows(self) -> int:

@@ -10,6 +10,7 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
 from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
 from keyturn.engine.generation.fast import FastSteps
+from keyturn.engine.generation.speculation import DraftRecord
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
@@ -60,12 +61,18 @@ class Scripted(Exits):
         self.turns = iter(turns)
 
     def logits(self, point, hidden):
-        return torch.zeros(self._vocab_size) if next(self.turns) else None
+        return [torch.zeros(self._vocab_size) if next(self.turns) else None for _ in hidden]
 
 
-def steps_of(session, exits):
-    token_bytes = session.model.tokenizer.token_bytes()
-    return FastSteps(session.prompt, exits, check, num_forced=0, token_bytes=token_bytes)
+def steps_of(prompt, exits, lookup=None):
+    return FastSteps(
+        *(prompt, check, lookup, DraftRecord()),
+        exits=exits,
+        num_forced=0,
+        token_bytes=[b"x"] * prompt.decoder.config.vocab_size,
+        is_last=lambda token_id: False,
+        max_tokens=200,
+    )
 
 
 def rows_of(session, layer):
@@ -81,7 +88,7 @@ def test_accepted_and_healed_the_cache_equals_a_full_prefill(opened, exit_at):
     session.complete(AT, replace(PARAMS, max_tokens=1), check)
     session.prompt.drop_generated()
     text = "first(b, a) + first(a, b) * second(a, a)"
-    steps = steps_of(session, Exits(rule_of(decoder, exit_at), decoder))
+    steps = steps_of(session.prompt, Exits(rule_of(decoder, exit_at), decoder))
     for token_id in session.model.tokenizer.encode(text).token_ids:
         steps(int(token_id))
     steps.end()
@@ -121,7 +128,7 @@ def test_rows_that_left_are_made_up_when_a_later_one_goes_deep(made_up):
     prompt.drop_generated()
     turns = [True] * 3 + [False, True, False] + [True] * 17 + [False, True]
     exits = Scripted(rule_of(decoder, 0.5, 3, made_up), decoder, turns)
-    steps = FastSteps(prompt, exits, check, num_forced=0, token_bytes=[b"x"] * 97)
+    steps = steps_of(prompt, exits)
     found = [steps(int(each)) for each in token_ids]
     assert steps.mean_layers == (24 * 3 if made_up else 24 + 3 * 2) / 24
     for at in (3, 5, 23):
