@@ -47,13 +47,17 @@ class Engine:
         sessions: open documents, least recently used first.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, finds_exits: bool = True) -> None:
         """Choose device and precision; no model is loaded yet.
+
+        Args:
+            config: how it runs.
+            finds_exits: whether what was calibrated of models is loaded with them.
 
         Raises:
             BadRequest: the device or dtype does not exist here, or `quant` not on this device.
         """
-        self.config = config
+        self.config, self._finds_exits = config, finds_exits
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self._kernels = dispatch.choose(self.device)
@@ -88,7 +92,9 @@ class Engine:
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
                 ) from None
-            rule = depth_file.find(decoder)
+            # On a GPU layers that are launched one by one take longer than all of them at once.
+            may_exit = self._finds_exits and self.device.type == "cpu"
+            rule = depth_file.find(decoder) if may_exit else None
             most = self._most_rows(files.config)
             spare = min(_SPARE_TOKENS, most // 2)
             own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS

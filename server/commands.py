@@ -23,7 +23,7 @@ from .shown import print_text
 from .transport import LOOPBACK
 
 # Arguments for which a shell offers files.
-_FILE_ARGUMENTS = ("place", "trace", "model", "token_file", "socket")
+_FILE_ARGUMENTS = ("place", "trace", "model", "token_file", "socket", "paths", "out")
 _MIN_TOKEN_CHARS = 16
 # Flags of `serve` that say what a language client's settings say otherwise.
 _OF_HTTP = ("model", "layout", "threads", "device", "dtype")
@@ -72,6 +72,45 @@ def _check_repair_flags(arguments: argparse.Namespace, policy: str) -> None:
         raise BadRequest(f"--repair-tokens {rows}: must be a whole number from 0 up")
     if ms is not None and not 0 <= ms < float("inf"):
         raise BadRequest(f"--budget-ms {ms}: must be a number of milliseconds, 0 for no limit")
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """Learn where tokens may leave a model's layers, and write it to a file."""
+    if not 0 < arguments.risk < 0.5:
+        raise BadRequest(f"--risk {arguments.risk:g}: must be a number above 0 and below 0.5")
+    if arguments.places < 1:
+        raise BadRequest(f"--places {arguments.places}: must be a whole number above 0")
+    settings = settings_of(arguments)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..engine.calibration.calibrate import calibrate as learn
+    from ..engine.engine import Engine
+    from ..engine.exits import depth_file
+
+    # A file that is damaged must not keep a new one from being made.
+    engine = Engine(settings.engine_config(), finds_exits=False)
+    decoder = engine.load(settings.model).decoder
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("observing places", total=None)
+        found = learn(
+            engine,
+            settings.model,
+            arguments.paths,
+            risk=arguments.risk,
+            num_places=arguments.places,
+            check=lambda: None,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    path = Path(arguments.out) if arguments.out else depth_file.own_file(decoder)
+    try:
+        depth_file.save(path, found.rule, decoder)
+    except OSError as error:
+        raise BadRequest(
+            f"cannot write {path}: {error.strerror}; name another file with --out"
+        ) from None
+    print_text(found.report() + f"written to {path}\n")
+    return 0
 
 
 def serve(arguments: argparse.Namespace) -> int:

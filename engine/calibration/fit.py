@@ -46,7 +46,7 @@ def fit_point(rows: Sequence[Observed], number: int, depth: int) -> ExitPoint:
         missed = torch.nn.functional.binary_cross_entropy_with_logits(odds, wanted)
         total = 2 * missed + (penalty * weights.square()).sum()
         total.backward()
-        return float(total)
+        return float(total.detach())
 
     optimiser.step(loss)
     return ExitPoint(depth, weights.detach(), bias.detach(), math.inf)

@@ -52,11 +52,13 @@ def steps_of(
         def is_last(token_id: int) -> bool:
             return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
 
+        drafts_itself = "exits" in record.sources
         found = lookup() if "lookup" in record.sources else None
         if depth == "fast" and exits is not None:
             return FastSteps(
                 *(prompt, check, found, record),
                 exits=exits,
+                drafts_itself=drafts_itself,
                 num_forced=num_forced,
                 token_bytes=token_bytes,
                 is_last=is_last,
@@ -64,7 +66,7 @@ def steps_of(
             )
         return SpeculativeSteps(
             *(prompt, check, found, record),
-            drafts_itself="exits" in record.sources,
+            drafts_itself=drafts_itself,
             is_last=is_last,
             max_tokens=params.max_tokens,
         )

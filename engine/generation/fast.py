@@ -56,6 +56,7 @@ class FastSteps(SpeculativeSteps):
         record: DraftRecord,
         *,
         exits: Exits,
+        drafts_itself: bool,
         num_forced: int,
         token_bytes: Sequence[bytes],
         is_last: Callable[[int], bool],
@@ -69,6 +70,7 @@ class FastSteps(SpeculativeSteps):
             lookup: finds drafts in texts; None: there are none.
             record: what drafts have been worth, kept up to date.
             exits: of the model.
+            drafts_itself: whether the first layers may draft.
             num_forced: bytes that are bound to be written first: an exit does not know all tokens
                 that they may need, and none leaves before them.
             token_bytes: bytes of each token.
@@ -77,10 +79,12 @@ class FastSteps(SpeculativeSteps):
         """
         super().__init__(
             *(prompt, check, lookup, record),
-            drafts_itself=False,
+            drafts_itself=drafts_itself,
             is_last=is_last,
             max_tokens=max_tokens,
         )
+        # What the first layers draft would be made up from rows that lack these layers.
+        self._drafts_itself &= all(point.depth >= self._first.stop for point in exits.points)
         self._exits, self._num_forced, self._token_bytes = exits, num_forced, token_bytes
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
         self._left: list[_Row] = []  # rows that lack keys and values
@@ -110,13 +114,26 @@ class FastSteps(SpeculativeSteps):
 
         None behind a row that left and says something else than was drafted.
         """
-        return self._prompt.decode_by(token_ids, partial(self._through, token_ids))
+        begun = [(0, torch.empty(0))] * len(token_ids)
+        return self._prompt.decode_by(token_ids, partial(self._through, token_ids, begun))
+
+    def _finished(
+        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float, started_at: float
+    ) -> Sequence[Tensor | None]:
+        """Take drafted rows as far as the exits ask; as `_rows`."""
+        begun = [(self._first.stop, state) for state in hidden]
+        return self._prompt.finish_by(len(token_ids), partial(self._through, token_ids, begun))
 
     def _through(
-        self, token_ids: Sequence[int], cache: KVCache, slots: Slots
+        self,
+        token_ids: Sequence[int],
+        begun: list[tuple[int, Tensor]],
+        cache: KVCache,
+        slots: Slots,
     ) -> tuple[list[Tensor | None], Slots]:
         exits, decoder = self._exits, self._prompt.decoder
-        rows = [_Row(position, 0, torch.empty(0)) for position in cache.positions[slots].tolist()]
+        positions = cache.positions[slots].tolist()
+        rows = [_Row(position, *each) for position, each in zip(positions, begun, strict=True)]
         logits: list[Tensor | None] = [None] * len(rows)
         written = [*self._taken, token_ids[0]]
         may_leave = sum(len(self._token_bytes[each]) for each in written) >= self._num_forced

@@ -261,14 +261,31 @@ class SpeculativeSteps:
             if is_over or (expected + reached) * ms(num_rows) <= expected * ms(num_rows + 1):
                 break
             expected += reached
-        logits = prompt.finish(torch.cat(hidden), self._check, self._rest)
-        self._num_layer_runs += num_rows * self._num_layers
-        if not logits.is_cuda:
-            self._cost.observe_drafting(ms(num_rows), (time.perf_counter() - started_at) * 1e3)
+        self._num_layer_runs += num_rows * len(self._first)
+        fed_ids = [token_id, *(drafted_id for drafted_id, _ in drafted[:-1])]
+        first, *others = self._finished(fed_ids, torch.cat(hidden), ms(num_rows), started_at)
+        assert first is not None, "what is not drafted is not wrong"
         gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
         record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
         record.num_drafted += len(drafted)
         for at, (drafted_id, number) in enumerate(drafted):
-            after = logits[at + 1] if at + 1 < num_rows else None
+            after = others[at] if at < len(others) else None
             self._ahead.append(_Ahead(drafted_id, after, record.exits, number))
-        return logits[0]
+        return first
+
+    def _finished(
+        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float, started_at: float
+    ) -> Sequence[Tensor | None]:
+        """Take rows through the layers that did not draft; return the logits after each.
+
+        Args:
+            token_ids: of the rows.
+            hidden: (n, hidden_size) their states.
+            expected_ms: what drafting and this were expected to take.
+            started_at: when drafting began.
+        """
+        logits = self._prompt.finish(hidden, self._check, self._rest)
+        self._num_layer_runs += len(hidden) * len(self._rest)
+        if not logits.is_cuda:
+            self._cost.observe_drafting(expected_ms, (time.perf_counter() - started_at) * 1e3)
+        return list(logits)

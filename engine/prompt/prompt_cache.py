@@ -377,9 +377,16 @@ class PromptCache:
         """
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
-            result, whole = compute(cache, slots)
-        cache.mark_computed(whole)
+        with self._append(np.array(token_ids, dtype=np.int64), positions):
+            return self.finish_by(len(token_ids), compute)
+
+    def finish_by(
+        self, count: int, compute: Callable[[KVCache, Slots], tuple[Result, Slots]]
+    ) -> Result:
+        """Have the caller compute what the last rows lack, as `decode_by` does."""
+        slots = self._generated(count)
+        result, whole = compute(self.rows, slots)
+        self.rows.mark_computed(whole)
         self._count_forwarded(slots)
         return result
 
@@ -398,9 +405,7 @@ class PromptCache:
 
         `drop_generated` takes back those that are not wanted, as if they had never been there.
         """
-        hidden = self.begin(token_ids, check)
-        self._count_forwarded(self._generated(len(token_ids)))
-        return self.decoder.logits(hidden)
+        return self.finish(self.begin(token_ids, check), check, range(0))
 
     def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
         """Append generated tokens and take them through the first layers, by default all.
@@ -413,9 +418,7 @@ class PromptCache:
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
         with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
-            hidden = self.decoder.forward(cache, slots, check, layers=layers)
-        cache.mark_computed(slots)
-        return hidden
+            return self.decoder.forward(cache, slots, check, layers=layers)
 
     def finish(self, hidden: Tensor, check: Check, layers: range) -> Tensor:
         """Take the last rows through the layers that they lack.
@@ -423,15 +426,18 @@ class PromptCache:
         Args:
             hidden: (n, hidden_size), what `begin` returned of each.
             check: called between layers.
-            layers: the layers.
+            layers: the layers; they may be none.
 
         Returns:
             (n, vocab_size) logits after each.
         """
-        slots = self._generated(len(hidden))
-        whole = self.decoder.forward(self.rows, slots, check, layers=layers, hidden=hidden)
-        self._count_forwarded(slots)
-        return self.decoder.logits(whole)
+
+        def compute(cache: KVCache, slots: Slots) -> tuple[Tensor, Slots]:
+            if not layers:
+                return hidden, slots
+            return self.decoder.forward(cache, slots, check, layers=layers, hidden=hidden), slots
+
+        return self.decoder.logits(self.finish_by(len(hidden), compute))
 
     def _generated(self, count: int) -> Slots:
         """Return the rows that were appended last."""

@@ -44,10 +44,11 @@ def rule_of(decoder, exit_at, last=2, made_up=2):
 
 @pytest.fixture
 def opened(engine, tiny_model):
-    def open_(rule=None, policy="repair", text=TEXT):
+    def open_(rule=None, policy="repair", text=TEXT, sources=()):
         session = engine.open(policy, text, path="a.py", model=str(tiny_model), policy=policy)
         exits = None if rule is None else Exits(rule, session.model.decoder)
         session.model = replace(session.model, exits=exits)
+        session.drafts = DraftRecord(sources=frozenset(sources))
         return session
 
     return open_
@@ -64,10 +65,11 @@ class Scripted(Exits):
         return [torch.zeros(self._vocab_size) if next(self.turns) else None for _ in hidden]
 
 
-def steps_of(prompt, exits, lookup=None):
+def steps_of(prompt, exits, lookup=None, *, drafts_itself=False):
     return FastSteps(
         *(prompt, check, lookup, DraftRecord()),
         exits=exits,
+        drafts_itself=drafts_itself,
         num_forced=0,
         token_bytes=[b"x"] * prompt.decoder.config.vocab_size,
         is_last=lambda token_id: False,
@@ -113,6 +115,23 @@ def test_no_exit_writes_what_all_layers_write(opened):
     full = opened().complete(AT, replace(PARAMS, depth="full"), check)
     assert (fast.token_ids, fast.num_layers_run) == (full.token_ids, 2)
     assert fast.probabilities == pytest.approx(full.probabilities, rel=1e-4)
+
+
+@pytest.mark.parametrize("source", ["lookup", "exits"])
+@pytest.mark.parametrize("exit_at", [ALWAYS, 0.5, NEVER])
+def test_drafts_do_not_change_what_is_written_by_exits(opened, source, exit_at):
+    """Of rows made up where they left everything is as if each had been computed by itself."""
+    decoder = opened().model.decoder
+    rule = rule_of(decoder, exit_at)
+    asked = replace(PARAMS, max_tokens=40)
+    alone = opened(rule).complete(AT, asked, check)
+    session = opened(rule, sources=[source])
+    # What is drafted is not what is written everywhere.
+    session.past.completed([*alone.token_ids[:9], 3, *alone.token_ids[10:]])
+    drafted = session.complete(AT, asked, check)
+    assert session.drafts.num_drafted > session.drafts.num_accepted > 0
+    assert drafted.token_ids == alone.token_ids
+    assert drafted.probabilities == pytest.approx(alone.probabilities, rel=1e-3)
 
 
 @pytest.mark.parametrize("made_up", [0, 3])

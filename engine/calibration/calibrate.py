@@ -1,0 +1,198 @@
+"""From source code to a model's exits: draws places, observes them, trains and chooses.
+
+One exit is chosen, that which saves most at the risk. (With more of them, further down, what is
+made up for rows that left costs about as much as they save.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..engine import Engine
+from ..exits.controller import ExitPoint, ExitRule
+from ..model.decoder import Check
+from ..prompt.growing_window import ColdLimit
+from ..session import Session
+from ..wire.errors import BadRequest
+from .fit import fit_point, least_sure
+from .observe import Observed, observe
+from .places import Place, draw, source_files
+
+# So many tokens an exit can write: of those in 22 MB of code 97.6 % of what is written.
+NUM_TOKENS = 8192
+# Of the layers; exits that leave more than two fifths are far from what all say.
+_SHARES = (18 / 30, 22 / 30, 26 / 30)
+# Text that tokens are counted in, rows before the cursor, places whose every layer is asked, and
+# those that must be found.
+_COUNTED_CHARS, _ROWS, _NUM_TABLED, _FEWEST = 4_000_000, 512, 40, 20
+_DOUBT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What was learnt.
+
+    Attributes:
+        rule: with one exit.
+        num_places: places that were observed.
+        num_tokens: tokens there.
+        share_leaving: of the tokens that were kept from training, those that leave.
+        share_wrong: of the same, those that leave with another token than all layers give.
+        final: (num_layers,) of tokens, the share whose likeliest is already the last layer's.
+    """
+
+    rule: ExitRule
+    num_places: int
+    num_tokens: int
+    share_leaving: float
+    share_wrong: float
+    final: NDArray[np.float64]
+
+    def report(self) -> str:
+        """Return the figures for people."""
+        (point,) = self.rule.points
+        return "\n".join(
+            [
+                "layers  tokens whose likeliest is that of all layers",
+                *(f"{at + 1:6}  {share:.1%}" for at, share in enumerate(self.final)),
+                f"{self.num_tokens} tokens of {self.num_places} places",
+                f"exit after layer {point.depth} of {self.rule.last} where it is "
+                f"{point.exit_at:.1%} sure: {self.share_leaving:.0%} of the tokens leave there; of "
+                f"all, {self.share_wrong:.2%} are others than all layers give",
+                "",
+            ]
+        )
+
+
+def calibrate(
+    engine: Engine,
+    model: str,
+    paths: Sequence[str],
+    *,
+    risk: float,
+    num_places: int,
+    check: Check,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibrated:
+    """Train a model's exit on source code.
+
+    Args:
+        engine: runs the model.
+        model: its name.
+        paths: files or folders of source code.
+        risk: of all tokens, so many may leave and be others than all layers would give; kept with
+            a probability of 95 %, on places like those.
+        num_places: places that are drawn, at most.
+        check: called between layers.
+        progress: receives how many places are done, and of how many.
+
+    Raises:
+        BadRequest: there is too little code, or no exit keeps the risk.
+        ModelNotFound, ModelLoadError, OutOfMemory.
+    """
+    loaded = engine.load(model)
+    files = source_files(paths, loaded.languages)
+    places = draw(files, num_places, seed=0)
+    if len(places) < _FEWEST:
+        raise BadRequest(
+            f"only {len(places)} places to learn from under {', '.join(paths)}; give folders with "
+            "more source code"
+        )
+    decoder, num_layers = loaded.decoder, loaded.decoder.config.num_layers
+    token_ids = _commonest(engine, model, files)
+    head = decoder.head_over(token_ids)
+    depths = sorted({round(share * num_layers) for share in _SHARES} & set(range(1, num_layers)))
+    found: list[Observed] = []
+    final, num_tabled = np.zeros(num_layers), 0
+    for number, (place, session) in enumerate(_opened(engine, model, places)):
+        heads = [(head, token_ids)] * len(depths)
+        observed = observe(session, place, depths, heads, check)
+        if observed is not None:
+            found.append(observed)
+            if number < _NUM_TABLED:
+                final += _final(session, place, check)
+                num_tabled += len(observed.tokens)
+        progress(number + 1, len(places))
+    # By file: what a file says once it says again.
+    names = sorted({each.place.path for each in found})
+    by_path = len(names) > 1
+    held_back = [
+        (names.index(each.place.path) if by_path else at) % 2 == 1 for at, each in enumerate(found)
+    ]
+    learnt = [each for each, is_back in zip(found, held_back, strict=True) if not is_back]
+    tested = [each for each, is_back in zip(found, held_back, strict=True) if is_back]
+    best: tuple[float, ExitPoint, float, float] | None = None
+    for number, depth in enumerate(depths):
+        point = fit_point(learnt, number, depth)
+        probability, is_right = _tried(point, number, tested)
+        point = replace(point, exit_at=least_sure(probability, is_right, risk, _DOUBT))
+        leaves = probability >= point.exit_at
+        saved = float(leaves.mean()) * (num_layers - depth)
+        if leaves.any() and (best is None or saved > best[0]):
+            best = saved, point, float(leaves.mean()), float((leaves & ~is_right).mean())
+    num_tokens = sum(len(each.tokens) for each in found)
+    if best is None:
+        raise BadRequest(
+            f"no exit keeps the risk {risk:g} on {num_tokens} tokens; give more source code, or a "
+            "higher risk"
+        )
+    _, point, share_leaving, share_wrong = best
+    rule = ExitRule((point,), token_ids, num_layers, made_up=num_layers)
+    shares = final / max(1, num_tabled)
+    return Calibrated(rule, len(found), num_tokens, share_leaving, share_wrong, shares)
+
+
+def _commonest(engine: Engine, model: str, files: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """Return the tokens that an exit can write, ascending: the commonest, and those that end."""
+    loaded = engine.load(model)
+    vocab_size, left = loaded.decoder.config.vocab_size, _COUNTED_CHARS
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for _, text in files:
+        counts += np.bincount(loaded.tokenizer.encode(text[:left]).token_ids, minlength=vocab_size)
+        left -= len(text)
+        if left <= 0:
+            break
+    ends = loaded.template.end_ids if loaded.template else loaded.tokenizer.end_ids
+    counts[list(ends)] = counts.max() + 1
+    # Of tokens that do not occur the first: a vocabulary begins with the commonest.
+    order = np.argsort(-counts, kind="stable")[:NUM_TOKENS]
+    return torch.from_numpy(np.sort(order))
+
+
+def _opened(engine: Engine, model: str, places: Sequence[Place]) -> Iterator[tuple[Place, Session]]:
+    for place in places:
+        session = engine.open(
+            "calibration", place.text, path=place.path, model=model, policy="turn"
+        )
+        session.cold_limit = ColdLimit(max_rows=_ROWS)
+        try:
+            yield place, session
+        finally:
+            engine.close("calibration")
+
+
+def _final(session: Session, place: Place, check: Check) -> NDArray[np.int64]:
+    """Return for each layer how many of a place's tokens have their last likeliest token there."""
+    decoder = session.model.decoder
+    num_layers, ids = decoder.config.num_layers, torch.arange(decoder.config.vocab_size)
+    every = range(1, num_layers + 1)
+    observed = observe(session, place, every, [(decoder.logits, ids)] * num_layers, check)
+    assert observed is not None, "it had tokens before"
+    return (observed.guesses == observed.final).sum(1)
+
+
+def _tried(
+    point: ExitPoint, number: int, rows: Sequence[Observed]
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Return with which probability tokens would leave, and whether they were right."""
+    odds = [
+        point.odds(torch.from_numpy(each.states[number]), torch.from_numpy(each.sure[number]))
+        for each in rows
+    ]
+    probability = torch.cat(odds)[:, 0].double().sigmoid().numpy()
+    return probability, np.concatenate([each.guesses[number] == each.final for each in rows])
