@@ -233,6 +233,10 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "kernels": {"backend": self._kernels.backend, "why": self._kernels.why},
             "models": sorted(self._models),
+            # Of the others the depth "fast" is as "exact".
+            "models_with_exits": sorted(
+                name for name, model in self._models.items() if model.exits is not None
+            ),
             "repair_budget_ms": self.config.repair_budget_ms,
             "heal": self.config.heal,
             "cold_budget_ms": self.config.cold_budget_ms,

@@ -245,3 +245,31 @@ def test_a_file_that_does_not_fit_says_what_to_do(opened, tmp_path, change, mess
     with pytest.raises(ModelLoadError, match=message) as error:
         depth_file.load(path, decoder)
     assert "keyturn calibrate" in str(error.value)
+
+
+@pytest.mark.slow
+def test_of_the_embedded_model_what_is_accepted_heals_to_a_full_prefill():
+    engine = Engine(EngineConfig("cpu", "auto", 1, 1 << 30, 0, 64))
+    text = "def area(wide, high):\n    return wide * high\n\n\ndef perimeter(wide, high):\n    \n"
+    at = len(text) - 1
+
+    def opened(policy):
+        session = engine.open(policy, text, path="a.py", model="embedded", policy=policy)
+        session.set_cursor(at)
+        return session
+
+    session = opened("repair")
+    assert session.model.exits is not None
+    completion = session.complete(at, replace(PARAMS, max_tokens=24), check)
+    assert completion.num_layers_run != 30
+    session.edit([(at, at, completion.text)])
+    session.sync(check)
+    assert session.num_stale > 0
+    while session.heal(64, check):
+        pass
+    fresh = opened("full")
+    fresh.edit([(at, at, completion.text)])
+    fresh.sync(check)
+    for layer in range(30):
+        for made, wanted in zip(rows_of(session, layer), rows_of(fresh, layer), strict=True):
+            assert_close(made.float(), wanted.float(), torch.bfloat16)

@@ -30,7 +30,11 @@ def calibrate(code, model, *more):
 
 def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, capsys):
     def load():
-        return Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64)).load(str(tiny_model))
+        engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+        model = engine.load(str(tiny_model))
+        known = engine.status()["models_with_exits"]
+        assert known == ([] if model.exits is None else [str(tiny_model)])
+        return model
 
     model = load()
     assert model.exits is None
