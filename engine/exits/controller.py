@@ -2,7 +2,8 @@
 
 SEC (arXiv 2401.09964, section 4) asks one linear classifier at every layer whether to exit, to go
 on or to stop. Here each exit has its own, and it is told as well how sure a head over the commonest
-tokens is: a thirtieth of the model, and what tells a final token best. CALM (arXiv 2207.07061) goes by such sureness alone.
+tokens is: a thirtieth of the model, and what tells a final token best. CALM (arXiv 2207.07061) goes
+by such sureness alone.
 """
 
 from __future__ import annotations
