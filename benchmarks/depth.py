@@ -1,8 +1,10 @@
-"""Ways to compute a completion's tokens side by side: how fast, and whether the text is the same.
+"""Ways to compute a completion's tokens side by side: how fast, and what becomes of the text.
 
 At places of three kinds (HumanEval's single lines, held-out packages, after edits in traces) the
 cache is made ready, the last key is typed, and every method completes in turn, several times over.
-Each has a record of its own of what drafts were worth, and drafts from the same past texts.
+Each has a record of its own of what drafts were worth, and drafts from the same past texts. Where
+it is known what stood at a place, what is written is held against it. Held-out packages are those
+that the exits of `fast` were not trained on.
 
     python benchmarks/depth.py --data HumanEval-SingleLine*.jsonl.gz --traces FOLDER --places 100
     python benchmarks/depth.py --device cuda --dtype bfloat16 --data ... --traces ... --places 200
@@ -24,7 +26,7 @@ from typing import Any, NamedTuple
 import harness
 import numpy as np
 from bench_just_opened import chosen
-from quality import fim_fetch
+from quality import fim_fetch, fim_metrics
 from quality.fim_tasks import read_human_eval
 
 from keyturn.engine.engine import Engine
@@ -40,6 +42,8 @@ GROUPS = ("single lines", "held-out", "after edits")
 # Two logits that are closer than this may change places when several rows are computed at once.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.13}
 NUM_DRAWS = 2000
+# The packages that the embedded model's exits were trained on.
+TRAINED_ON = {"attrs", "anyio", "rich", "express", "fastify", "undici", "werkzeug"}
 
 
 class Method(NamedTuple):
@@ -58,11 +62,16 @@ def methods() -> dict[str, Method]:
         # Whatever it gains: otherwise it would be left out where it gains nothing.
         "first layers": Method("exact", DraftRecord(sources=exits, exit_gain=math.inf)),
         "exact": Method("exact", DraftRecord()),
+        "fast without drafts": Method("fast", DraftRecord(sources=frozenset())),
+        "fast": Method("fast", DraftRecord()),
     }
 
 
 class Place(NamedTuple):
-    """Where a completion is asked for: a text, what is done to it, and the cursor then."""
+    """Where a completion is asked for: a text, what is done to it, and the cursor then.
+
+    `middle` is what stood there, if that is known.
+    """
 
     group: str
     path: str
@@ -70,6 +79,7 @@ class Place(NamedTuple):
     edits: list[list[tuple[int, int, str]]]
     anchor: int
     offset: int
+    middle: str | None = None
 
 
 @dataclass
@@ -80,6 +90,7 @@ class Measured:
     whole_ms: list[float] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     num_layers: list[float] = field(default_factory=list)
+    similarity: list[float] = field(default_factory=list)
     num_equal: int = 0
     num_excused: int = 0
     different: list[str] = field(default_factory=list)
@@ -126,7 +137,8 @@ def main() -> None:
         for text in row["different"]:
             print(f"{row['group']}, {row['method']}: {text}")
     figures = {"device": str(engine.device), "dtype": str(engine.dtype), "runs": rows}
-    harness.finish("depth", args, figures, checks(rows, found, engine.device.type))
+    held = checks(rows, found, engine.device.type) + checks_of_fast(found, args.seed)
+    harness.finish("depth", args, figures, held)
 
 
 def places(args: argparse.Namespace) -> Iterator[Place]:
@@ -135,24 +147,26 @@ def places(args: argparse.Namespace) -> Iterator[Place]:
     if args.data:
         tasks = list(read_human_eval(args.data))
         for task in rng.sample(tasks, min(args.places, len(tasks))):
-            yield typed(GROUPS[0], task.path, task.prefix + task.suffix, len(task.prefix))
-    for place in chosen(fim_fetch.held_out_files(args.cache), args.places, args.seed):
+            text = task.prefix + task.suffix
+            yield typed(GROUPS[0], task.path, text, len(task.prefix), task.middle)
+    files = [each for each in fim_fetch.held_out_files(args.cache) if each[0] not in TRAINED_ON]
+    for place in chosen(files, args.places, args.seed):
         lines = place.text.split("\n")
         offset = sum(len(line) + 1 for line in lines[: place.row]) + place.column
-        yield typed(GROUPS[1], place.path, place.text, offset)
+        yield typed(GROUPS[1], place.path, place.text, offset, place.line)
     if args.traces:
-        files = sorted(args.traces.glob("*/*.jsonl"))
-        rng.shuffle(files)
-        edited = filter(None, map(after_edits, files))
+        traces = sorted(args.traces.glob("*/*.jsonl"))
+        rng.shuffle(traces)
+        edited = filter(None, map(after_edits, traces))
         for _, place in zip(range(args.places), edited, strict=False):
             yield place
 
 
-def typed(group: str, path: str, text: str, offset: int) -> Place:
+def typed(group: str, path: str, text: str, offset: int, middle: str) -> Place:
     """Return a place whose last character before the cursor is typed last."""
     last = max(0, offset - 1)
     before = text[:last] + text[offset:]
-    return Place(group, path, before, [[(last, last, text[last:offset])]], last, offset)
+    return Place(group, path, before, [[(last, last, text[last:offset])]], last, offset, middle)
 
 
 def after_edits(path: Path) -> Place | None:
@@ -216,7 +230,12 @@ def measure(
         of_method.whole_ms.append(key_ms + median(each.total_ms for each in completions))
         of_method.num_tokens.append(len(one.token_ids))
         of_method.num_layers.append(one.num_layers_run)
-        compare(session, params, plain, one, of_method, tolerance)
+        if place.middle is not None:
+            of_method.similarity.append(fim_metrics.edit_similarity(one.text, place.middle))
+        if compared[name].depth != "fast":
+            compare(session, params, plain, one, of_method, tolerance)
+        else:
+            of_method.num_equal += one.token_ids == plain.token_ids
     engine.close("depth")
 
 
@@ -247,6 +266,7 @@ def row_of(
 ) -> dict[str, Any]:
     """Return the figures of one method at the places of one kind."""
     low, high = interval(plain.decode_ms, found.decode_ms, seed)
+    worst, best = change(plain.similarity, found.similarity, seed)
     return {
         "group": group,
         "method": name,
@@ -261,6 +281,9 @@ def row_of(
         # Over all kinds of places.
         "accepted": record.num_accepted / record.num_drafted if record.num_drafted else None,
         "layers": mean(found.num_layers),
+        "edit similarity": mean(found.similarity) if found.similarity else None,
+        "change, low %": worst,
+        "change, high %": best,
         "equal": found.num_equal,
         "excused": found.num_excused,
         "key to whole, median ms": median(found.whole_ms),
@@ -275,6 +298,38 @@ def interval(plain: list[float], other: list[float], seed: int) -> tuple[float, 
     sums = (np.array(each)[draws].sum(1) for each in (plain, other))
     ratios = next(sums) / np.maximum(next(sums), 1e-9)
     return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
+
+
+def change(plain: list[float], other: list[float], seed: int) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the change in mean similarity, in per cent of plain's."""
+    if not plain:
+        return None, None
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(plain), (NUM_DRAWS, len(plain)))
+    changes = 100 * (np.array(other) - np.array(plain))[draws].mean(1) / mean(plain)
+    return float(np.quantile(changes, 0.025)), float(np.quantile(changes, 0.975))
+
+
+def checks_of_fast(found: dict[str, dict[str, Measured]], seed: int) -> list[dict[str, Any]]:
+    """Hold what is promised of `fast` against its targets; the baselines ran beside it."""
+    groups = [of for of in found.values() if of["plain"].num_tokens]
+    if any(name not in of for of in groups for name in ("exact", "fast")):
+        return []
+    plain, exact, fast = ([of[name] for of in groups] for name in ("plain", "exact", "fast"))
+    layers = [
+        sum(float(np.dot(of.num_layers, of.num_tokens)) for of in some)
+        / sum(sum(of.num_tokens) for of in some)
+        for some in (plain, fast)
+    ]
+    whole = [sum(sum(of.decode_ms) for of in some) for some in (exact, fast)]
+    known = [[each for of in some for each in of.similarity] for some in (plain, fast)]
+    worst, _ = change(*known, seed)
+    return [
+        harness.check("fast: places", len(known[0]), "", ">= 1000"),
+        harness.check("fast: layers, of plain's", layers[1] / layers[0], "", "<= 0.75"),
+        harness.check("fast: time, of exact's", whole[1] / whole[0], "", "<= 0.85"),
+        harness.check("fast: change of edit similarity", worst, "%", ">= -1"),
+    ]
 
 
 def checks(

@@ -47,6 +47,13 @@ def is_exact(got: str, expected: str) -> bool:
     return got.rstrip() == expected.rstrip()
 
 
+def edit_similarity(got: str, expected: str) -> float:
+    """Return how similar two texts are, from 0 to 100; white space at the ends does not count."""
+    from rapidfuzz.distance import Levenshtein
+
+    return 100 * Levenshtein.normalized_similarity(got.rstrip(), expected.rstrip())
+
+
 def scores(got: str, expected: str) -> dict[str, float]:
     """Return the measures named in `NAMES` of one completion, each from 0 to 100.
 
@@ -55,7 +62,6 @@ def scores(got: str, expected: str) -> dict[str, float]:
     """
     import sacrebleu
     from nltk.translate.meteor_score import single_meteor_score
-    from rapidfuzz.distance import Levenshtein
 
     got, expected = got.rstrip(), expected.rstrip()
     written, wanted = Words().tokenize(got), Words().tokenize(expected)
@@ -66,7 +72,7 @@ def scores(got: str, expected: str) -> dict[str, float]:
         else float(wanted == written)
     )
     return {
-        "edit": 100 * Levenshtein.normalized_similarity(got, expected),
+        "edit": edit_similarity(got, expected),
         "bleu": sacrebleu.sentence_bleu(
             " ".join(written), [" ".join(wanted)], tokenize="none", use_effective_order=True
         ).score,
