@@ -15,7 +15,7 @@ from .kv_cache import KVCache
 from .pass_cost import STEP_SIZES
 
 # Parts of the layers that are timed one at a time, and how often each step is.
-_SHARES, _TIMES = 6, 3
+_SHARES, _TIMES = 6, 2
 
 
 def measure_steps(decoder: Decoder, num_slots: int) -> None:
@@ -23,7 +23,7 @@ def measure_steps(decoder: Decoder, num_slots: int) -> None:
 
     On a CPU a part of the layers stands for all, another part each time, so that weights come from
     memory as they do in a whole step, and one thread's processor time counts, which other programs
-    hardly disturb: some 0.2 s for the embedded model. Without the C library and without a GPU the
+    hardly disturb: some 0.1 s for the embedded model. Without the C library and without a GPU the
     guess stays.
     """
     if decoder.device.type == "cuda":
