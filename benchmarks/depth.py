@@ -4,7 +4,7 @@ At places of three kinds (HumanEval's single lines, held-out packages, after edi
 cache is made ready, the last key is typed, and every method completes in turn, several times over.
 Each has a record of its own of what drafts were worth, and drafts from the same past texts.
 
-    python benchmarks/depth.py --data HumanEval-SingleLine*.jsonl.gz --traces FOLDER --places 100
+    python benchmarks/depth.py --data HumanEval-SingleLine*.jsonl.gz --held-out --traces FOLDER
     python benchmarks/depth.py --device cuda --dtype bfloat16 --data ... --traces ... --places 200
 """
 
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=100, help="of each kind")
     parser.add_argument("--repeats", type=int, default=3, help="of every method at every place")
     parser.add_argument("--data", type=Path, help="HumanEval's single lines, .jsonl.gz")
+    parser.add_argument("--held-out", action="store_true", help="held-out packages")
     parser.add_argument("--traces", type=Path, help="folder of evaluation sets, see make_traces.py")
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     parser.add_argument("--confidence", default="any", help="the gate, as the setting")
@@ -103,6 +104,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
+    if not (args.data or args.held_out or args.traces):
+        parser.error("no places: give --data, --held-out or --traces")
     settings = replace(COMMAND_LINE, num_threads=args.threads, device=args.device, dtype=args.dtype)
     engine = Engine(settings.engine_config())
     engine.load(args.model)
@@ -136,14 +139,15 @@ def places(args: argparse.Namespace) -> Iterator[Place]:
         tasks = list(read_human_eval(args.data))
         for task in rng.sample(tasks, min(args.places, len(tasks))):
             yield typed(GROUPS[0], task.path, task.prefix + task.suffix, len(task.prefix))
-    for place in chosen(fim_fetch.held_out_files(args.cache), args.places, args.seed):
+    files = fim_fetch.held_out_files(args.cache) if args.held_out else []
+    for place in chosen(files, args.places, args.seed):
         lines = place.text.split("\n")
         offset = sum(len(line) + 1 for line in lines[: place.row]) + place.column
         yield typed(GROUPS[1], place.path, place.text, offset)
     if args.traces:
-        files = sorted(args.traces.glob("*/*.jsonl"))
-        rng.shuffle(files)
-        edited = filter(None, map(after_edits, files))
+        paths = sorted(args.traces.glob("*/*.jsonl"))
+        rng.shuffle(paths)
+        edited = filter(None, map(after_edits, paths))
         for _, place in zip(range(args.places), edited, strict=False):
             yield place
 

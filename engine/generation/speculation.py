@@ -119,10 +119,14 @@ class SpeculativeSteps:
         self._taken: list[int] = []  # tokens that have rows
         self._ahead: deque[_Ahead] = deque()
         self._num_steps = self._num_layer_runs = 0
+        # When the last pass began, and who is told what it took.
+        self._started_at: float = 0.0
+        self._note: Callable[[float], None] = _pass_over
 
     def __call__(self, token_id: int) -> Tensor:
         """Take one more token, as `Step` says."""
         self._num_steps += 1
+        self._observe()
         if self._lookup is not None:
             self._lookup.take(token_id)
         if self._ahead:
@@ -166,6 +170,11 @@ class SpeculativeSteps:
     def end(self) -> None:
         """Drop what was drafted and not taken."""
         self._drop_ahead()
+
+    def _observe(self) -> None:
+        """Note what the last pass took: a token was picked of its logits, so a GPU has done it."""
+        self._note((time.perf_counter() - self._started_at) * 1e3)
+        self._note = _pass_over
 
     def _drop_ahead(self) -> None:
         self._ahead.clear()
@@ -215,13 +224,12 @@ class SpeculativeSteps:
     def _verified(self, token_id: int, draft: Draft) -> Tensor:
         """Compute a token and a draft in one pass."""
         num_rows, num_slots = 1 + len(draft.token_ids), self._prompt.num_rows
-        started_at = time.perf_counter()
+        self._note = partial(self._cost.observe, num_rows, num_slots)
+        self._started_at = time.perf_counter()
         if draft.token_ids:
             logits = self._prompt.decode_several([token_id, *draft.token_ids], self._check)
         else:
             logits = self._prompt.decode(token_id, self._check)[None]
-        if not logits.is_cuda:  # a GPU is still at work
-            self._cost.observe(num_rows, num_slots, (time.perf_counter() - started_at) * 1e3)
         self._num_layer_runs += num_rows * self._num_layers
         self._record.num_drafted += len(draft.token_ids)
         for at, (drafted, after) in enumerate(zip(draft.token_ids, logits[1:], strict=True)):
@@ -232,7 +240,7 @@ class SpeculativeSteps:
     def _from_first_layers(self, token_id: int, most: int) -> Tensor:
         """Draft with the first layers as long as it pays, then verify all with the rest."""
         prompt, record, head = self._prompt, self._record, self._draft_head
-        num_slots, started_at = prompt.num_rows, time.perf_counter()
+        self._started_at, num_slots = time.perf_counter(), prompt.num_rows
         share = len(self._first) / self._num_layers
         ms = partial(
             self._cost.drafting_ms, num_slots=num_slots, share=share, head_share=head.share
@@ -254,8 +262,7 @@ class SpeculativeSteps:
             expected += reached
         logits = prompt.finish(torch.cat(hidden), self._check, self._rest)
         self._num_layer_runs += num_rows * self._num_layers
-        if not logits.is_cuda:
-            self._cost.observe_drafting(ms(num_rows), (time.perf_counter() - started_at) * 1e3)
+        self._note = partial(self._cost.observe_drafting, ms(num_rows))
         gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
         record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
         record.num_drafted += len(drafted)
@@ -263,3 +270,7 @@ class SpeculativeSteps:
             after = logits[at + 1] if at + 1 < num_rows else None
             self._ahead.append(_Ahead(drafted_id, after, record.exits, number))
         return logits[0]
+
+
+def _pass_over(ms: float) -> None:
+    """Note nothing."""
