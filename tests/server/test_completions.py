@@ -532,7 +532,7 @@ def test_model_begins_before_the_pause_is_over_and_is_not_shown_until_then() -> 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
 def test_key_that_the_model_is_writing_does_not_end_the_request(delay_s) -> None:
     engine = Writer("foo()", delay_s=delay_s)
-    answers = completions(engine, debounce_ms=100, speculate=True)
+    answers = completions(engine, debounce_ms=200, speculate=True)
     text = asyncio.run(typed_while_asked(answers, "f"))
     assert (text, engine.num_stopped) == ("oo()", 0)
     assert all(asked[1] == 4 for asked in engine.asked[:1])
@@ -543,7 +543,7 @@ def test_key_that_the_model_is_writing_does_not_end_the_request(delay_s) -> None
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
 def test_other_key_than_the_model_is_writing_asks_anew(delay_s) -> None:
     engine = Writer("foo()", delay_s=delay_s)
-    answers = completions(engine, debounce_ms=100, speculate=True)
+    answers = completions(engine, debounce_ms=200, speculate=True)
     asyncio.run(typed_while_asked(answers, "b"))
     assert answers.status()["num_begun"] == 2
     assert [offset for _, offset, *_ in engine.asked if offset == 5] == [5]
