@@ -565,3 +565,18 @@ def test_request_that_nobody_waits_for_any_more_ends() -> None:
 
     asyncio.run(run())
     assert engine.num_stopped == 1
+
+
+def test_other_settings_in_the_middle_of_a_request_leave_nothing_known() -> None:
+    engine = FakeEngine("foo()", delay_s=0.05)
+    answers = completions(engine, debounce_ms=1, speculate=True)
+    document, offset = at("x = |\n")
+
+    async def run() -> list[str]:
+        first = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
+        await begun(answers)
+        await asyncio.sleep(0.02)
+        answers.reconfigured()
+        return [(await first).text, (await answers.complete(document, offset, invoked=False)).text]
+
+    assert asyncio.run(run()) == ["", "foo()"]
