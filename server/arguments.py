@@ -13,7 +13,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Flags that are called as the settings they set.
 _GIVEN_AS_CALLED = (
     *("model", "layout", "device", "dtype", "quant"),
-    *("max_tokens", "temperature", "top_p"),
+    *("max_tokens", "temperature", "top_p", "depth"),
 )
 
 

@@ -55,6 +55,7 @@ def replay(arguments: argparse.Namespace) -> int:
         heal_tokens_per_ms=rate,
         layout=settings.layout,
         repair_limit=RepairLimit(arguments.budget_ms, arguments.repair_tokens),
+        depth=arguments.depth or "full",
     )
     write(rows, as_json=arguments.json, out=sys.stdout)
     return 0

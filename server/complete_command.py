@@ -38,7 +38,6 @@ def complete(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     given = {"languages": names_of(arguments.languages), "num_candidates": arguments.candidates}
     settings = with_values(settings, **given)
-    _check_depth(arguments.depth, None)
     if arguments.candidates is not None and not arguments.json:
         raise BadRequest("--candidates is only seen in the JSON: add --json")
     if arguments.watch and arguments.stdin:
@@ -123,9 +122,7 @@ def _complete(
     if not arguments.no_connect:
         insists = arguments.connect
         found = asyncio.run(complete_in_host(request, settings, shown, insists=insists))
-    answer = found or here.complete(request, shown)
-    _check_depth(arguments.depth, answer[0].num_layers_run)
-    return answer
+    return found or here.complete(request, shown)
 
 
 def open_place(place: str, settings: Settings, written: bytes | None = None) -> Place:
@@ -167,12 +164,3 @@ def _document(name: str, text: str, settings: Settings) -> Document:
 
 def _limits(settings: Settings) -> Limits:
     return Limits(settings.max_document_bytes, settings.max_line_chars)
-
-
-def _check_depth(depth: str, num_layers: int | None) -> None:
-    """Accept "full", or the model's own number of layers once that is known."""
-    if depth == "full":
-        return
-    if not is_number(depth) or (num_layers is not None and int(depth) != num_layers):
-        known = "" if num_layers is None else f" or {num_layers}"
-        raise BadRequest(f"--depth {depth}: only full{known} is available yet")

@@ -108,6 +108,8 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
     reason = completion.stop_reason
     if reason == "doubt" and not completion.text.strip():
         return Trimmed("", "the model was not sure of any word")
+    if reason == "low_confidence":
+        return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
     return trim(completion.text, text, offset, offset, reason, language)
 
 
