@@ -12,6 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import models
 
+from ..wire.texts import common_prefix
 from .pre_tokenizers import drop_prefix_space, is_local, parts_of
 
 Ints = NDArray[np.int64]
@@ -265,18 +266,6 @@ class Stretch:
             ):
                 return last, cut
         return None
-
-
-def common_prefix(first: str, second: str) -> int:
-    """Return how many leading characters agree, by bisection over slices compared in C."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _locality(tokenizer: tokenizers.Tokenizer) -> str:
