@@ -2,9 +2,10 @@
 
 Few rows read 4-bit weights, which is all that counts there; more rows multiply in the layer's dtype
 with weights that oneDNN has put in its own order once. Within a path a row's bits do not depend on
-the rows beside it; only where oneDNN is missing, MKL may sum many rows otherwise. Left out: torch's 8-bit products, since `_weight_int8pack_mm` has one scale per
-output feature, where Q8_0 has one per 32 columns, and dynamic quantisation lets a row depend on its
-neighbours. Where `cpu_step` is there, few rows never come here.
+the rows beside it; only where oneDNN is missing, MKL may sum many rows otherwise. Left out: torch's
+8-bit products, since `_weight_int8pack_mm` has one scale per output feature, where Q8_0 has one per
+32 columns, and dynamic quantisation lets a row depend on its neighbours. Where `cpu_step` is there,
+few rows never come here.
 """
 
 from __future__ import annotations
