@@ -140,7 +140,7 @@ def test_factors_are_in_blocks_too(kind, tiny_model, tmp_path):
     model = make_model(case)
     path = write(tmp_path / "m.gguf", case, model, tiny_model / "tokenizer.json", kind)
     wanted = GGMLQuantizationType[kind]
-    for name, parameter in model.named_parameters():
+    for _, parameter in model.named_parameters():
         if parameter.ndim == 2:
             values = quants.dequantize(quants.quantize(parameter.detach().numpy(), wanted), wanted)
             parameter.data = torch.from_numpy(values.reshape(parameter.shape).copy())
