@@ -206,12 +206,13 @@ def _tell(found: dict[str, Any], error: EngineError, otherwise: str) -> None:
 def list_models() -> dict[str, Any]:
     """Return the known families and the models on this disk, as plain data."""
     from ..engine.files.catalog import on_disk
-    from ..engine.prompt.fim import FAMILIES
+    from ..engine.prompt.fim_families import FAMILIES
 
     return {
         "families": [
             {"name": family.name, "layouts": list(family.layouts), "example": family.example}
             for family in FAMILIES
+            if family.example
         ],
         "on_disk": on_disk(),
     }

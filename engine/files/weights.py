@@ -19,9 +19,10 @@ from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import ModelLoadError
 from . import gguf_config, hf_config
+from .architectures import INSTEAD
 from .gguf_file import GGUFFile
 from .stored import Stored, in_gguf, in_safetensors
-from .tokenizer_files import gguf_tokenizer, hf_tokenizer
+from .tokenizer_files import gguf_tokenizer, hf_tokenizer, is_chat_tuned
 
 Progress = Callable[[str, int], None]
 
@@ -73,7 +74,11 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
         marks=gguf_config.fim_marks(file),
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
+        names=f"{path.name} {file.metadata.get('general.name')} {config.family}",
     )
+
+    if fim is None and file.metadata.get("tokenizer.chat_template"):
+        raise _chat_only(path)
 
     def read(name: str) -> Matrix:
         stored = wanted[name]
@@ -99,7 +104,12 @@ def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> M
         sidecar=path / SIDECAR,
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
+        # In a cache the folder's name is that of a commit, two below the model's.
+        names=f"{'/'.join(path.parts[-3:])} {config.family}",
     )
+
+    if fim is None and is_chat_tuned(path):
+        raise _chat_only(path)
 
     def read(name: str) -> Tensor:
         stored = wanted[name]
@@ -115,6 +125,13 @@ def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> M
         return stored.changed(tensor).to(dtype, copy=not stored.is_changed)
 
     return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
+
+
+def _chat_only(path: Path) -> ModelLoadError:
+    return ModelLoadError(
+        f"{path} is tuned to answer in a chat and has no marks to fill in the middle with; "
+        f"{INSTEAD}, or put a {SIDECAR} with its marks beside it"
+    )
 
 
 def _open_shards(path: Path) -> list[Any]:

@@ -402,6 +402,26 @@ def test_folder_loads_in_the_asked_dtype(tiny_model):
     assert model.fim.family == "StarCoder" and model.tokenizer.end_ids == {0}
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_model_without_marks_is_refused(continuing_model, name):
+    assert load_model(continuing_model, torch.float32).fim is None
+    content = {"chat_template": "{{ x }}"} if name.endswith("json") else "{{ x }}"
+    (continuing_model / name).write_text(json.dumps(content))
+    with pytest.raises(ModelLoadError, match="answer in a chat.*Qwen2.5-Coder.*fim.json") as error:
+        load_model(continuing_model, torch.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_a_chat_model_without_marks_is_refused_in_gguf(tmp_path):
+    template = {"tokenizer.chat_template": "{{ x }}"}
+    path = write_gguf(tmp_path / "m.gguf", metadata=template)
+    with pytest.raises(ModelLoadError, match="answer in a chat"):
+        load_model(path, torch.float32)
+    ids = {f"tokenizer.ggml.fim_{k}_token_id": n for n, k in enumerate(("pre", "suf", "mid"), 260)}
+    path = write_gguf(tmp_path / "n.gguf", metadata=template | ids)
+    assert load_model(path, torch.float32).fim is not None
+
+
 def test_sharded_folder_is_the_same_model(tiny_model, tmp_path):
     folder = edited(tiny_model, tmp_path / "sharded")
     tensors = load_file(folder / "model.safetensors")
