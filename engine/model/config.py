@@ -97,6 +97,16 @@ class Block:
             "attention and MLP side by side": self.is_parallel,
             "normed queries and keys": self.qk_norm,
             "norms after attention and MLP": self.post_norms,
+        }
+        found = tuple(words for words, is_there in features.items() if is_there)
+        return (*found, *self.beyond_slots())
+
+    def beyond_slots(self) -> tuple[str, ...]:
+        """Return, in words, what needs more of a pass than launches that are always the same.
+
+        Experts are chosen on the host, and attention to slots has neither windows nor caps.
+        """
+        features = {
             "experts": self.experts is not None,
             "capped scores": self.score_cap is not None,
             f"sliding-window attention over {self.sliding_window} tokens": (

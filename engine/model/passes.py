@@ -20,7 +20,7 @@ from ...kernels.cpu.step import CpuStep
 from ...kernels.dispatch import Kernels
 from ..wire.errors import ModelLoadError
 from .attention import Visibility, visibility
-from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph
+from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph, has_plain_weights
 from .config import Block, ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, LayerStack
@@ -177,17 +177,18 @@ class GraphPass:
     def __init__(self, stack: LayerStack) -> None:
         """Take the layers to capture."""
         self._stack = stack
+        self._fuses = DecodeGraph.can_fuse(stack)
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return block.beyond_llama()
+        return (*block.unknown(), *block.beyond_slots())
 
     @staticmethod
     def exists_for(stack: LayerStack) -> bool:
         """Return whether graphs can be captured of these weights on their device."""
         is_triton = stack.kernels.backend == "triton" and stack.device.type == "cuda"
-        return is_triton and stack.dtype in _HALVES and DecodeGraph.can_fuse(stack)
+        return is_triton and stack.dtype in _HALVES and has_plain_weights(stack)
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""
@@ -195,6 +196,9 @@ class GraphPass:
 
     def decode(self, cache: KVCache, slot: int, check: Check) -> Tensor:
         """Compute a row that sees every slot, to the (vocab_size,) float32 logits after it."""
+        if not self._fuses:
+            rows = Rows(np.array([slot]), range(self._stack.config.num_layers))
+            return self._stack.logits(self.run(cache, rows, check))[0]
         check()
         graph = cache.graphs.get(1)
         if not isinstance(graph, DecodeGraph):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.captured_pass import DecodeGraph, PatchGraph
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.passes import GraphPass
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.kernels import dispatch
@@ -128,6 +130,23 @@ def test_turned_keys_are_exact_in_the_first_layer_and_all_rows_once_healed(
     assert prompt.num_stale
     prompt.heal_now(check)
     assert_close(prompt.logits(check), expected(reference, prompt.token_ids)[-1], torch.float32)
+
+
+def test_a_graph_of_few_rows_equals_transformers(folder, reference, token_ids, monkeypatch):
+    """As it is launched where nothing is captured, with torch's versions of the kernels."""
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    files = load_model(folder, torch.float32)
+    decoder = Decoder(files.config, files.tensors)
+    if any(GraphPass.lacks(block) for block in files.config.blocks()):
+        pytest.skip("graphs do not compute such layers")
+    cache, _ = prefilled(decoder, token_ids[:-3])
+    slots = cache.append(token_ids[-3:], np.arange(LENGTH - 3, LENGTH))
+    graph = PatchGraph(decoder.stack, cache, decoder.stack.kernels, 4)
+    logits = decoder.logits(graph.forward(slots))
+    assert_close(logits, expected(reference, token_ids)[-3:], torch.float32)
+    if not any(block.beyond_llama() for block in files.config.blocks()):
+        step = DecodeGraph(decoder.stack, cache, decoder.stack.kernels).step(int(slots[-1]))
+        assert_close(step, expected(reference, token_ids)[-1], torch.float32)
 
 
 def test_bfloat16_is_as_close_as_transformers_own(folder, reference, token_ids):
