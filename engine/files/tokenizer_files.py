@@ -9,7 +9,7 @@ import tokenizers
 
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import ModelLoadError
-from . import gguf_config
+from . import gguf_vocabulary
 from .gguf_file import GGUFFile
 from .hf_config import read_json
 
@@ -46,7 +46,7 @@ def gguf_tokenizer(file: GGUFFile, vocab_size: int) -> tuple[Tokenizer, tokenize
     beside = file.path.with_name(FILE)
     raw = _read(beside) if beside.is_file() else None
     if raw is None or not _fits(raw, words):
-        raw = gguf_config.build_tokenizer(file)
+        raw = gguf_vocabulary.build_tokenizer(file)
 
     def known_id(key: str) -> int | None:
         value = file.metadata.get(f"tokenizer.ggml.{key}_token_id")

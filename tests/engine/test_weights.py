@@ -141,8 +141,8 @@ def test_embedded_files_are_those_that_were_measured():
 
 def test_embedded_tokenizer_file_is_the_metadata_one(embedded, tmp_path):
     (tmp_path / "alone.gguf").symlink_to(EMBEDDED)
-    from keyturn.engine.files.gguf_config import build_tokenizer
     from keyturn.engine.files.gguf_file import GGUFFile
+    from keyturn.engine.files.gguf_vocabulary import build_tokenizer
 
     file = GGUFFile(tmp_path / "alone.gguf")
     built = build_tokenizer(file)
