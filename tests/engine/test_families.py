@@ -13,6 +13,7 @@ from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.model.passes import GraphPass
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
+from keyturn.engine.prompt.repair import RepairLimit
 from keyturn.kernels import dispatch
 
 from ..tolerance import ONE_ROUNDING, assert_close
@@ -128,6 +129,19 @@ def test_turned_keys_are_exact_in_the_first_layer_and_all_rows_once_healed(
             assert error < 4 * ONE_ROUNDING[torch.float32]
         token_ids = edited(token_ids, random)
     assert prompt.num_stale
+    prompt.heal_now(check)
+    assert_close(prompt.logits(check), expected(reference, prompt.token_ids)[-1], torch.float32)
+
+
+def test_repair_leans_on_weights_of_every_kind_of_layer(folder, reference, token_ids):
+    files = load_model(folder, torch.float32)
+    prompt = PromptCache(Decoder(files.config, files.tensors), CAPACITY, find_policy("repair"), 16)
+    random = np.random.default_rng(7)
+    for _ in range(2):
+        prompt.set_prompt({TEXT: token_ids})
+        prompt.patch(check)
+        prompt.repair(RepairLimit(max_rows=6), check)
+        token_ids = edited(token_ids, random)
     prompt.heal_now(check)
     assert_close(prompt.logits(check), expected(reference, prompt.token_ids)[-1], torch.float32)
 
