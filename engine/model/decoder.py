@@ -87,7 +87,8 @@ class Decoder:
             layers.append(Layer.of(config, kernels, taken, linear))
             if has_step:
                 weights = {name: weight for name, (weight, _) in taken.norms.items()}
-                in_step.append(StepLayer.of(weights, taken.projections))
+                window = config.block(number).sliding_window or 0
+                in_step.append(StepLayer.of(weights, taken.projections, window))
         final = norm_of(config, kernels, norm, norm_bias)
         self.stack = stack = LayerStack(
             config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias

@@ -29,6 +29,13 @@ from .limited_attention import Limited, limited
 # On the CPU up to so many rows go through all layers in one call, and so many to logits.
 _STEP_ROWS, _STEP_LOGITS = 16, 64
 Head = Callable[[Tensor], Tensor]
+# What passes compute beyond a layer of Llama, by the keys of `Block.beyond_llama`. In a graph
+# launches are always the same: experts are chosen on the host, and attention to slots has neither
+# windows nor caps.
+_IN_C = frozenset({"qk_norm", "window"})
+_CAPTURED = frozenset(
+    {"norm", "norm_bias", "activation", "plain_mlp", "parallel", "qk_norm", "post_norms"}
+)
 _HALVES = (torch.bfloat16, torch.float16)  # what the kernels of a GPU multiply
 
 
@@ -182,7 +189,7 @@ class GraphPass:
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return (*block.unknown(), *block.beyond_slots())
+        return block.lacks(_CAPTURED)
 
     @staticmethod
     def exists_for(stack: LayerStack) -> bool:
@@ -240,7 +247,7 @@ class StepPass:
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return block.beyond_llama()
+        return block.lacks(_IN_C)
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""

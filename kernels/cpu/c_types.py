@@ -21,6 +21,9 @@ class CLayer(ctypes.Structure):
     _fields_ = (
         ("attention_norm", ctypes.c_void_p),
         ("mlp_norm", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("window", ctypes.c_int64),
         *(
             (name, CMatrix)
             for name in ("queries", "keys", "values", "output", "gate", "up", "down")

@@ -52,6 +52,8 @@ typedef struct {
 
 typedef struct {
     const float *attention_norm, *mlp_norm; /* (hidden_size,), zeros up to a multiple of 32 */
+    const float *query_norm, *key_norm;     /* (head_dim,), of every head; or NULL */
+    int64_t window;                         /* slots that a row sees, by position; 0: all */
     Matrix queries, keys, values, output, gate, up, down;
 } Layer;
 

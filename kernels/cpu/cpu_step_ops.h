@@ -162,6 +162,20 @@ static TARGET void ISA(normalise)(const Run *run, const float *weight, float *ou
 
 /* Rotated queries, keys and values */
 
+/* RMSNorm of one head. */
+static TARGET void ISA(norm_head)(const Model *model, const float *weight, float *head) {
+    const int64_t dim = model->head_dim;
+    vec squares = ISA(set)(0);
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + 16 <= dim; i += 16)
+        squares = ISA(fma)(ISA(load)(head + i), ISA(load)(head + i), squares);
+    for (; i < dim; i++) rest += head[i] * head[i];
+    const float mean = (ISA(sum)(squares) + rest) / (float)dim;
+    const float scale = 1 / sqrtf(mean + (float)model->eps);
+    for (i = 0; i < dim; i++) head[i] = head[i] * scale * weight[i];
+}
+
 static TARGET void ISA(rotate)(const Model *model, const Step *step, int64_t row, float *head) {
     const int64_t half = step->rotary_half;
     const float *cos = step->cos + row * half, *sin = step->sin + row * half;
@@ -185,8 +199,10 @@ static TARGET void ISA(project)(Run *run, const Private *own, int64_t layer, int
         is_query ? &weights->queries : is_key ? &weights->keys : &weights->values;
     ISA(product)(matrix, head * dim, (head + 1) * dim, own->normed, run->hidden_stride, step->n,
                  own->tile, own->tile_stride);
+    const float *norm = is_query ? weights->query_norm : is_key ? weights->key_norm : NULL;
     for (int64_t row = 0; row < step->n; row++) {
         float *x = own->tile + row * own->tile_stride;
+        if (norm) ISA(norm_head)(model, norm, x);
         if (is_query) {
             ISA(rotate)(model, step, row, x);
             memcpy(run->queries + (row * heads + head) * run->head_stride, x, dim * sizeof *x);
@@ -261,6 +277,7 @@ INLINE void ISA(attend_few)(const int64_t kind, const int count, Run *run, const
     const int64_t num_slots = step->num_slots - start < SLOTS ? step->num_slots - start : SLOTS;
     const int64_t base = ((layer * model->num_kv_heads + kv_head) * step->capacity + start) * dim;
     const float scale = 1 / sqrtf((float)dim);
+    const int64_t window = model->layers[layer].window;
     const float *queries[4];
     float *parts[4], *scores = own->scores;
     int64_t places[4], rows[4];
@@ -284,6 +301,10 @@ INLINE void ISA(attend_few)(const int64_t kind, const int count, Run *run, const
         if (position < run->last_position)
             for (int64_t slot = 0; slot < num_slots; slot++)
                 if (step->slot_positions[start + slot] > position) own_scores[slot] = -INFINITY;
+        if (window)
+            for (int64_t slot = 0; slot < num_slots; slot++)
+                if (position - step->slot_positions[start + slot] >= window)
+                    own_scores[slot] = -INFINITY;
         vec most = ISA(load)(own_scores);
         for (int64_t slot = 16; slot < SLOTS; slot += 16)
             most = ISA(max)(most, ISA(load)(own_scores + slot));

@@ -66,6 +66,9 @@ class StepLayer:
         mlp_norm: (hidden_size,) float.
         gate_up: gate and up: one fused matrix or two.
         down: the MLP's output projection.
+        query_norm: (head_dim,) float that every query is normed by before it is rotated, or None.
+        key_norm: likewise of keys.
+        window: slots that a row sees, by position, its own among them; 0: all before it.
     """
 
     attention_norm: Tensor
@@ -74,9 +77,14 @@ class StepLayer:
     mlp_norm: Tensor
     gate_up: Sequence[Linear]
     down: Linear
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    window: int = 0
 
     @classmethod
-    def of(cls, norms: Mapping[str, Tensor], projections: Mapping[str, Linear]) -> StepLayer:
+    def of(
+        cls, norms: Mapping[str, Tensor], projections: Mapping[str, Linear], window: int = 0
+    ) -> StepLayer:
         """Make a layer whose queries, keys and values, and whose gate and up, are fused."""
         return cls(
             norms["attention_norm"],
@@ -85,6 +93,9 @@ class StepLayer:
             norms["mlp_norm"],
             [projections["gate_up"]],
             projections["down"],
+            norms.get("query_norm"),
+            norms.get("key_norm"),
+            window,
         )
 
     def linears(self) -> list[Linear]:
@@ -180,6 +191,10 @@ class CpuStep:
         for at, layer in zip(native, layers, strict=True):
             at.attention_norm = self._vector(layer.attention_norm)
             at.mlp_norm = self._vector(layer.mlp_norm)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                at.query_norm = self._vector(layer.query_norm)
+                at.key_norm = self._vector(layer.key_norm)
+            at.window = layer.window
             hidden = self.hidden_size
             at.queries, at.keys, at.values = self._matrices(layer.qkv, heads, hidden)
             (at.output,) = self._matrices([layer.output], [hidden], heads[0])

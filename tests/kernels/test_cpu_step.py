@@ -42,6 +42,8 @@ class Shape:
     dtype: torch.dtype = torch.float32
     layers: int = 2
     vocab: int = 301
+    head_norms: bool = False
+    window: int = 0
 
 
 class Model:
@@ -58,8 +60,10 @@ class Model:
                 1 + self.normal(shape.hidden) / 5,
                 [self.linear(2 * shape.inner, shape.hidden)],
                 self.linear(shape.hidden, shape.inner),
+                *(2 * [1 + self.normal(shape.dim) / 5] if shape.head_norms else (None, None)),
+                shape.window * (number % 2),  # every other layer slides
             )
-            for _ in range(shape.layers)
+            for number in range(shape.layers)
         ]
         self.norm = 1 + self.normal(shape.hidden) / 5
         self.head = self.linear(shape.vocab, shape.hidden)[0]
@@ -128,6 +132,8 @@ class Model:
             qkv = torch.cat([product(normed, linear) for linear in layer.qkv], -1)
             qkv = qkv.view(len(hidden), -1, shape.dim)
             queries, keys, values = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
+            if layer.query_norm is not None:
+                queries, keys = norm(queries, layer.query_norm), norm(keys, layer.key_norm)
             keys, values = (new.transpose(0, 1).to(shape.dtype) for new in (keys, values))
             caches[0][number][:, slots] = keys
             turned = rotate(keys.transpose(0, 1).double(), cos, sin, shape.interleaved)
@@ -141,7 +147,9 @@ class Model:
                 for cache in caches[1:]
             )
             scores = queries @ keys.transpose(1, 2) * shape.dim**-0.5
-            shares = scores.masked_fill(hides, float("-inf")).softmax(-1)
+            apart = inputs["row_positions"][:, None] - inputs["slot_positions"][None]
+            hidden_ones = hides | (apart >= layer.window) if layer.window else hides
+            shares = scores.masked_fill(hidden_ones, float("-inf")).softmax(-1)
             recorded.append(shares.mean(0))
             mixed = (shares @ values).transpose(0, 1).flatten(1)
             hidden = hidden + product(mixed, layer.output)
@@ -194,6 +202,10 @@ SHAPES = [
     Shape(heads=4, kv_heads=4, dim=80, rotary=80, hidden=64),
     Shape(hidden=40, heads=4, kv_heads=2, dim=10, rotary=10, inner=52, kind=torch.float32),
     Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.bfloat16),
+    Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.float32, head_norms=True),
+    Shape(heads=4, kv_heads=2, dim=80, rotary=40, head_norms=True, dtype=torch.bfloat16),
+    Shape(heads=6, kv_heads=2, window=7),
+    Shape(window=130, head_norms=True, kind=torch.bfloat16, dtype=torch.bfloat16),
 ]
 
 
@@ -400,3 +412,15 @@ def _embedded_step():
         interleaved=config.rope_interleaved,
     )
     return step, head
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_chunks_that_a_window_has_left_add_nothing(isa):
+    model = Model(Shape(window=9), isa)
+    inputs = model.inputs(2, 400)
+    inputs["slot_positions"] = torch.arange(400)  # all of the first chunks lie before the window
+    inputs["slots"] = torch.tensor([399, 3])
+    inputs["row_positions"] = inputs["slots"].clone()
+    hidden, _ = run(model.step, inputs)
+    expected, _, _ = model.expect(inputs)
+    assert_close(hidden, expected, torch.float32)
