@@ -171,3 +171,24 @@ def test_bfloat16_is_as_close_as_transformers_own(folder, reference, token_ids):
         errors = (logits - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         wanted, logits = (part[errors <= errors.median()] for part in (wanted, logits))
     assert_close(logits, wanted, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu_by_every_pass_that_it_has(folder, reference, token_ids, dtype):
+    """Launches in float32, captured graphs in bfloat16 where they support the layers."""
+    files = load_model(folder, dtype)
+    decoder = Decoder(files.config, {name: part.cuda() for name, part in files.tensors.items()})
+    wanted = expected(reference, token_ids)
+    cache, logits = prefilled(decoder, token_ids[:-3])
+    found = [logits.cpu()]
+    for at in range(LENGTH - 3, LENGTH):
+        slots = cache.append(token_ids[at : at + 1], np.array([at]))
+        found.append(decoder.last_logits(cache, slots, check).cpu()[None])
+    again = decoder.logits(decoder.forward(cache, np.arange(LENGTH - 9, LENGTH), check)).cpu()
+    found, wanted = torch.cat([*found, again]), torch.cat([wanted, wanted[-9:]])
+    if files.config.experts is not None and dtype == torch.bfloat16:
+        errors = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        wanted, found = (part[errors <= errors.median()] for part in (wanted, found))
+    assert_close(found, wanted, dtype)
