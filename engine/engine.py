@@ -13,6 +13,7 @@ from .files.catalog import resolve
 from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
+from .model.step_timing import measure_steps
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
@@ -24,6 +25,9 @@ from .wire.errors import BadRequest, OutOfMemory, memory_error
 _SPARE_TOKENS = 576
 # What a model that does not say is shown; most code models were trained on far more.
 _UNKNOWN_WINDOW_TOKENS = 2048
+
+# Decode steps are timed with so many rows in the cache at most.
+_MEASURED_SLOTS = 1024
 
 # A GPU takes so many rows at once in the time of a processor's few hundred.
 _GPU_CHUNK_TOKENS = 2048
@@ -100,6 +104,7 @@ class Engine:
                 if progress is not None:
                     progress("compiling kernels", 100)
                 decoder.warm_up(window + spare)
+            measure_steps(decoder, min(window, _MEASURED_SLOTS))
         return self._models[model]
 
     def _planes(self, quant: str | None) -> int | None:

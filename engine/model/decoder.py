@@ -18,9 +18,10 @@ from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack, norm_of
-from .pass_cost import PassCost
+from .pass_cost import PassCost, StepCost
 from .passes import (
     AttentionRecord,
+    DraftHead,
     EagerPass,
     GraphPass,
     Pass,
@@ -40,6 +41,7 @@ class Decoder:
         dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
         cost: what its passes take here.
+        step_cost: what its decode steps take here.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Decoder:
         """
         refuse_unsupported(config, config.family)
         self.config = config
-        self.cost = PassCost()
+        self.cost, self.step_cost = PassCost(), StepCost()
         self._all_layers = range(config.num_layers)
         norm, norm_bias = names.take_norm(tensors, "model.norm")
         self.dtype, self.device = norm.dtype, norm.device
@@ -94,6 +96,7 @@ class Decoder:
             config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias
         )
         step = self._step(kernels, in_step, norm, head) if has_step else None
+        self._in_c, self._head_rows = step, head
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
@@ -158,15 +161,24 @@ class Decoder:
 
     @torch.inference_mode()
     def last_logits(
-        self, cache: KVCache, slots: Slots, check: Check, record: AttentionRecord | None = None
+        self,
+        cache: KVCache,
+        slots: Slots,
+        check: Check,
+        record: AttentionRecord | None = None,
+        *,
+        layers: range | None = None,
     ) -> Tensor:
         """Compute rows as `forward` does; return the (vocab_size,) logits after the last of them.
 
-        On a GPU one row that sees all others, a decode step, is a captured graph.
+        Where `layers` leaves some out, the last of them is read by the norm and the head. On a GPU
+        one row that sees all others, a decode step through all layers, is a captured graph.
         """
-        if self._graphs is not None and record is None and sees_every_slot(cache, slots):
+        layers = self._all_layers if layers is None else layers
+        is_plain = record is None and layers == self._all_layers
+        if self._graphs is not None and is_plain and sees_every_slot(cache, slots):
             return self._graphs.decode(cache, int(slots[0]), check)
-        rows = Rows(slots, self._all_layers, record=record)
+        rows = Rows(slots, layers, record=record)
         return self._head(self._pass_for(rows).run(cache, rows, check)[-1:])[0]
 
     def _pass_for(self, rows: Rows) -> Pass:
@@ -183,6 +195,15 @@ class Decoder:
         of a row are exact to float32; the others carry bf16's rounding.
         """
         return self._head(hidden)
+
+    @property
+    def is_in_c(self) -> bool:
+        """Whether the C library has the weights."""
+        return self._in_c is not None
+
+    def draft_head(self, token_ids: Slots) -> DraftHead:
+        """Return a head over the commonest tokens and these, for the output of any layer."""
+        return DraftHead(self._head, self._in_c, self._head_rows, token_ids)
 
     def warm_up(self, capacity: int) -> None:
         """Run every kind of pass once over a cache of that capacity, so that all is compiled.

@@ -343,13 +343,22 @@ class CpuStep:
         part.num_layers = len(layers)
         return part
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs."""
+    def logits(self, hidden: Tensor, head: Matrix | None = None) -> Tensor:
+        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs.
+
+        Args:
+            hidden: (n, hidden_size).
+            head: rows of the head, (m, hidden_size), for the logits of so many tokens; None: all.
+        """
         hidden = hidden.to(torch.float32).contiguous()
         _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
-        logits = torch.empty(len(hidden), self._model.head.rows)
+        model = self._model
+        if head is not None:
+            model = CModel.from_buffer_copy(model)
+            model.head = _described(head)
+        logits = torch.empty(len(hidden), model.head.rows)
         step = CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden))
-        self._run(step, self._model)
+        self._run(step, model)
         return logits
 
     def _run(self, step: CStep, of: CModel) -> None:
@@ -396,14 +405,19 @@ class CpuStep:
         return [self._matrix(matrix, bias) for matrix, bias in parts]
 
     def _matrix(self, matrix: Matrix, bias: Tensor | None) -> CMatrix:
-        data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
-        is_dense = not isinstance(matrix, BlockMatrix)
-        kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
-        self._kept.append(data)
-        rows, columns = matrix.shape
-        row_bytes = data.stride(0) * data.element_size()
-        address = None if bias is None else self._vector(bias)
-        return CMatrix(data.data_ptr(), address, rows, columns, row_bytes, kind)
+        self._kept.append(matrix)
+        described = _described(matrix)
+        described.bias = None if bias is None else self._vector(bias)
+        return described
+
+
+def _described(matrix: Matrix) -> CMatrix:
+    """Return what the library reads a matrix by; it must be kept as long."""
+    data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
+    is_dense = not isinstance(matrix, BlockMatrix)
+    kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
+    rows, columns = matrix.shape
+    return CMatrix(data.data_ptr(), None, rows, columns, data.stride(0) * data.element_size(), kind)
 
 
 def _rows(matrix: Matrix, start: int, end: int) -> Matrix:
