@@ -91,7 +91,8 @@ class Block:
         features = {
             "norm": ("LayerNorm", self.norm == "layer"),
             "norm_bias": ("biases of norms", self.norm_bias),
-            "activation": (f"the activation {self.activation!r}", self.activation != SILU),
+            "activation": (f"the activation {self.activation!r}", self.activation == GELU_TANH),
+            "exact_gelu": (f"the activation {self.activation!r}", self.activation == GELU),
             "plain_mlp": ("an MLP without a gate", not self.is_gated),
             "parallel": ("attention and MLP side by side", self.is_parallel),
             "qk_norm": ("normed queries and keys", self.qk_norm),

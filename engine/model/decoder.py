@@ -17,7 +17,7 @@ from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
 from .kv_cache import KVCache, Slots
-from .layers import Check, Layer, LayerStack, norm_of
+from .layers import Check, Layer, LayerStack, Norm, norm_of
 from .pass_cost import PassCost, StepCost
 from .passes import (
     AttentionRecord,
@@ -88,14 +88,13 @@ class Decoder:
             taken = names.take_layer(tensors, config, number, self.dtype)
             layers.append(Layer.of(config, kernels, taken, linear))
             if has_step:
-                weights = {name: weight for name, (weight, _) in taken.norms.items()}
                 window = config.block(number).sliding_window or 0
-                in_step.append(StepLayer.of(weights, taken.projections, window))
+                in_step.append(StepLayer.of(taken.norms, taken.projections, window))
         final = norm_of(config, kernels, norm, norm_bias)
         self.stack = stack = LayerStack(
             config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias
         )
-        step = self._step(kernels, in_step, norm, head) if has_step else None
+        step = self._step(kernels, in_step, final, head) if has_step else None
         self._in_c, self._head_rows = step, head
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
@@ -108,7 +107,7 @@ class Decoder:
         self._graphs = next((each for each in self._passes if isinstance(each, GraphPass)), None)
 
     def _step(
-        self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Tensor, head: Matrix
+        self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Norm, head: Matrix
     ) -> CpuStep | None:
         """Return the C library with the weights, if it can read them."""
         config = self.config
@@ -118,11 +117,15 @@ class Decoder:
             return None
         return kernels.whole_step(
             layers,
-            norm,
+            norm.weight,
             head,
             **shape,
             eps=config.norm_eps,
             interleaved=config.rope_interleaved,
+            norm_bias=norm.bias,
+            layer_norm=norm.is_layer,
+            activation=config.block(0).activation,
+            is_gated=config.is_gated,
         )
 
     @torch.inference_mode()

@@ -38,10 +38,8 @@ Head = Callable[[Tensor], Tensor]
 # What passes compute beyond a layer of Llama, by the keys of `Block.beyond_llama`. In a graph
 # launches are always the same: experts are chosen on the host, and attention to slots has neither
 # windows nor caps.
-_IN_C = frozenset({"qk_norm", "window"})
-_CAPTURED = frozenset(
-    {"norm", "norm_bias", "activation", "plain_mlp", "parallel", "qk_norm", "post_norms"}
-)
+_IN_C = frozenset({"norm", "norm_bias", "activation", "plain_mlp", "qk_norm", "window"})
+_CAPTURED = _IN_C - {"window"} | {"exact_gelu", "parallel", "post_norms"}
 _HALVES = (torch.bfloat16, torch.float16)  # what the kernels of a GPU multiply
 
 

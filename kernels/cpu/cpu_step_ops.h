@@ -144,11 +144,37 @@ static TARGET void ISA(product)(const Matrix *matrix, int64_t first, int64_t end
     }
 }
 
-/* RMSNorm of all rows, into the thread's own buffer. */
-static TARGET void ISA(normalise)(const Run *run, const float *weight, float *out) {
+/* LayerNorm of one row; what it is padded with is 0, and its mean is not. */
+static TARGET void ISA(layer_norm)(const Run *run, const float *weight, const float *bias,
+                                   const float *x, float *out) {
+    const int64_t stride = run->hidden_stride, size = run->model->hidden_size;
+    vec sum = ISA(set)(0), squares = ISA(set)(0);
+    for (int64_t i = 0; i < stride; i += 16) sum = ISA(add)(sum, ISA(load)(x + i));
+    const float mean = ISA(sum)(sum) / (float)size;
+    for (int64_t i = 0; i < stride; i += 16) {
+        vec apart = ISA(add)(ISA(load)(x + i), ISA(set)(-mean));
+        squares = ISA(fma)(apart, apart, squares);
+    }
+    const float padding = (float)(stride - size) * mean * mean;
+    const float variance = (ISA(sum)(squares) - padding) / (float)size;
+    vec scale = ISA(set)(1 / sqrtf(variance + (float)run->model->eps));
+    for (int64_t i = 0; i < stride; i += 16) {
+        vec apart = ISA(add)(ISA(load)(x + i), ISA(set)(-mean));
+        vec scaled = ISA(mul)(ISA(mul)(apart, scale), ISA(load)(weight + i));
+        ISA(store)(out + i, bias ? ISA(add)(scaled, ISA(load)(bias + i)) : scaled);
+    }
+}
+
+/* The norm of all rows, into the thread's own buffer. */
+static TARGET void ISA(normalise)(const Run *run, const float *weight, const float *bias,
+                                  float *out) {
     const int64_t stride = run->hidden_stride;
     for (int64_t row = 0; row < run->step->n; row++) {
         const float *x = run->hidden + row * stride;
+        if (run->model->layer_norm) {
+            ISA(layer_norm)(run, weight, bias, x, out + row * stride);
+            continue;
+        }
         vec squares = ISA(set)(0);
         for (int64_t i = 0; i < stride; i += 16)
             squares = ISA(fma)(ISA(load)(x + i), ISA(load)(x + i), squares);
@@ -406,7 +432,7 @@ static TARGET void ISA(record)(Run *run, int64_t layer, int64_t item) {
     }
 }
 
-/* Products that end in the residual, and the gated MLP */
+/* Products that end in the residual, and the MLP */
 
 static TARGET void ISA(add_product)(Run *run, const Private *own, const Matrix *matrix,
                                     int64_t item, const float *x, int64_t x_stride) {
@@ -420,19 +446,26 @@ static TARGET void ISA(add_product)(Run *run, const Private *own, const Matrix *
 }
 
 static TARGET void ISA(gate)(Run *run, const Private *own, const Layer *layer, int64_t item) {
-    const int64_t first = item * rows_of_item(&layer->gate), n = run->step->n;
-    const int64_t next = first + rows_of_item(&layer->gate), stride = own->tile_stride;
-    const int64_t end = next < layer->gate.rows ? next : layer->gate.rows;
+    const Matrix *in = into_mlp(layer);
+    const int64_t first = item * rows_of_item(in), n = run->step->n;
+    const int64_t next = first + rows_of_item(in), stride = own->tile_stride;
+    const int64_t end = next < in->rows ? next : in->rows;
+    const int is_gated = in == &layer->gate, is_gelu = run->model->activation == GELU;
     float *gates = own->tile, *ups = own->tile + n * stride;
-    ISA(product)(&layer->gate, first, end, own->normed, run->hidden_stride, n, gates, stride);
-    ISA(product)(&layer->up, first, end, own->normed, run->hidden_stride, n, ups, stride);
+    ISA(product)(in, first, end, own->normed, run->hidden_stride, n, gates, stride);
+    if (is_gated)
+        ISA(product)(&layer->up, first, end, own->normed, run->hidden_stride, n, ups, stride);
     for (int64_t row = 0; row < n; row++) {
         float *gate = gates + row * stride;
         const float *up = ups + row * stride;
         for (int64_t o = 0; o < end - first; o += 16) {
-            vec x = ISA(load)(gate + o), one = ISA(set)(1);
-            vec share = ISA(add)(one, ISA(exp)(ISA(mul)(x, ISA(set)(-1))));
-            ISA(store)(gate + o, ISA(mul)(ISA(div)(x, share), ISA(load)(up + o)));
+            vec x = ISA(load)(gate + o), one = ISA(set)(1), power = ISA(mul)(x, ISA(set)(-1));
+            if (is_gelu) { /* 2 sqrt(2 / pi) (x + 0.044715 x^3) */
+                vec cubic = ISA(fma)(ISA(mul)(x, x), ISA(set)(0.044715f), one);
+                power = ISA(mul)(ISA(mul)(power, ISA(set)(1.5957691216f)), cubic);
+            }
+            vec active = ISA(div)(x, ISA(add)(one, ISA(exp)(power)));
+            ISA(store)(gate + o, is_gated ? ISA(mul)(active, ISA(load)(up + o)) : active);
         }
         memcpy(run->active + row * run->inner_stride + first, gate, (end - first) * sizeof *gate);
     }
@@ -451,8 +484,11 @@ static TARGET void ISA(layers)(void *argument) {
             int own_items = 0, item;
             own.turn = 0;
             while ((item = take_item(run, &own, number * NUM_PHASES + kind, total)) >= 0) {
-                if (!own_items && kind == QKV) ISA(normalise)(run, layer->attention_norm, own.normed);
-                if (!own_items && kind == MLP) ISA(normalise)(run, layer->mlp_norm, own.normed);
+                if (!own_items && kind == QKV)
+                    ISA(normalise)(run, layer->attention_norm, layer->attention_norm_bias,
+                                   own.normed);
+                if (!own_items && kind == MLP)
+                    ISA(normalise)(run, layer->mlp_norm, layer->mlp_norm_bias, own.normed);
                 own_items++;
                 switch (kind) {
                 case QKV: ISA(project)(run, &own, number, item); break;
@@ -485,7 +521,7 @@ static TARGET void ISA(logits)(void *argument) {
     const int64_t rows = 4 * ITEM_ROWS;
     const int total = (head->rows + rows - 1) / rows;
     int own_items = 0, item;
-    ISA(normalise)(run, run->model->norm, own.normed);
+    ISA(normalise)(run, run->model->norm, run->model->norm_bias, own.normed);
     while ((item = take_item(run, &own, 0, total)) >= 0) {
         const int64_t first = item * rows, next = first + rows;
         const int64_t end = next < head->rows ? next : head->rows;

@@ -44,6 +44,9 @@ class Shape:
     vocab: int = 301
     head_norms: bool = False
     window: int = 0
+    layer_norm: bool = False
+    gelu: bool = False
+    gated: bool = True
 
 
 class Model:
@@ -58,14 +61,20 @@ class Model:
                 [self.linear(rows, shape.hidden) for rows in (width, kv_width, kv_width)],
                 self.linear(shape.hidden, width),
                 1 + self.normal(shape.hidden) / 5,
-                [self.linear(2 * shape.inner, shape.hidden)],
+                [self.linear((1 + shape.gated) * shape.inner, shape.hidden)],
                 self.linear(shape.hidden, shape.inner),
                 *(2 * [1 + self.normal(shape.dim) / 5] if shape.head_norms else (None, None)),
                 shape.window * (number % 2),  # every other layer slides
+                *(
+                    (self.normal(shape.hidden) / 5, self.normal(shape.hidden) / 5)
+                    if shape.layer_norm
+                    else (None, None)
+                ),
             )
             for number in range(shape.layers)
         ]
         self.norm = 1 + self.normal(shape.hidden) / 5
+        self.norm_bias = self.normal(shape.hidden) if shape.layer_norm else None
         self.head = self.linear(shape.vocab, shape.hidden)[0]
         self.step = self.build(isa)
 
@@ -81,6 +90,10 @@ class Model:
             num_kv_heads=self.shape.kv_heads,
             eps=1e-5,
             interleaved=self.shape.interleaved,
+            norm_bias=self.norm_bias,
+            layer_norm=self.shape.layer_norm,
+            activation=cpu_step.ACTIVATIONS[self.shape.gelu],
+            is_gated=self.shape.gated,
         )
 
     def normal(self, *size):
@@ -128,7 +141,7 @@ class Model:
         cos, sin = inputs["cos"].double()[:, None], inputs["sin"].double()[:, None]
         hides = inputs["row_positions"][:, None] < inputs["slot_positions"][None]
         for number, layer in enumerate(self.layers):
-            normed = norm(hidden, layer.attention_norm)
+            normed = self.normed(hidden, layer.attention_norm, layer.attention_norm_bias)
             qkv = torch.cat([product(normed, linear) for linear in layer.qkv], -1)
             qkv = qkv.view(len(hidden), -1, shape.dim)
             queries, keys, values = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
@@ -153,10 +166,19 @@ class Model:
             recorded.append(shares.mean(0))
             mixed = (shares @ values).transpose(0, 1).flatten(1)
             hidden = hidden + product(mixed, layer.output)
-            normed = norm(hidden, layer.mlp_norm)
-            gate, up = product(normed, layer.gate_up[0]).chunk(2, -1)
-            hidden = hidden + product(functional.silu(gate) * up, layer.down)
+            normed = self.normed(hidden, layer.mlp_norm, layer.mlp_norm_bias)
+            gate, up = product(normed, layer.gate_up[0]), 1
+            if shape.gated:
+                gate, up = gate.chunk(2, -1)
+            gelu = functional.gelu(gate, approximate="tanh")
+            active = gelu if shape.gelu else functional.silu(gate)
+            hidden = hidden + product(active * up, layer.down)
         return hidden, caches, recorded
+
+    def normed(self, x, weight, bias):
+        if not self.shape.layer_norm:
+            return norm(x, weight)
+        return functional.layer_norm(x, x.shape[-1:], weight.double(), bias.double(), 1e-5)
 
 
 def norm(x, weight):
@@ -205,6 +227,10 @@ SHAPES = [
     Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.float32, head_norms=True),
     Shape(heads=4, kv_heads=2, dim=80, rotary=40, head_norms=True, dtype=torch.bfloat16),
     Shape(heads=6, kv_heads=2, window=7),
+    Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.float32, layer_norm=True),
+    Shape(layer_norm=True, gelu=True, gated=False, bias=True),
+    Shape(gelu=True, dtype=torch.bfloat16),
+    Shape(hidden=40, heads=5, dim=8, rotary=4, inner=17, kind=torch.bfloat16, gated=False),
     Shape(window=130, head_norms=True, kind=torch.bfloat16, dtype=torch.bfloat16),
 ]
 
