@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from keyturn.engine.engine import Engine
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.captured_pass import DecodeGraph, PatchGraph
 from keyturn.engine.model.decoder import Decoder
@@ -14,6 +15,7 @@ from keyturn.engine.model.passes import GraphPass
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.prompt.repair import RepairLimit
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.kernels import dispatch
 
 from ..tolerance import ONE_ROUNDING, assert_close
@@ -144,6 +146,23 @@ def test_repair_leans_on_weights_of_every_kind_of_layer(folder, reference, token
         token_ids = edited(token_ids, random)
     prompt.heal_now(check)
     assert_close(prompt.logits(check), expected(reference, prompt.token_ids)[-1], torch.float32)
+
+
+def test_a_document_is_completed_as_if_opened_anew(folder):
+    text, params = (
+        "def area(w, h):\n    return w * h\n" * 6,
+        CompletionParams(5, 0.0, 1.0, 0, (), 0.0),
+    )
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 28, 60, 16))
+    edited, fresh = (
+        engine.open(policy, text, path="a.py", model=str(folder), policy=policy)
+        for policy in ("prefix", "full")
+    )
+    edited.complete(100, params, check)
+    for session in (edited, fresh):
+        session.edit([(40, 46, "size"), (90, 90, "  # note")])
+    found, wanted = (session.complete(112, params, check) for session in (edited, fresh))
+    assert (found.text, found.token_ids) == (wanted.text, wanted.token_ids)
 
 
 def test_a_graph_of_few_rows_equals_transformers(folder, reference, token_ids, monkeypatch):
