@@ -234,7 +234,8 @@ class Decoder:
 
 
 def _refuse_odd_columns(config: ModelConfig, plane_bits: int) -> None:
-    widths = (config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+    inner = config.intermediate_size if config.experts is None else config.experts.inner
+    widths = (config.hidden_size, config.num_heads * config.head_dim, inner)
     if any(width % 32 for width in widths):
         raise ModelLoadError(
             f"this model's matrices have {', '.join(map(str, widths))} columns, and b{plane_bits} "
