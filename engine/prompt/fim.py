@@ -40,6 +40,7 @@ class FimTemplate:
         languages: what the model was trained on, as LSP identifiers; empty if it does not say.
         middle_last: "spm" is SUF suffix PRE prefix MID.
         repository_ids: tokens before the name of a repository, where other files of it come first.
+        spaced_layouts: of the layouts, those whose prefix begins with a space of its own.
     """
 
     family: str
@@ -57,6 +58,7 @@ class FimTemplate:
     languages: tuple[str, ...] = ()
     middle_last: bool = False
     repository_ids: tuple[int, ...] = ()
+    spaced_layouts: tuple[str, ...] = ()
 
 
 def find_template(
@@ -126,6 +128,7 @@ def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> 
         window_tokens=0,
         chars_per_token=UNKNOWN_CHARS_PER_TOKEN,
         middle_last=family.middle_last,
+        spaced_layouts=family.spaced_layouts,
     )
 
 
@@ -153,6 +156,7 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
             languages=tuple(map(str, fields.get("languages", ()))),
             middle_last=bool(fields.get("middle_last", False)),
             repository_ids=tuple(int(at) for at in fields.get("repository_ids", ())),
+            spaced_layouts=tuple(map(str, fields.get("spaced_layouts", ()))),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None

@@ -30,6 +30,8 @@ class Family:
         file_mark: name of the token before a file's path, where the model was trained to see it
             before a prompt of one file, too.
         repository_mark: name of the token before a repository's name.
+        spaced_layouts: as in `FimTemplate`: the prefix is encoded as SentencePiece encodes any
+            text, which puts a space before it.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Family:
     middle_last: bool = False
     file_mark: str = ""
     repository_mark: str = ""
+    spaced_layouts: tuple[str, ...] = ()
 
 
 # DeepSeek's hole mark stands between prefix and suffix and its end mark asks for the middle.
@@ -147,7 +150,8 @@ FAMILIES = (
         ("psm", "spm"),
         True,
         "codellama/CodeLlama-7b-hf",
-        "arXiv 2308.12950 section 2.3; github.com/meta-llama/codellama",
+        "arXiv 2308.12950 section 2.3; github.com/meta-llama/codellama, infilling_prompt_tokens",
+        spaced_layouts=("psm",),
     ),
     Family(
         "Codestral",
@@ -159,6 +163,7 @@ FAMILIES = (
         True,
         "mistralai/Codestral-22B-v0.1",
         "github.com/mistralai/mistral-common, encode_fim",
+        spaced_layouts=("spm",),
     ),
     Family(
         "SantaCoder",

@@ -111,7 +111,8 @@ def lay_out(
         begins = ()
     suffix = Segment(("suffix",), text=text[cursor:end])
     middle = Segment(("marks", "middle"), (template.middle_id,))
-    prefix = Segment(("prefix",), text=text[start : min(anchor, prompt_end)])
+    space = " " if layout in template.spaced_layouts else ""
+    prefix = Segment(("prefix",), text=space + text[start : min(anchor, prompt_end)])
     if layout == "psm":
         segments += (
             Segment(("marks", "first"), (*begins, template.prefix_id)),

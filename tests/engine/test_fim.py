@@ -13,7 +13,7 @@ from keyturn.engine.wire.errors import ModelLoadError
 
 EMBEDDED = Path(fim.__file__).parents[1] / "embedded" / "fim.json"
 FIELDS = json.loads(EMBEDDED.read_text())
-OPTIONAL = {"languages", "header_ids", "middle_last", "repository_ids"}
+OPTIONAL = {"languages", "header_ids", "middle_last", "repository_ids", "spaced_layouts"}
 
 VOCABULARIES = {
     "Mellum": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<filename>"],

@@ -111,3 +111,26 @@ def test_typing_before_a_mark_that_stands_last_turns_one_row(suffix_first):
     assert (found.text, found.token_ids) == (fresh.text, fresh.token_ids)
     num_computed = found.num_prompt_tokens - found.num_reused_tokens
     assert num_computed <= len(" * h") + 2  # what was typed, a token that it changed, the mark
+
+
+def test_a_space_before_the_prefix_is_none_of_the_document(tiny_model, tmp_path):
+    """Narrow windows and edits count the document's own characters."""
+    fields = json.loads(EMBEDDED_FILE.with_name("fim.json").read_text())
+    fields |= {"prefix_id": 1, "suffix_id": 3, "middle_id": 2, "end_ids": [0], "header_ids": []}
+    folders = []
+    for name, spaced in (("plain", []), ("spaced", ["spm"])):
+        folders.append(tmp_path / name)
+        shutil.copytree(tiny_model, folders[-1])
+        (folders[-1] / "fim.json").write_text(json.dumps(fields | {"spaced_layouts": spaced}))
+    text, shown = "def area(w, h):\n    return w * h\n" * 40, []
+    for folder in folders:
+        engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 120, 64))
+        session = engine.open("a", text, path="a.py", model=str(folder), policy="prefix")
+        params = CompletionParams(4, 0.0, 1.0, 0, (), 0.0)
+        for at in (600, 601, 640):
+            session.edit([(at, at, "x")])
+            found = session.complete(at + 1, params, lambda: None)
+            fresh = engine.open("b", session.text, path="a.py", model=str(folder), policy="full")
+            assert fresh.complete(at + 1, params, lambda: None).token_ids == found.token_ids
+            shown.append(found.num_prompt_tokens)
+    assert all(60 < count <= 120 for count in shown), shown
