@@ -77,19 +77,20 @@ class Engine:
         if model not in self._models:
             try:
                 files = load_model(resolve(model), self.dtype, progress)
+                most = self._most_rows(files.config)
+                spare = min(_SPARE_TOKENS, most // 2)
+                own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
+                window = min(self.config.window_tokens or own, most - spare)
                 tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
                 files.tensors.clear()
-                decoder = Decoder(files.config, tensors, self._plane_bits)
+                config = files.config.within(window + spare)
+                decoder = Decoder(config, tensors, self._plane_bits)
             except Exception as error:
-                if memory_error(error) is None:
+                if memory_error(error) is None or isinstance(error, OutOfMemory):
                     raise
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
                 ) from None
-            most = self._most_rows(files.config)
-            spare = min(_SPARE_TOKENS, most // 2)
-            own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
-            window = min(self.config.window_tokens or own, most - spare)
             self._models[model] = Model(
                 name=model,
                 decoder=decoder,
