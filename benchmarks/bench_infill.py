@@ -28,13 +28,11 @@ from typing import Any, NamedTuple
 
 import harness
 import numpy as np
-from bench_cpu import FOLDER, Contender
-from cpu import cpu_peer
+from peers import processes
 from peers.sides import OWN, REST_S
 from peers.steps import place
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.files.catalog import resolve
 from keyturn.engine.prompt.prompt_encoder import PromptEncoder
 from keyturn.engine.replay.scoring import percentile
 from keyturn.engine.session import Model
@@ -103,19 +101,12 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = harness.parser(__doc__ or "")
+    parser = processes.parser(__doc__ or "", rounds=5)
     add = parser.add_argument
-    add("--peer-python", help="an interpreter that has xllamacpp and gguf")
-    add("--rounds", type=int, default=5)
-    add("--context", type=int, default=2048, help="tokens of the window")
     add("--distance", type=int, default=1000, help="tokens from the edit to the cursor")
     add("--decoded", type=int, default=16, help="most tokens of an answer")
-    add("--reuse", nargs="+", type=int, default=[0, 256], help="n_cache_reuse of the peer")
-    add("--cache-ram", type=int, default=1024, help="MiB of the peer's host-memory cache")
-    parser.set_defaults(threads=2)
     args = parser.parse_args()
-    if args.peer_python is None:
-        print(f"no --peer-python, so no peer; to get one:\n  {cpu_peer.INSTALL}", flush=True)
+    processes.say_if_alone(args)
     return args
 
 
@@ -147,16 +138,10 @@ def own_server(args: argparse.Namespace) -> Iterator[Ask]:
 @contextlib.contextmanager
 def peer_server(args: argparse.Namespace, model: Model, reuse: int) -> Iterator[dict[str, Ask]]:
     """Run two of llama.cpp's servers, so that neither prompt drives out the other's cache."""
-    command = [args.peer_python, str(FOLDER / "cpu" / "cpu_peer.py"), str(resolve(args.model))]
-    command += ["--keep", "--cache-ram", str(args.cache_ram), "--threads", str(args.threads)]
-    command += ["--reuse", str(reuse), "--capacity", str(model.capacity)]
     with contextlib.ExitStack() as stack:
         addresses = []
         for _ in range(2):
-            try:
-                server = Contender("llama.cpp", command)
-            except (OSError, RuntimeError) as error:
-                sys.exit(f"{error}\nto get a peer:\n  {cpu_peer.INSTALL}")
+            server = processes.started(args, model, "llama.cpp", reuse)
             stack.callback(server.close)
             addresses.append(server.about["address"])
         yield {

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,13 +25,11 @@ from typing import Any
 
 import harness
 import numpy as np
-from bench_cpu import FOLDER, Contender
-from cpu import cpu_peer
+from peers import processes
 from peers.sides import OWN, Own, Peer, Ready, Side, accepted
 from peers.steps import ABOVE, ACCEPT, ENTER, JUMPS, KEY, UNDO, Step, place, steps
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.files.catalog import resolve
 from keyturn.engine.replay.scoring import percentile
 from keyturn.engine.session import Model
 from keyturn.server.settings import Settings
@@ -98,20 +95,14 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = harness.parser(__doc__ or "")
+    parser = processes.parser(__doc__ or "", rounds=3)
     add = parser.add_argument
-    add("--peer-python", help="an interpreter that has xllamacpp and gguf")
-    add("--rounds", type=int, default=3)
-    add("--context", type=int, default=2048, help="tokens of the window")
     add("--distance", type=int, help="tokens from the edit above to the cursor; default: 1,000")
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
     add("--layouts", nargs="+", choices=("spm", "psm"), default=["spm", "psm"])
-    add("--reuse", nargs="+", type=int, default=[0, 256], help="n_cache_reuse of the peer")
     add("--suffix-lines", nargs="+", type=int, default=[0, 16], help="below the cursor; 0: all")
-    add("--cache-ram", type=int, default=1024, help="MiB of the peer's host-memory cache")
     add("--cold-budget-ms", type=float, help="ours, 0: always the whole window")
     add("--q8", action="store_true", help="the peer's weights as Q8_0")
-    parser.set_defaults(threads=2)
     args = parser.parse_args()
     args.distance = args.distance or min(1000, args.context // 2)
     if args.distance >= args.context * 2 // 3:
@@ -119,8 +110,7 @@ def _arguments() -> argparse.Namespace:
             f"--distance {args.distance} does not fit --context {args.context}: "
             f"the cursor is {args.context * 2 // 3} tokens below the top"
         )
-    if args.peer_python is None:
-        print(f"no --peer-python, so no peer; to get one:\n  {cpu_peer.INSTALL}", flush=True)
+    processes.say_if_alone(args)
     return args
 
 
@@ -179,13 +169,7 @@ def _started_peer(
 ) -> Peer:
     found = product(args.layouts, args.reuse, args.suffix_lines)
     layout, reuse, lines = dict(zip(_peer_names(args), found, strict=True))[name]
-    command = [args.peer_python, str(FOLDER / "cpu" / "cpu_peer.py"), str(resolve(args.model))]
-    command += ["--keep", "--reuse", str(reuse), "--cache-ram", str(args.cache_ram)]
-    command += ["--threads", str(args.threads), "--capacity", str(model.capacity)]
-    try:
-        server = Contender(name, [*command, *(["--q8"] if args.q8 else [])])
-    except (OSError, RuntimeError) as error:
-        sys.exit(f"{error}\nto get a peer:\n  {cpu_peer.INSTALL}")
+    server = processes.started(args, model, name, reuse, *(["--q8"] if args.q8 else []))
     stack.callback(server.close)
     return Peer(server, model, layout, lines, text)
 

@@ -6,7 +6,7 @@ Each has a record of its own of what drafts were worth, and drafts from the same
 it is known what stood at a place, what is written is held against it. Held-out packages are those
 that the exits of `fast` were not trained on.
 
-    python benchmarks/depth.py --data HumanEval-SingleLine*.jsonl.gz --traces FOLDER --places 100
+    python benchmarks/depth.py --data HumanEval-SingleLine*.jsonl.gz --held-out --traces FOLDER
     python benchmarks/depth.py --device cuda --dtype bfloat16 --data ... --traces ... --places 200
 """
 
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=100, help="of each kind")
     parser.add_argument("--repeats", type=int, default=3, help="of every method at every place")
     parser.add_argument("--data", type=Path, help="HumanEval's single lines, .jsonl.gz")
+    parser.add_argument("--held-out", action="store_true", help="held-out packages")
     parser.add_argument("--traces", type=Path, help="folder of evaluation sets, see make_traces.py")
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     parser.add_argument("--confidence", default="any", help="the gate, as the setting")
@@ -114,6 +115,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
+    if not (args.data or args.held_out or args.traces):
+        parser.error("no places: give --data, --held-out or --traces")
     settings = replace(COMMAND_LINE, num_threads=args.threads, device=args.device, dtype=args.dtype)
     engine = Engine(settings.engine_config())
     engine.load(args.model)
@@ -149,15 +152,16 @@ def places(args: argparse.Namespace) -> Iterator[Place]:
         for task in rng.sample(tasks, min(args.places, len(tasks))):
             text = task.prefix + task.suffix
             yield typed(GROUPS[0], task.path, text, len(task.prefix), task.middle)
-    files = [each for each in fim_fetch.held_out_files(args.cache) if each[0] not in TRAINED_ON]
+    held_out = fim_fetch.held_out_files(args.cache) if args.held_out else []
+    files = [each for each in held_out if each[0] not in TRAINED_ON]
     for place in chosen(files, args.places, args.seed):
         lines = place.text.split("\n")
         offset = sum(len(line) + 1 for line in lines[: place.row]) + place.column
         yield typed(GROUPS[1], place.path, place.text, offset, place.line)
     if args.traces:
-        traces = sorted(args.traces.glob("*/*.jsonl"))
-        rng.shuffle(traces)
-        edited = filter(None, map(after_edits, traces))
+        paths = sorted(args.traces.glob("*/*.jsonl"))
+        rng.shuffle(paths)
+        edited = filter(None, map(after_edits, paths))
         for _, place in zip(range(args.places), edited, strict=False):
             yield place
 

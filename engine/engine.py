@@ -83,11 +83,16 @@ class Engine:
         if model not in self._models:
             try:
                 files = load_model(resolve(model), self.dtype, progress)
+                most = self._most_rows(files.config)
+                spare = min(_SPARE_TOKENS, most // 2)
+                own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
+                window = min(self.config.window_tokens or own, most - spare)
                 tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
                 files.tensors.clear()
-                decoder = Decoder(files.config, tensors, self._plane_bits)
+                config = files.config.within(window + spare)
+                decoder = Decoder(config, tensors, self._plane_bits)
             except Exception as error:
-                if memory_error(error) is None:
+                if memory_error(error) is None or isinstance(error, OutOfMemory):
                     raise
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
@@ -95,10 +100,6 @@ class Engine:
             # On a GPU layers that are launched one by one take longer than all of them at once.
             may_exit = self._finds_exits and self.device.type == "cpu"
             rule = depth_file.find(decoder) if may_exit else None
-            most = self._most_rows(files.config)
-            spare = min(_SPARE_TOKENS, most // 2)
-            own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
-            window = min(self.config.window_tokens or own, most - spare)
             self._models[model] = Model(
                 name=model,
                 decoder=decoder,

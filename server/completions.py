@@ -14,7 +14,7 @@ from dataclasses import replace
 from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
 from ..engine.wire.config import Completion, CompletionParams
-from ..engine.wire.errors import EngineError
+from ..engine.wire.errors import Cancelled, EngineError
 from .begun import Begun, OnText, heard_out
 from .documents import Document, Edit
 from .known_answers import Answer, KnownAnswers, Shown
@@ -235,12 +235,12 @@ class Completions:
         try:
             await asyncio.sleep(pace.left_s(pause_s, offset))
             answer = await self._wanted(found)
-            self._begun.pop(document.uri, None)
         except EngineError:
-            self._begun.pop(document.uri, None)
+            self._drop_begun(document.uri)
             raise
         finally:
             found.cancel()
+        self._drop_begun(document.uri)
         return answer
 
     async def _begin(
@@ -260,7 +260,10 @@ class Completions:
         self._counts["begun"] += 1
         begun = Begun(offset, lambda hear: self._asked(document, offset, False, settings, hear))
         self._begun[document.uri] = begun
-        return await begun.rest() or Answer("", offset, offset, _REPLACED)
+        answer = await begun.rest()
+        if answer is None:
+            raise Cancelled(_REPLACED)
+        return answer
 
     async def _wanted(self, answer: Awaitable[Answer]) -> Answer:
         """Await what the engine computes, and what nobody's next key is going to end."""

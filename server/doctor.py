@@ -209,13 +209,16 @@ def _tell(found: dict[str, Any], error: EngineError, otherwise: str) -> None:
 
 def list_models() -> dict[str, Any]:
     """Return the known families and the models on this disk, as plain data."""
+    from ..engine.files.architectures import ARCHITECTURES
     from ..engine.files.catalog import on_disk
-    from ..engine.prompt.fim import FAMILIES
+    from ..engine.prompt.fim_families import FAMILIES
 
     return {
+        "architectures": list(ARCHITECTURES),
         "families": [
             {"name": family.name, "layouts": list(family.layouts), "example": family.example}
             for family in FAMILIES
+            if family.example
         ],
         "on_disk": on_disk(),
     }
@@ -232,8 +235,9 @@ def models_report(found: dict[str, Any]) -> str:
         lines.append(f"  {family['name']:<16} {layouts:<8} for instance {family['example']}")
     lines += [
         "",
-        "Any Llama-like model in a folder (config.json, safetensors, tokenizer.json) or a .gguf",
-        "file works: --model PATH. Nothing is downloaded unless you say --download, for instance:",
+        "Architectures that load, from a folder (config.json, safetensors, tokenizer.json) or a",
+        f".gguf file: {', '.join(found['architectures'])}.",
+        "--model PATH. Nothing is downloaded unless you say --download, for instance:",
         "  keyturn complete FILE:1:0 --download --model " + found["families"][0]["example"],
     ]
     return "\n".join(lines) + "\n"

@@ -14,13 +14,15 @@ from torch import Tensor
 from ...kernels.weights.linear import Matrix
 from ..model.config import ModelConfig
 from ..model.passes import refuse_unsupported
-from ..model.tensors import expected_shapes, gguf_name
+from ..model.tensors import expected_shapes
 from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import ModelLoadError
-from . import gguf_config, hf_config
+from . import gguf_config, gguf_vocabulary, hf_config
+from .architectures import INSTEAD
 from .gguf_file import GGUFFile
-from .tokenizer_files import gguf_tokenizer, hf_tokenizer
+from .stored import Stored, in_gguf, in_safetensors
+from .tokenizer_files import gguf_tokenizer, hf_tokenizer, is_chat_tuned
 
 Progress = Callable[[str, int], None]
 
@@ -64,19 +66,27 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
     config = gguf_config.read_config(file)
     refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
-    wanted = _checked_shapes(path, config, found, gguf_name)
+    wanted = _checked_shapes(path, config, found, in_gguf)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
         sidecar=path.with_name(SIDECAR),
-        marks=gguf_config.fim_marks(file),
+        marks=gguf_vocabulary.fim_marks(file),
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
+        names=f"{path.name} {file.metadata.get('general.name')} {config.family}",
     )
 
+    if fim is None and file.metadata.get("tokenizer.chat_template"):
+        raise _chat_only(path)
+
     def read(name: str) -> Matrix:
-        stored, order = gguf_name(name), gguf_config.row_order(config, name)
-        return file.blocks(stored, order) or file.tensor(stored, dtype, order)
+        stored = wanted[name]
+        blocks = file.blocks(stored.name, stored.order)
+        if blocks is not None:
+            return stored.changed_blocks(blocks)
+        first = torch.float32 if stored.is_changed else dtype
+        return stored.changed(file.tensor(stored.name, first, stored.order)).to(dtype)
 
     return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
 
@@ -87,25 +97,41 @@ def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> M
     shards = _open_shards(path)
     places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
-    wanted = _checked_shapes(path, config, found, str)
+    wanted = _checked_shapes(path, config, found, in_safetensors)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
         sidecar=path / SIDECAR,
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
+        # In a cache the folder's name is that of a commit, two below the model's.
+        names=f"{'/'.join(path.parts[-3:])} {config.family}",
     )
 
+    if fim is None and is_chat_tuned(path):
+        raise _chat_only(path)
+
     def read(name: str) -> Tensor:
-        tensor = places[name].get_tensor(name)
+        stored = wanted[name]
+        at = places[stored.name].get_slice(stored.name)
+        start, end = stored.rows(at.get_shape()[0])
+        tensor = at[start:end]
         if not tensor.is_floating_point():
             raise ModelLoadError(
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
                 "or a .gguf file"
             )
-        return tensor.to(dtype, copy=True)  # not a view of the mapped file
+        # Not a view of the mapped file.
+        return stored.changed(tensor).to(dtype, copy=not stored.is_changed)
 
     return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
+
+
+def _chat_only(path: Path) -> ModelLoadError:
+    return ModelLoadError(
+        f"{path} is tuned to answer in a chat and has no marks to fill in the middle with; "
+        f"{INSTEAD}, or put a {SIDECAR} with its marks beside it"
+    )
 
 
 def _open_shards(path: Path) -> list[Any]:
@@ -137,30 +163,31 @@ def _checked_shapes(
     path: Path,
     config: ModelConfig,
     found: dict[str, tuple[int, ...]],
-    stored_name: Callable[[str], str],
-) -> Iterable[str]:
-    """Return the names of the tensors to read, after checking that all are there as expected."""
+    place: Callable[[ModelConfig, str], Stored],
+) -> dict[str, Stored]:
+    """Return where all tensors to read are, after checking that they are there as expected."""
     if config.num_layers > len(found):  # before as many names are made up
         raise ModelLoadError(
             f"{path} holds {len(found)} tensors for {config.num_layers} layers; fetch it again"
         )
-    wanted = expected_shapes(config)
-    for name, shape in wanted.items():
-        stored = stored_name(name)
-        if stored not in found:
-            raise ModelLoadError(f"{path} lacks the tensor '{stored}'; fetch the model again")
-        if found[stored] != shape:
+    shapes = expected_shapes(config)
+    wanted = {name: place(config, name) for name in shapes}
+    for name, stored in wanted.items():
+        if stored.name not in found:
+            raise ModelLoadError(f"{path} lacks the tensor '{stored.name}'; fetch the model again")
+        shape = stored.shape(shapes[name])
+        if found[stored.name] != shape:
             raise ModelLoadError(
-                f"{path}: tensor '{stored}' has the shape {list(found[stored])} instead of "
-                f"{list(shape)}; fetch the model again"
+                f"{path}: tensor '{stored.name}' has the shape {list(found[stored.name])} instead "
+                f"of {list(shape)}; fetch the model again"
             )
-    stored = set(map(stored_name, wanted))
+    known = {stored.name for stored in wanted.values()}
     for name in found:
         of_layer = name.startswith(("model.layers.", "blk."))
-        if of_layer and name.endswith((".weight", ".bias")) and name not in stored:
+        if of_layer and name.endswith((".weight", ".bias")) and name not in known:
             raise ModelLoadError(
-                f"{path}: the tensor '{name}' is of no layer that is supported; use a model whose "
-                "layers are those of Llama, Mistral or Qwen2"
+                f"{path}: the tensor '{name}' is of no layer of the architecture "
+                f"'{config.family}'; use another model, see keyturn models"
             )
     return wanted
 

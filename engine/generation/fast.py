@@ -118,7 +118,7 @@ class FastSteps(SpeculativeSteps):
         return self._prompt.decode_by(token_ids, partial(self._through, token_ids, begun))
 
     def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float, started_at: float
+        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float
     ) -> Sequence[Tensor | None]:
         """Take drafted rows as far as the exits ask; as `_rows`."""
         begun = [(self._first.stop, state) for state in hidden]

@@ -119,10 +119,14 @@ class SpeculativeSteps:
         self._taken: list[int] = []  # tokens that have rows
         self._ahead: deque[_Ahead] = deque()
         self._num_steps = self._num_layer_runs = 0
+        # When the last pass began, and who is told what it took.
+        self._started_at: float = 0.0
+        self._note: Callable[[float], None] = _pass_over
 
     def __call__(self, token_id: int) -> Tensor:
         """Take one more token, as `Step` says."""
         self._num_steps += 1
+        self._observe()
         if self._lookup is not None:
             self._lookup.take(token_id)
         if self._ahead:
@@ -166,6 +170,11 @@ class SpeculativeSteps:
     def end(self) -> None:
         """Drop what was drafted and not taken."""
         self._drop_ahead()
+
+    def _observe(self) -> None:
+        """Note what the last pass took: a token was picked of its logits, so a GPU has done it."""
+        self._note((time.perf_counter() - self._started_at) * 1e3)
+        self._note = _pass_over
 
     def _drop_ahead(self) -> None:
         self._ahead.clear()
@@ -228,20 +237,19 @@ class SpeculativeSteps:
         None where a row was not computed to the end, as a draft before it was found wrong.
         """
         num_rows, num_slots = len(token_ids), self._prompt.num_rows
-        started_at = time.perf_counter()
+        self._note = partial(self._cost.observe, num_rows, num_slots)
+        self._started_at = time.perf_counter()
         if num_rows > 1:
             logits = self._prompt.decode_several(token_ids, self._check)
         else:
             logits = self._prompt.decode(token_ids[0], self._check)[None]
-        if not logits.is_cuda:  # a GPU is still at work
-            self._cost.observe(num_rows, num_slots, (time.perf_counter() - started_at) * 1e3)
         self._num_layer_runs += num_rows * self._num_layers
         return list(logits)
 
     def _from_first_layers(self, token_id: int, most: int) -> Tensor:
         """Draft with the first layers as long as it pays, then verify all with the rest."""
         prompt, record, head = self._prompt, self._record, self._draft_head
-        num_slots, started_at = prompt.num_rows, time.perf_counter()
+        self._started_at, num_slots = time.perf_counter(), prompt.num_rows
         share = len(self._first) / self._num_layers
         ms = partial(
             self._cost.drafting_ms, num_slots=num_slots, share=share, head_share=head.share
@@ -263,7 +271,7 @@ class SpeculativeSteps:
             expected += reached
         self._num_layer_runs += num_rows * len(self._first)
         fed_ids = [token_id, *(drafted_id for drafted_id, _ in drafted[:-1])]
-        first, *others = self._finished(fed_ids, torch.cat(hidden), ms(num_rows), started_at)
+        first, *others = self._finished(fed_ids, torch.cat(hidden), ms(num_rows))
         assert first is not None, "what is not drafted is not wrong"
         gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
         record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
@@ -274,18 +282,20 @@ class SpeculativeSteps:
         return first
 
     def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float, started_at: float
+        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float
     ) -> Sequence[Tensor | None]:
         """Take rows through the layers that did not draft; return the logits after each.
 
         Args:
             token_ids: of the rows.
             hidden: (n, hidden_size) their states.
-            expected_ms: what drafting and this were expected to take.
-            started_at: when drafting began.
+            expected_ms: what drafting and this are expected to take.
         """
         logits = self._prompt.finish(hidden, self._check, self._rest)
         self._num_layer_runs += len(hidden) * len(self._rest)
-        if not logits.is_cuda:
-            self._cost.observe_drafting(expected_ms, (time.perf_counter() - started_at) * 1e3)
+        self._note = partial(self._cost.observe_drafting, expected_ms)
         return list(logits)
+
+
+def _pass_over(ms: float) -> None:
+    """Note nothing."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 # Of what was learnt before, so much counts beside the newest pass: about the last twenty decide.
 _KEPT = 0.95
 # Rows of the decode steps that are timed, in order: the C library computes four at a time.
-STEP_SIZES = (1, 2, 4, 5, 8)
+STEP_SIZES = (1, 2, 4, 8)
 _MOST_ROWS = 64
 # How fast figures follow what is observed: those of all steps, and those of one kind.
 _FOLLOW, _FOLLOW_ONE = 0.1, 0.05
@@ -160,12 +160,13 @@ def _curve(measured: list[float]) -> NDArray[np.float64]:
     """Return figures for 0 to `_MOST_ROWS` rows from those for `STEP_SIZES`.
 
     What a busy machine has made of them is bounded: a row more costs something, and at most as much
-    as the first.
+    as the first. Beyond four rows all that is begun of four is added, but for what less it costs.
     """
     sizes, one = np.array(STEP_SIZES), measured[0]
     least = one * (1 + _LEAST_SHARE * (sizes - 1))
     bounded = np.maximum.accumulate(np.clip(measured, least, one * sizes))
-    *_, four, _, eight = bounded
-    last = STEP_SIZES[-1]
-    beyond = eight + (eight - four) / 4 * np.arange(1, _MOST_ROWS - last + 1)
-    return np.concatenate([np.interp(np.arange(last + 1), sizes, bounded), beyond])
+    up_to_four = np.interp(np.arange(1, 5), sizes, bounded)
+    four, eight = bounded[-2:]
+    fours = eight + (eight - four) * np.arange(_MOST_ROWS // 4 - 1)
+    beyond = fours[:, None] - (four - up_to_four)
+    return np.concatenate([up_to_four[:1], up_to_four, beyond.ravel()])

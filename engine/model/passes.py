@@ -24,11 +24,12 @@ from ...kernels.dispatch import Kernels
 from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Matrix
 from ..wire.errors import ModelLoadError
-from .attention import Visibility, visibility
-from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph
+from .attention import Visibility, capped, visibility
+from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph, has_plain_weights
 from .config import Block, ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, LayerStack
+from .limited_attention import Limited, limited
 
 # On the CPU up to so many rows go through all layers in one call, and so many to logits.
 _STEP_ROWS, _STEP_LOGITS = 16, 64
@@ -36,6 +37,11 @@ _STEP_ROWS, _STEP_LOGITS = 16, 64
 # 78 to 95 % of what is written; of the others nearly all stand in the prompt already.
 _COMMONEST = 8192
 Head = Callable[[Tensor], Tensor]
+# What passes compute beyond a layer of Llama, by the keys of `Block.beyond_llama`. In a graph
+# launches are always the same: experts are chosen on the host, and attention to slots has neither
+# windows nor caps.
+_IN_C = frozenset({"norm", "norm_bias", "activation", "plain_mlp", "qk_norm", "window"})
+_CAPTURED = _IN_C - {"window"} | {"exact_gelu", "parallel", "post_norms"}
 _HALVES = (torch.bfloat16, torch.float16)  # what the kernels of a GPU multiply
 
 
@@ -117,12 +123,10 @@ def refuse_unsupported(config: ModelConfig, where: str | Path) -> None:
     """
     blocks = config.blocks()
     missing = list(dict.fromkeys(words for block in blocks for words in EagerPass.lacks(block)))
-    if any(block.rope_theta != config.rope_theta for block in blocks):
-        missing.append("a rotary base of their own")  # a cache has one table
     if missing:
         raise ModelLoadError(
-            f"{where}: layers with {', '.join(missing)} are not supported; use a model whose "
-            "layers are those of Llama, Mistral or Qwen2"
+            f"{where}: layers with {', '.join(missing)} are not supported; use a model of another "
+            "family, see keyturn models"
         )
 
 
@@ -135,11 +139,14 @@ class EagerPass:
         is_half = stack.dtype in _HALVES
         is_ours = stack.kernels.backend == "triton" and stack.device.type == "cuda" and is_half
         self._attend_few = stack.kernels.attend_slots if is_ours else None
+        blocks = map(stack.config.block, range(stack.config.num_layers))
+        # By layer: what its rows do not see of what lies before them, and what caps their scores.
+        self._limits = [(block.sliding_window, block.score_cap) for block in blocks]
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return block.beyond_llama()
+        return block.unknown()
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows: it does."""
@@ -151,7 +158,11 @@ class EagerPass:
         slots = rows.slots
         if stack.device.type == "cpu":
             slots = _padded(slots)
-        seen = visibility(slots, cache.positions, stack.dtype, stack.device, self._attend_few)
+        plain = visibility(slots, cache.positions, stack.dtype, stack.device, self._attend_few)
+        views = {
+            limits: limited(plain, slots, cache.positions, *limits, stack.dtype)
+            for limits in {self._limits[number] for number in rows.layers}
+        }
         index = torch.from_numpy(slots).to(stack.device, non_blocking=True)
         if rows.hidden is None:
             token_ids = torch.from_numpy(cache.token_ids[slots])
@@ -165,12 +176,13 @@ class EagerPass:
             if record is not None and number in record.layers:
                 weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
             _, keys, values = (part[number] for part in cache.storage)
+            seen = views[self._limits[number]]
             mixed = _attend(keys, values, queries, seen, weights, stack.kernels)
             if record is not None and weights is not None:
                 record.keep(number, weights, num_asked)
             return mixed
 
-        positions = seen.row_positions
+        positions = plain.row_positions
         hidden = stack.run(
             cache, hidden, index, positions, attend, rows.layers, check, rows.skipped
         )
@@ -183,17 +195,18 @@ class GraphPass:
     def __init__(self, stack: LayerStack) -> None:
         """Take the layers to capture."""
         self._stack = stack
+        self._fuses = DecodeGraph.can_fuse(stack)
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return block.beyond_llama()
+        return block.lacks(_CAPTURED)
 
     @staticmethod
     def exists_for(stack: LayerStack) -> bool:
         """Return whether graphs can be captured of these weights on their device."""
         is_triton = stack.kernels.backend == "triton" and stack.device.type == "cuda"
-        return is_triton and stack.dtype in _HALVES and DecodeGraph.can_fuse(stack)
+        return is_triton and stack.dtype in _HALVES and has_plain_weights(stack)
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""
@@ -201,6 +214,9 @@ class GraphPass:
 
     def decode(self, cache: KVCache, slot: int, check: Check) -> Tensor:
         """Compute a row that sees every slot, to the (vocab_size,) float32 logits after it."""
+        if not self._fuses:
+            rows = Rows(np.array([slot]), range(self._stack.config.num_layers))
+            return self._stack.logits(self.run(cache, rows, check))[0]
         check()
         graph = cache.graphs.get(1)
         if not isinstance(graph, DecodeGraph):
@@ -243,7 +259,7 @@ class StepPass:
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return block.beyond_llama()
+        return block.lacks(_IN_C)
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""
@@ -263,18 +279,20 @@ class StepPass:
             for layer in (record.layers if record is not None else ())
             if layer in rows.layers
         }
-        hidden = self._step.forward(
-            hidden,
-            *cache.storage,
-            index,
-            cache.num_rows,
-            row_positions,
-            positions,
-            *cache.table.at(row_positions),
-            weights,
-            rows.layers,
-            rows.skipped,
-        )
+        for layers, table in cache.tables.runs:  # most models have one
+            layers = range(max(layers.start, rows.layers.start), min(layers.stop, rows.layers.stop))
+            hidden = self._step.forward(
+                hidden,
+                *cache.storage,
+                index,
+                cache.num_rows,
+                row_positions,
+                positions,
+                *table.at(row_positions),
+                {layer: each for layer, each in weights.items() if layer in layers},
+                layers,
+                rows.skipped,
+            )
         if record is not None:
             for layer, each in weights.items():
                 record.keep(layer, each, len(slots))
@@ -286,7 +304,7 @@ def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
 
     The C library's logits are exact to float32; it has the quicker head for up to 64 rows.
     """
-    if step is None:
+    if step is None or stack.head_bias is not None or stack.config.logit_cap is not None:
         return stack.logits
     few: Head = step.logits
     return lambda hidden: (few if len(hidden) <= _STEP_LOGITS else stack.logits)(hidden)
@@ -303,13 +321,16 @@ def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: 
     """
     at = token_ids.to(stack.device)
     rows = BlockMatrix(head.blocks[at], head.kind) if isinstance(head, BlockMatrix) else head[at]
-    if step is not None:
+    cap, bias = stack.config.logit_cap, stack.head_bias
+    if step is not None and cap is None and bias is None:
         return functools.partial(step.logits, head=rows)
     dense = rows.values(stack.dtype) if isinstance(rows, BlockMatrix) else rows
 
     def logits(hidden: Tensor) -> Tensor:
-        normed = stack.kernels.rms_norm(hidden.to(stack.dtype), stack.norm, stack.config.norm_eps)
-        return functional.linear(normed, dense).float()
+        found = functional.linear(stack.norm(hidden.to(stack.dtype)), dense).float()
+        if bias is not None:
+            found += bias[at]
+        return found if cap is None else capped(found, cap)
 
     return logits
 
@@ -388,7 +409,7 @@ def _attend(
     """Attend, and write the weights if there is a tensor for them."""
     if weights is None or not queries.is_cuda or len(queries) <= FEW_ROWS:
         return seen.attend(queries, keys, values, weights)
-    if kernels.backend != "triton":
+    if kernels.backend != "triton" or isinstance(seen, Limited):
         return seen.attend(queries, keys, values, weights)
     # Weights of many rows and all heads at once would not fit; a kernel of its own sums them.
     used = keys[:, : weights.shape[1]]

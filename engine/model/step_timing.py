@@ -15,19 +15,31 @@ from .kv_cache import KVCache
 from .pass_cost import STEP_SIZES
 
 # Parts of the layers that are timed one at a time, and how often each step is.
-_SHARES, _TIMES = 6, 3
+_SHARES, _TIMES = 6, 2
 
 
 def measure_steps(decoder: Decoder, num_slots: int) -> None:
     """Time decode steps that see few slots and `num_slots`, for the decoder's `step_cost`.
 
     On a CPU a part of the layers stands for all, another part each time, so that weights come from
-    memory as they do in a whole step: some 0.1 s for the embedded model. Without the C library and
-    without a GPU the guess stays.
+    memory as they do in a whole step, and one thread's processor time counts, which other programs
+    hardly disturb: some 0.1 s for the embedded model. Without the C library and without a GPU the
+    guess stays.
     """
+    if decoder.device.type == "cuda":
+        with torch.cuda.device(decoder.device):
+            _measure(decoder, num_slots, _waited_for)
+    elif decoder.is_in_c:
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            _measure(decoder, num_slots, time.thread_time)
+        finally:
+            torch.set_num_threads(num_threads)
+
+
+def _measure(decoder: Decoder, num_slots: int, clock: Callable[[], float]) -> None:
     config, is_gpu = decoder.config, decoder.device.type == "cuda"
-    if not is_gpu and not decoder.is_in_c:
-        return
     cache = KVCache(config, num_slots + STEP_SIZES[-1], decoder.dtype, decoder.device)
     at_once = config.num_layers if is_gpu else max(1, config.num_layers // _SHARES)
     parts = [range(at, at + at_once) for at in range(0, config.num_layers - at_once + 1, at_once)]
@@ -45,26 +57,28 @@ def measure_steps(decoder: Decoder, num_slots: int) -> None:
             given = zeros[:size] if parts[0].start else None
             run = partial(decoder.forward, cache, slots, _go_on, layers=parts[0], hidden=given)
             at = size, num_before
-            layers[at] = min(_timed(decoder, run), layers.get(at, math.inf))
-            logits_ms = _timed(decoder, partial(decoder.logits, zeros[:size]))
+            layers[at] = min(_timed(clock, run), layers.get(at, math.inf))
+            logits_ms = _timed(clock, partial(decoder.logits, zeros[:size]))
             head[size] = min(logits_ms, head.get(size, math.inf))
             if is_gpu and size == 1:  # a graph of its own, with the head
-                whole_ms = _timed(decoder, partial(decoder.last_logits, cache, slots, _go_on))
+                whole_ms = _timed(clock, partial(decoder.last_logits, cache, slots, _go_on))
                 layers[at] = max(min(whole_ms - head[size], layers[at]), whole_ms / 2)
             cache.remove(slots)
     whole = {at: ms * config.num_layers / at_once for at, ms in layers.items()}
     decoder.step_cost.learn(whole, head, rows_alone=2 if is_gpu else 1)
 
 
-def _timed(decoder: Decoder, work: Callable[[], object]) -> float:
+def _waited_for() -> float:
+    """Return the time in seconds, when a GPU has done what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _timed(clock: Callable[[], float], work: Callable[[], object]) -> float:
     """Return milliseconds."""
-    if decoder.device.type == "cuda":
-        torch.cuda.synchronize(decoder.device)
-    started_at = time.perf_counter()
+    started_at = clock()
     work()
-    if decoder.device.type == "cuda":
-        torch.cuda.synchronize(decoder.device)
-    return (time.perf_counter() - started_at) * 1e3
+    return (clock() - started_at) * 1e3
 
 
 def _go_on() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..tokens.tokenizer import common_prefix
 from ..wire.errors import BadPosition
+from ..wire.texts import common_prefix
 
 # (start, end, text) in code points: text[start:end] becomes `text`.
 Edit = tuple[int, int, str]

@@ -26,6 +26,9 @@ Floats = NDArray[np.float32]
 # computed where none was, or as the cursor's; computed again for what it is worth; exact.
 PATCHED, DONE, EXACT = range(3)
 
+# Of a history, for the place: windows have a million tokens at most.
+_PLACE_BITS = 20
+
 # Texts that are remembered as settled.
 _NUM_SETTLED = 64
 
@@ -72,15 +75,17 @@ class Exactness:
             order: (r,) slots of the resident rows, in order of position.
             segment_of: (m,) or longer, the segment of each token.
         """
-        unserved = rows_between([(run.at, run.length) for run in runs], len(self.histories))
+        is_unserved = np.ones(len(self.histories), dtype=bool)
+        for run in runs:
+            is_unserved[run.at : run.at + run.length] = False
         unused = rows_between(sorted((run.source, run.length) for run in runs), len(order))
-        if not len(unserved) or not len(unused):
+        if not len(unused) or not is_unserved.any():
             return runs
         slots = order[unused]
         seen, segments = self._cache.record("seen")[slots], self._cache.record("segment")[slots]
-        _, which, where = np.intersect1d(seen, self.histories[unserved], return_indices=True)
-        fits = segments[which] == segment_of[unserved[where]]
-        sources, places = np.sort(unused[which[fits]]), np.sort(unserved[where[fits]])
+        rows, places = found_at(seen, self.histories, is_unserved)
+        fits = segments[rows] == segment_of[places]
+        sources, places = unused[rows[fits]], places[fits]
         if not len(places):
             return runs
         is_break = (np.diff(places) != 1) | (np.diff(sources) != 1)
@@ -172,7 +177,6 @@ class OverwrittenRows:
         self._seen: Ints = np.empty(0, dtype=np.int64)
         self._standing: NDArray[np.int8] = np.empty(0, dtype=np.int8)
         self._debt: Floats = np.empty(0, dtype=np.float32)
-        self._by_seen: Ints | None = None  # places of those held, in order of what they have seen
 
     @property
     def num_bytes(self) -> int:
@@ -181,7 +185,7 @@ class OverwrittenRows:
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._rows = self._by_seen = None
+        self._rows = None
         self._seen = self._seen[:0]
 
     def keep(self, slots: Slots, debt: Floats, most_rows: int) -> None:
@@ -211,45 +215,60 @@ class OverwrittenRows:
         self._rows[:, :, at] = copied
         self._seen[at], self._debt[at] = seen, debt
         self._standing[at] = self._cache.record("standing")[slots]
-        self._by_seen = None
 
-    def find(self, improvable: Ints, histories: Ints) -> list[Returning]:
+    def find(self, is_left: NDArray[np.bool_], wanted: Ints) -> list[Returning]:
         """Return the kept rows that were computed over the text before some places.
 
         Args:
-            improvable: (n,) the places, ascending.
-            histories: (m,) of the prompt.
+            is_left: (m,) whether a row is sought at a place.
+            wanted: (m,) histories of the prompt.
         """
         if self._rows is None:
             return []
-        if self._by_seen is None:
-            held = np.flatnonzero(self._seen)
-            self._by_seen = held[np.argsort(self._seen[held])]
-        if not len(self._by_seen):
+        kept, positions = found_at(self._seen, wanted, is_left)
+        if not len(kept):
             return []
-        wanted, seen = histories[improvable], self._seen[self._by_seen]
-        at = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
-        is_held = seen[at] == wanted
-        if not is_held.any():
-            return []
-        kept, positions = self._by_seen[at[is_held]], improvable[is_held]
+        ascending = np.argsort(positions)
+        kept, positions = kept[ascending], positions[ascending]
         records = self._seen[kept], self._standing[kept], self._debt[kept]
         return [Returning(positions, *records, self._rows[:, :, kept])]
 
 
 def histories(token_ids: Ints) -> Ints:
-    """Return a hash of each token together with all before it, (n,).
+    """Return a hash of each token together with all before it, (n,), and in it the token's place.
 
-    It stands for all of them where rows are told exact: of 64 bits, two are not alike by chance.
+    It stands for all of them where rows are told exact, and is compared at that place only: of 44
+    bits, two are not alike by chance.
     """
     mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
-    mixed *= _factors(1 << len(token_ids).bit_length())[: len(token_ids)]
-    return np.cumsum(mixed).view(np.int64)
+    places, factors = _places(1 << len(token_ids).bit_length())
+    mixed *= factors[: len(token_ids)]
+    hashed = np.cumsum(mixed) << np.uint64(_PLACE_BITS)
+    return (hashed | places[: len(token_ids)]).view(np.int64)
+
+
+def found_at(seen: Ints, wanted: Ints, is_asked: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Find rows that were computed over a text, at some of its places.
+
+    Args:
+        seen: (n,) what rows were computed over, 0 for what nobody knows.
+        wanted: (m,) the histories of the text.
+        is_asked: (m,) whether a row is sought there.
+
+    Returns:
+        Numbers of rows, (k,), and the place of each.
+    """
+    places = seen & ((1 << _PLACE_BITS) - 1)
+    inside = np.minimum(places, len(wanted) - 1)
+    fits = (wanted[inside] == seen) & is_asked[inside] & (seen != 0)
+    rows = np.flatnonzero(fits)
+    return rows, places[rows]
 
 
 @lru_cache(maxsize=2)
-def _factors(size: int) -> NDArray[np.uint64]:
-    """Return an odd number for every place; any do."""
-    places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (places ^ (places >> np.uint64(29))) | np.uint64(1)
+def _places(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the numbers from 0, and an odd factor for each; any do."""
+    places = np.arange(size, dtype=np.uint64)
+    factors = (places + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return places, (factors ^ (factors >> np.uint64(29))) | np.uint64(1)

@@ -2,9 +2,10 @@
 
 Few rows read 4-bit weights, which is all that counts there; more rows multiply in the layer's dtype
 with weights that oneDNN has put in its own order once. Within a path a row's bits do not depend on
-the rows beside it. Left out: torch's 8-bit products, since `_weight_int8pack_mm` has one scale per
-output feature, where Q8_0 has one per 32 columns, and dynamic quantisation lets a row depend on its
-neighbours. Where `cpu_step` is there, few rows never come here.
+the rows beside it; only where oneDNN is missing, MKL may sum many rows otherwise. Left out: torch's
+8-bit products, since `_weight_int8pack_mm` has one scale per output feature, where Q8_0 has one per
+32 columns, and dynamic quantisation lets a row depend on its neighbours. Where `cpu_step` is there,
+few rows never come here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _HINT_ROWS = 64
 _INT4_PIECE = 64
 # oneDNN sums one row of some widths (K 1536 in float32, 8960 in bfloat16) in another order than two
 # and more, so it is given company. MKL, which serves float32 where oneDNN is missing, differs at 1
-# to 3 rows from 4 and more; with several threads it may differ at more.
+# to 3 rows from 4 and more; with several threads, or on processors with AMX, also at 18 and more.
 _MIN_PREPACKED_ROWS = 2
 _MIN_PLAIN_ROWS = 4
 

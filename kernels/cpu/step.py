@@ -28,6 +28,7 @@ _BLOCK_KINDS = {"Q4_0": 3, "Q4_1": 4, "Q8_0": 5}
 ISAS = ("generic", "avx2", "avx512")
 # What rows may be spared of a layer; bits that add up.
 SKIP_ATTENTION, SKIP_MLP = 1, 2
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 _ALIGNMENT = 64
 # Steps with one thread after other threads did not help; doubled each time, up to the second.
 _STEPS_ALONE = (8, 64)
@@ -66,8 +67,13 @@ class StepLayer:
         qkv: queries, keys and values: one fused matrix or three.
         output: the attention's output projection.
         mlp_norm: (hidden_size,) float.
-        gate_up: gate and up: one fused matrix or two.
+        gate_up: gate and up: one fused matrix or two; without a gate one of the inner width.
         down: the MLP's output projection.
+        query_norm: (head_dim,) float that every query is normed by before it is rotated, or None.
+        key_norm: likewise of keys.
+        window: slots that a row sees, by position, its own among them; 0: all before it.
+        attention_norm_bias: (hidden_size,) float, of LayerNorm; or None.
+        mlp_norm_bias: likewise.
     """
 
     attention_norm: Tensor
@@ -76,17 +82,32 @@ class StepLayer:
     mlp_norm: Tensor
     gate_up: Sequence[Linear]
     down: Linear
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    window: int = 0
+    attention_norm_bias: Tensor | None = None
+    mlp_norm_bias: Tensor | None = None
 
     @classmethod
-    def of(cls, norms: Mapping[str, Tensor], projections: Mapping[str, Linear]) -> StepLayer:
+    def of(
+        cls,
+        norms: Mapping[str, tuple[Tensor, Tensor | None]],
+        projections: Mapping[str, Linear],
+        window: int = 0,
+    ) -> StepLayer:
         """Make a layer whose queries, keys and values, and whose gate and up, are fused."""
         return cls(
-            norms["attention_norm"],
+            norms["attention_norm"][0],
             [projections["qkv"]],
             projections["output"],
-            norms["mlp_norm"],
+            norms["mlp_norm"][0],
             [projections["gate_up"]],
             projections["down"],
+            norms.get("query_norm", (None, None))[0],
+            norms.get("key_norm", (None, None))[0],
+            window,
+            norms["attention_norm"][1],
+            norms["mlp_norm"][1],
         )
 
     def linears(self) -> list[Linear]:
@@ -148,6 +169,10 @@ class CpuStep:
         num_kv_heads: int,
         eps: float,
         interleaved: bool,
+        norm_bias: Tensor | None = None,
+        layer_norm: bool = False,
+        activation: str = "silu",
+        is_gated: bool = True,
     ) -> None:
         """Take the weights; nothing is copied but the norms and biases.
 
@@ -160,6 +185,10 @@ class CpuStep:
             num_kv_heads: key and value heads; divides `num_heads`.
             eps: of the norms.
             interleaved: pairs of the rotation, as in `reference.apply_rotary`.
+            norm_bias: (hidden_size,) of the final norm; or None.
+            layer_norm: the norms are LayerNorm, else RMSNorm.
+            activation: of the MLP, one of `ACTIVATIONS`.
+            is_gated: the MLP has a gate.
 
         Raises:
             ValueError: a matrix is of a dtype, shape or place that the library cannot read; what
@@ -182,16 +211,27 @@ class CpuStep:
         for at, layer in zip(native, layers, strict=True):
             at.attention_norm = self._vector(layer.attention_norm)
             at.mlp_norm = self._vector(layer.mlp_norm)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                at.query_norm = self._vector(layer.query_norm)
+                at.key_norm = self._vector(layer.key_norm)
+            if layer.attention_norm_bias is not None and layer.mlp_norm_bias is not None:
+                at.attention_norm_bias = self._vector(layer.attention_norm_bias)
+                at.mlp_norm_bias = self._vector(layer.mlp_norm_bias)
+            at.window = layer.window
             hidden = self.hidden_size
             at.queries, at.keys, at.values = self._matrices(layer.qkv, heads, hidden)
             (at.output,) = self._matrices([layer.output], [hidden], heads[0])
-            at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
+            if is_gated:
+                at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
+            else:
+                (at.up,) = self._matrices(layer.gate_up, [inner], hidden)
             (at.down,) = self._matrices([layer.down], [hidden], inner)
         (native_head,) = self._matrices([(head, None)], [head.shape[0]], self.hidden_size)
         self._kept.append(native)
         self._model = CModel(
             ctypes.addressof(native),
             self._vector(norm),
+            None if norm_bias is None else self._vector(norm_bias),
             native_head,
             len(layers),
             self.hidden_size,
@@ -200,6 +240,8 @@ class CpuStep:
             num_kv_heads,
             self.head_dim,
             interleaved,
+            layer_norm,
+            ACTIVATIONS.index(activation),
             eps,
         )
 

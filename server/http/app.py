@@ -34,7 +34,7 @@ from ...engine.wire.errors import (
 )
 from ..documents import UTF32, Document, Limits
 from ..engine_client import EngineClient
-from ..secrets import Masked, without_placeholders
+from ..secrets import masked_in_slices, without_placeholders
 from ..settings import Settings
 from .answers import EventStream, Json, SendEvent, unless_gone
 from .dialect import Dialect, Piece
@@ -186,7 +186,9 @@ class HttpServer:
             work.cancel()
 
     async def _given(self, asked: Asked, on_piece: Callable[[Piece], None]) -> Completion:
-        masked = Masked(asked.text, PLAIN_TEXT) if self._settings.hide_secrets else None
+        masked = None
+        if self._settings.hide_secrets:
+            masked = await masked_in_slices(asked.text, PLAIN_TEXT)
         text = asked.text if masked is None else masked.text
         if asked.params is None:
             if text:  # llama.vim warms the cache for other files' text alone

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
+from ...engine.wire.texts import common_prefix
 from ..documents import Edit
 
 # A window's first and last so many characters are looked for in the one before it: some lines, so
@@ -67,18 +68,6 @@ class Fingerprint:
         around = common_prefix(self.text, other.text)
         around += common_prefix(self.text[around:][::-1], other.text[around:][::-1])
         return max(shared, min(around, self.num_chars, other.num_chars))
-
-
-def common_prefix(first: str, second: str) -> int:
-    """Return how many leading characters agree, by bisection over slices compared in C."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _slid(old: str, new: str) -> tuple[int, int]:

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from .hidden import EngineTexts, HiddenSecrets
-from .masked import HoldsSecret, Masked, without_placeholders
+from .masked import HoldsSecret, Masked, masked_in_slices, without_placeholders
 
-__all__ = ["EngineTexts", "HiddenSecrets", "HoldsSecret", "Masked", "without_placeholders"]
+__all__ = [
+    "EngineTexts",
+    "HiddenSecrets",
+    "HoldsSecret",
+    "Masked",
+    "masked_in_slices",
+    "without_placeholders",
+]

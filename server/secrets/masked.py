@@ -177,7 +177,8 @@ async def masked_in_slices(text: str, language: str) -> Masked:
         stop = line_stop(text, min(first + _SLICE_CHARS, len(text)))
         spans += [(first + start, first + end) for start, end in found(text[first:stop], is_config)]
         first = stop
-        await asyncio.sleep(0)
+        if first < len(text):
+            await asyncio.sleep(0)
     return Masked(text, language, spans)
 
 

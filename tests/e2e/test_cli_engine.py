@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 
 from keyturn.server.cli import main
 
-KEYTURN = [sys.executable, "-P", "-m", "keyturn.server"]
+from .commands import KEYTURN, run
+
 FIGURES = [
     "text",
     "model",
@@ -24,16 +24,6 @@ FIGURES = [
     "num_layers_run",
     "stop_reason",
 ]
-
-
-def run(*arguments: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*KEYTURN, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )
 
 
 @pytest.fixture

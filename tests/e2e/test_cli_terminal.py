@@ -6,14 +6,14 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-KEYTURN = [sys.executable, "-P", "-m", "keyturn.server"]
+from .commands import KEYTURN, run
+
 WAIT_S = 60
 TEXT = "def mean(values):\n    return sum(values) / len(values)\n\n\ndef spread(values):\n    "
 # Of the embedded model: several lines of code, whatever else.
@@ -61,16 +61,6 @@ def env(tmp_path_factory) -> dict[str, str]:
     return {"XDG_RUNTIME_DIR": str(tmp_path_factory.mktemp("run"))}
 
 
-def piped(*arguments: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*KEYTURN, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )
-
-
 def highlighted(shown: str) -> str:
     """Return what stands in the completion's style, line by line."""
     lines = [
@@ -87,7 +77,7 @@ def test_a_terminal_shows_in_place_what_a_pipe_gets(tmp_path, env, text) -> None
     path.write_text(text + "\n\n\nlast = 1\n")
     line = text.count("\n") + 1
     place = f"{path}:{line}:{len(text.split(chr(10))[-1])}"
-    done = piped("complete", place, **env)
+    done = run("complete", place, **env)
     assert (done.returncode, done.stderr) == (0, "")
     terminal = Terminal("complete", place, **env)
     try:
@@ -140,7 +130,7 @@ def test_watch_completes_again_and_ends_with_ctrl_c(tmp_path: Path, watch, tiny_
     second = json.loads(watch.stdout.readline())
     assert second["num_prompt_tokens"] > first["num_prompt_tokens"]
     assert second["num_reused_tokens"] > 0  # the cache followed the edit
-    again = piped("complete", f"{path}:3:7", *flags, "--max-tokens", "4", "--json", **env)
+    again = run("complete", f"{path}:3:7", *flags, "--max-tokens", "4", "--json", **env)
     assert json.loads(again.stdout)["text"] == second["text"]
     path.write_bytes(b"\xff")
     assert "is not UTF-8" in watch.stderr.readline()

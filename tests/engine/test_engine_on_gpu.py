@@ -1,10 +1,14 @@
 """On every device, in every dtype: edits against a full prefill, and a GPU against the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.generation.steps import common_length
 from keyturn.engine.replay.scoring import closeness
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 
@@ -18,6 +22,8 @@ PARAMS = CompletionParams(
 # in another order, bfloat16 rounds every activation.
 MOST_KL = {"float32": 1e-7, "bfloat16": 2e-2}
 SCORED = [5, 6, 7, 300]
+# Logits so close may change places in other company.
+CLOSE = {"float32": 1e-3, "bfloat16": 0.5}
 
 DEVICES = [
     "cpu",
@@ -80,6 +86,24 @@ def test_a_prefix_is_exact_whatever_the_number_of_rows_behind_it(device, dtype, 
         counts.add(session.prompt.take_counts().num_recomputed)
         assert most_kl(engine, session, model, cursor) <= MOST_KL[dtype]
     assert device == "cpu" or any(count > 1 and count % 32 == 1 for count in counts)
+
+
+@pytest.mark.parametrize("source", ["lookup", "exits"])
+@pytest.mark.parametrize("dtype", MOST_KL)
+@pytest.mark.parametrize("device", DEVICES)
+def test_drafts_change_a_token_only_for_one_as_likely(device, dtype, source, tiny_model):
+    engine = Engine(EngineConfig(device, dtype, 0, 1 << 28, 0, 256))
+    session = engine.open("d", TEXT, path="a.py", model=str(tiny_model), policy="turn")
+    session.drafts = DraftRecord(sources=frozenset({source}), exit_gain=float("inf"))
+    params = replace(PARAMS, max_tokens=24)
+    for cursor in (400, 500, 650, 700):
+        plain = session.complete(cursor, params, check).token_ids
+        made = session.complete(cursor, replace(params, depth="exact"), check).token_ids
+        if made != plain:
+            at = common_length(plain, made)
+            first, second = session.prompt.score([*plain[:at], 0], check)[-1].topk(2).values
+            assert first - second < CLOSE[dtype]
+    assert session.drafts.num_drafted > 0
 
 
 @pytest.mark.gpu

@@ -179,6 +179,7 @@ def test_openai_answer() -> None:
         ("stop", "stop", "word"),
         ("length", "length", "limit"),
         ("time", "length", "limit"),
+        ("low_confidence", "length", "limit"),
     ],
 )
 def test_why_a_completion_ended(reason, openai_says, llama_says) -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.server.http.text_edits import Fingerprint, applied, common_prefix, edits_between
+from keyturn.engine.wire.texts import common_prefix
+from keyturn.server.http.text_edits import Fingerprint, applied, edits_between
 
 FILE = "".join(
     f"def function_{number}(value):\n    return value + {number}\n" for number in range(99)

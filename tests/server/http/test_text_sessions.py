@@ -48,7 +48,10 @@ def run(address):
 
 
 async def texts_held(engine) -> dict[str, str]:
-    return (await engine.host_status())["texts"]
+    # An answer is sent before the worker notes what it has done.
+    while not (status := await engine.host_status())["is_idle"]:
+        await asyncio.sleep(0.01)
+    return status["texts"]
 
 
 def test_the_engine_holds_the_text_of_every_request(run) -> None:
