@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..engine import Engine
 from ..exits.controller import ExitPoint, ExitRule
+from ..model.config import ModelConfig
 from ..model.decoder import Check
 from ..prompt.growing_window import ColdLimit
 from ..session import Session
@@ -126,13 +127,14 @@ def calibrate(
     ]
     learnt = [each for each, is_back in zip(found, held_back, strict=True) if not is_back]
     tested = [each for each, is_back in zip(found, held_back, strict=True) if is_back]
+    of_head = _head_in_layers(decoder.config) * (1 - len(token_ids) / decoder.config.vocab_size)
     best: tuple[float, ExitPoint, float, float] | None = None
     for number, depth in enumerate(depths):
         point = fit_point(learnt, number, depth)
         probability, is_right = _tried(point, number, tested)
         point = replace(point, exit_at=least_sure(probability, is_right, risk, _DOUBT))
         leaves = probability >= point.exit_at
-        saved = float(leaves.mean()) * (num_layers - depth)
+        saved = float(leaves.mean()) * (num_layers - depth + of_head)
         if leaves.any() and (best is None or saved > best[0]):
             best = saved, point, float(leaves.mean()), float((leaves & ~is_right).mean())
     num_tokens = sum(len(each.tokens) for each in found)
@@ -162,6 +164,12 @@ def _commonest(engine: Engine, model: str, files: Sequence[tuple[str, str]]) -> 
     # Of tokens that do not occur the first: a vocabulary begins with the commonest.
     order = np.argsort(-counts, kind="stable")[:NUM_TOKENS]
     return torch.from_numpy(np.sort(order))
+
+
+def _head_in_layers(config: ModelConfig) -> float:
+    """Return how many layers have as many weights as the head."""
+    attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
+    return config.vocab_size / (attention + 3 * config.intermediate_size)
 
 
 def _opened(engine: Engine, model: str, places: Sequence[Place]) -> Iterator[tuple[Place, Session]]:
