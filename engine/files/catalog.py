@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..wire.errors import ModelNotFound
+from ..wire.errors import ModelLoadError, ModelNotFound
 from .hf_config import SUPPORTED
 
 EMBEDDED = "embedded"
@@ -20,6 +20,14 @@ EMBEDDED_FILE = Path(__file__).parents[1] / "embedded" / "keyturn-135m-q4_1.gguf
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model consists of; repositories often hold the same weights in other formats, too.
 _WANTED = ("*.json", "*.safetensors")
+# Weights as torch saves them. Reading them can run what somebody put in.
+_PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_PICKLE = (
+    "is a pickle, which may run any code when it is opened, and is never read; use the model's "
+    "safetensors or a .gguf file, or convert it where that code may do no harm: "
+    "huggingface.co/spaces/safetensors/convert"
+)
 
 
 def resolve(model: str, *, download: bool = False) -> Path:
@@ -31,6 +39,7 @@ def resolve(model: str, *, download: bool = False) -> Path:
 
     Raises:
         ModelNotFound: there is no such model here.
+        ModelLoadError: its weights are a pickle.
     """
     if model == EMBEDDED:
         if not EMBEDDED_FILE.is_file():
@@ -40,6 +49,8 @@ def resolve(model: str, *, download: bool = False) -> Path:
     if model and path.is_dir():
         return _in_folder(model, path)
     if model and path.is_file():
+        if _is_pickle(path):
+            raise ModelLoadError(f"model '{model}': {path.name} {_PICKLE}")
         return path
     if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
         raise ModelNotFound(
@@ -77,6 +88,14 @@ def on_disk() -> list[dict[str, Any]]:
     return found
 
 
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(_PICKLE_STARTS)
+    except OSError:
+        return False  # who reads the file says what is wrong with it
+
+
 def _entry(name: str, path: Path, parts: Iterable[Path]) -> dict[str, Any]:
     return {
         "name": name,
@@ -97,6 +116,9 @@ def _in_folder(model: str, folder: Path) -> Path:
         raise ModelNotFound(
             f"model '{model}': {folder} holds several .gguf files ({names}); give the path of one"
         )
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLE_ENDS)
+    if pickles and (folder / "config.json").is_file():
+        raise ModelLoadError(f"model '{model}': {folder / pickles[0]} {_PICKLE}")
     raise ModelNotFound(
         f"model '{model}': {folder} holds neither config.json with safetensors nor a .gguf file; "
         "fetch the model again or give another folder"

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ...kernels.weights.linear import Matrix
 from ..model.config import ModelConfig
+from ..model.kv_cache import KVCache
 from ..model.passes import refuse_unsupported
 from ..model.tensors import expected_shapes, gguf_name
 from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
-from ..wire.errors import ModelLoadError
+from ..wire.errors import EngineError, ModelLoadError, memory_error
 from . import gguf_config, hf_config
 from .gguf_file import GGUFFile
 from .tokenizer_files import gguf_tokenizer, hf_tokenizer
@@ -54,9 +55,17 @@ def load_model(path: Path, dtype: torch.dtype, progress: Progress | None = None)
     Raises:
         ModelLoadError: files are missing, damaged or of a kind that is not supported.
     """
-    if path.is_dir():
-        return _load_folder(path, dtype, progress)
-    return _load_gguf(path, dtype, progress)
+    try:
+        if path.is_dir():
+            return _load_folder(path, dtype, progress)
+        return _load_gguf(path, dtype, progress)
+    except EngineError:
+        raise
+    except Exception as error:  # a header can put any value anywhere: text for a number, a list
+        if memory_error(error) is not None:
+            raise
+        reason = f"{type(error).__name__}: {error!s:.200}".splitlines()[0]
+        raise ModelLoadError(f"{path} is malformed ({reason}); fetch it again") from error
 
 
 def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
@@ -65,6 +74,7 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
     refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
     wanted = _checked_shapes(path, config, found, gguf_name)
+    _try_rotary(config)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -88,6 +98,7 @@ def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> M
     places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
     wanted = _checked_shapes(path, config, found, str)
+    _try_rotary(config)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -118,6 +129,12 @@ def _open_shards(path: Path) -> list[Any]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelLoadError(f"{index} names no files; fetch the model again")
         names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelLoadError(
+                    f"{index} names {name!r:.80}, which is no safetensors file beside it; fetch "
+                    "the model again"
+                )
     shards = []
     for name in names:
         if not (path / name).is_file():
@@ -131,6 +148,11 @@ def _open_shards(path: Path) -> list[Any]:
                 f"{path / name} is damaged or incomplete ({error}); fetch it again"
             ) from None
     return shards
+
+
+def _try_rotary(config: ModelConfig) -> None:
+    """Raise whatever a cache's rotary table raises, now and not at the first document."""
+    KVCache(config, 1, torch.float32, torch.device("cpu"))
 
 
 def _checked_shapes(
