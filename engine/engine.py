@@ -10,6 +10,8 @@ import torch
 
 from ..kernels import dispatch
 from .files.catalog import resolve
+from .files.packed_cache import user_cache
+from .files.packing import Packing
 from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
@@ -17,7 +19,7 @@ from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
 from .session import Model, Session
-from .wire.config import QUANTS, EngineConfig
+from .wire.config import PACKED, QUANTS, EngineConfig
 from .wire.errors import BadRequest, OutOfMemory, memory_error
 
 # Rows beyond the window: what may be generated or scored there.
@@ -51,6 +53,7 @@ class Engine:
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self._kernels = dispatch.choose(self.device)
+        self._packing = Packing(config.quant, user_cache()) if config.quant in PACKED else None
         self._plane_bits = self._planes(config.quant)
         self._chunk_tokens = config.chunk_tokens
         if self.device.type == "cuda":
@@ -72,10 +75,12 @@ class Engine:
         """
         if model not in self._models:
             try:
-                files = load_model(resolve(model), self.dtype, progress)
-                tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
-                files.tensors.clear()
-                decoder = Decoder(files.config, tensors, self._plane_bits)
+                files = load_model(
+                    *(resolve(model), self.dtype, progress),
+                    packing=self._packing,
+                    device=self.device,
+                )
+                decoder = Decoder(files.config, files.tensors, self._plane_bits)
             except Exception as error:
                 if memory_error(error) is None:
                     raise
@@ -103,7 +108,7 @@ class Engine:
 
     def _planes(self, quant: str | None) -> int | None:
         """Return how many bit planes the layers' matrices are rounded to; None: not at all."""
-        if quant is None or quant == "none":
+        if quant is None or quant == "none" or quant in PACKED:
             return None
         if quant not in QUANTS:
             raise BadRequest(

@@ -281,7 +281,8 @@ def _add_quant_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         metavar="Q",
-        help="b2 to b8: round the model's matrices to so many bit planes; needs a GPU",
+        help="q4 or q8: round the model's matrices to 4 or 8 bits when it is loaded; b2 to b8: to "
+        "so many bit planes, on a GPU",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import EngineError, ModelLoadError, memory_error
 from . import gguf_config, hf_config
 from .gguf_file import GGUFFile
+from .packed_cache import key_of
+from .packing import Packing
 from .tokenizer_files import gguf_tokenizer, hf_tokenizer
 
 Progress = Callable[[str, int], None]
@@ -44,21 +46,41 @@ class ModelFiles:
     fim: FimTemplate | None
 
 
-def load_model(path: Path, dtype: torch.dtype, progress: Progress | None = None) -> ModelFiles:
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What is asked for beside the model; as for `load_model`."""
+
+    dtype: torch.dtype
+    progress: Progress | None
+    packing: Packing | None
+    device: torch.device
+
+
+def load_model(
+    path: Path,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    *,
+    packing: Packing | None = None,
+    device: torch.device | None = None,
+) -> ModelFiles:
     """Load a model.
+
+    One tensor after another goes to its device, so that no model is in memory twice.
 
     Args:
         path: a .gguf file, or a folder with `config.json`, `tokenizer.json` and safetensors.
         dtype: what the weights are converted to, tensor by tensor; matrices in blocks are not.
         progress: receives what is being done and the percentage.
+        packing: how matrices are rounded; None: not at all.
+        device: where the tensors go; None: the CPU.
 
     Raises:
         ModelLoadError: files are missing, damaged or of a kind that is not supported.
     """
+    how = _Load(dtype, progress, packing, device or torch.device("cpu"))
     try:
-        if path.is_dir():
-            return _load_folder(path, dtype, progress)
-        return _load_gguf(path, dtype, progress)
+        return _load_folder(path, how) if path.is_dir() else _load_gguf(path, how)
     except EngineError:
         raise
     except Exception as error:  # a header can put any value anywhere: text for a number, a list
@@ -68,7 +90,7 @@ def load_model(path: Path, dtype: torch.dtype, progress: Progress | None = None)
         raise ModelLoadError(f"{path} is malformed ({reason}); fetch it again") from error
 
 
-def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
+def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     file = GGUFFile(path)
     config = gguf_config.read_config(file)
     refuse_unsupported(config, path)
@@ -86,16 +108,16 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
 
     def read(name: str) -> Matrix:
         stored, order = gguf_name(name), gguf_config.row_order(config, name)
-        return file.blocks(stored, order) or file.tensor(stored, dtype, order)
+        return file.blocks(stored, order) or file.tensor(stored, how.dtype, order)
 
-    return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
+    return ModelFiles(config, _tensors([path], wanted, read, how), tokenizer, fim)
 
 
-def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
+def _load_folder(path: Path, how: _Load) -> ModelFiles:
     config = hf_config.read_config(path / "config.json")
     refuse_unsupported(config, path)
     shards = _open_shards(path)
-    places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
+    places = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
     wanted = _checked_shapes(path, config, found, str)
     _try_rotary(config)
@@ -114,12 +136,13 @@ def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> M
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
                 "or a .gguf file"
             )
-        return tensor.to(dtype, copy=True)  # not a view of the mapped file
+        # Not a view of the mapped file, unless it is going to be rounded.
+        return tensor.to(how.dtype, copy=how.packing is None)
 
-    return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
+    return ModelFiles(config, _tensors(list(shards), wanted, read, how), tokenizer, fim)
 
 
-def _open_shards(path: Path) -> list[Any]:
+def _open_shards(path: Path) -> dict[Path, Any]:
     """Open a folder's safetensors; only headers are read."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.exists() or not index.exists():
@@ -135,14 +158,14 @@ def _open_shards(path: Path) -> list[Any]:
                     f"{index} names {name!r:.80}, which is no safetensors file beside it; fetch "
                     "the model again"
                 )
-    shards = []
+    shards: dict[Path, Any] = {}
     for name in names:
         if not (path / name).is_file():
             raise ModelLoadError(
                 f"{path} has no {name}; fetch the model again (weights as safetensors)"
             )
         try:
-            shards.append(safe_open(path / name, framework="pt"))
+            shards[path / name] = safe_open(path / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(
                 f"{path / name} is damaged or incomplete ({error}); fetch it again"
@@ -160,8 +183,8 @@ def _checked_shapes(
     config: ModelConfig,
     found: dict[str, tuple[int, ...]],
     stored_name: Callable[[str], str],
-) -> Iterable[str]:
-    """Return the names of the tensors to read, after checking that all are there as expected."""
+) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of the tensors to read, after checking that all are as expected."""
     if config.num_layers > len(found):  # before as many names are made up
         raise ModelLoadError(
             f"{path} holds {len(found)} tensors for {config.num_layers} layers; fetch it again"
@@ -187,16 +210,56 @@ def _checked_shapes(
     return wanted
 
 
-def _read_all(
-    names: Iterable[str], read: Callable[[str], Matrix], progress: Progress | None
+def _tensors(
+    files: list[Path],
+    wanted: dict[str, tuple[int, ...]],
+    read: Callable[[str], Matrix],
+    how: _Load,
 ) -> dict[str, Matrix]:
-    tensors: dict[str, Matrix] = {}
+    """Return the tensors on their device, rounded if asked for and then, if they can be, mapped.
+
+    Args:
+        files: that they are in.
+        wanted: name to shape.
+        read: returns one of them by its name; it may be a view of its file.
+        how: what is asked for.
+    """
+    packing = how.packing
+    if packing is not None and packing.cache is not None:
+        cache = packing.cache
+        key = key_of(files, packing.quant, str(how.dtype))
+        found = cache.load(key, wanted)
+        if found is None and cache.keep(key, _each(wanted, read, how)):
+            found = cache.load(key, wanted)
+        if found is not None:
+            if how.progress is not None:
+                how.progress("reading weights", 100)
+            return {name: found.pop(name).to(how.device) for name in wanted}
+    return dict(_each(wanted, read, how))
+
+
+def _each(
+    names: Iterable[str], read: Callable[[str], Matrix], how: _Load
+) -> Iterator[tuple[str, Matrix]]:
+    """Yield name and tensor, one after another, rounded if asked for."""
     names, percent = list(names), -1
+    what = "reading weights" if how.packing is None else "packing weights"
     for number, name in enumerate(names):
-        if progress is not None and number * 100 // len(names) > percent:
+        if how.progress is not None and number * 100 // len(names) > percent:
             percent = number * 100 // len(names)
-            progress("reading weights", percent)
-        tensors[name] = read(name)
-    if progress is not None:
-        progress("reading weights", 100)
-    return tensors
+            how.progress(what, percent)
+        tensor = read(name).to(how.device)
+        yield name, tensor if how.packing is None else _packed(how.packing, name, tensor)
+    if how.progress is not None:
+        how.progress(what, 100)
+
+
+def _packed(packing: Packing, name: str, tensor: Matrix) -> Matrix:
+    try:
+        packed = packing.packed(name, tensor)
+    except ValueError as error:
+        raise ModelLoadError(
+            f"tensor '{name}' holds {error}; use another model, or leave quant out"
+        ) from None
+    # What is left as it is must not stay a view of its file.
+    return tensor.clone() if isinstance(tensor, Tensor) and packed is tensor else packed
