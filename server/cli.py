@@ -97,10 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_flags(doctor)
     models = commands.add_parser(
         "models",
-        help="list model families and what is on this disk",
-        description="List the model families that can be used, and the models on this disk.",
+        help="list models, what is on this disk and what suits this machine; fetch one",
+        description="List published models with their memory here, which of them suits this "
+        "machine, and the models on this disk; or fetch one into the Hugging Face cache.",
+        epilog="HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean to Hugging Face's own tools.",
     )
     models.add_argument("--json", action="store_true", help="one JSON object")
+    models.add_argument(
+        "--download",
+        metavar="NAME",
+        help="fetch owner/name, or owner/name/file.gguf; goes on where it stopped, and checks sums",
+    )
     completion = commands.add_parser(
         "completion",
         help="print a script that completes this command in a shell",

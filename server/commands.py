@@ -268,9 +268,16 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def models(arguments: argparse.Namespace) -> int:
-    """Print known model families and what is on this disk."""
-    from .doctor import list_models, models_report
+    """Print known models and what is on this disk; or fetch one."""
+    from .model_list import download, list_models, models_report
 
+    if arguments.download is not None:
+        path = download(arguments.download)
+        name = arguments.download
+        print_text(
+            json.dumps({"name": name, "path": path}) + "\n" if arguments.json else path + "\n"
+        )
+        return 0
     found = list_models()
     print_text(json.dumps(found, indent=2) + "\n" if arguments.json else models_report(found))
     return 0
@@ -372,7 +379,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     threads, seed = getattr(arguments, "threads", None), getattr(arguments, "seed", None)
     settings = with_values(COMMAND_LINE, **given, num_threads=threads, seed=seed)
     if getattr(arguments, "download", False):
-        resolve(settings.model, download=True)
+        from .model_list import DownloadShown
+
+        shown = DownloadShown()
+        resolve(settings.model, download=True, progress=shown.note)
+        shown.end()
     return settings
 
 
