@@ -217,7 +217,7 @@ def _parts(bench: Bench, decoder: Decoder, cache: KVCache) -> dict[str, float]:
         rows = CacheRows(
             unrotated, keys, values, slot, slot, table.cos, table.sin, table.interleaved
         )
-        product(hidden, layer.qkv, Fusion(layer.attention_norm, eps, cache=rows))
+        product(hidden, layer.qkv, Fusion(layer.attention_norm.weight, eps, cache=rows))
 
     calls: dict[str, Callable[[Any, int], object]] = {
         "qkv": qkv,
@@ -225,8 +225,10 @@ def _parts(bench: Bench, decoder: Decoder, cache: KVCache) -> dict[str, float]:
             queries, cache._keys[n], cache._values[n], used
         ),
         "output": lambda one, _: product(queries.view(1, -1), one.output, Fusion(residual=hidden)),
-        "gate_up": lambda one, _: product(hidden, one.gate_up, Fusion(one.mlp_norm, eps, True)),
-        "down": lambda one, _: product(gated, one.down, Fusion(residual=hidden)),
+        "gate_up": lambda one, _: product(
+            hidden, one.mlp.gate_up, Fusion(one.mlp_norm.weight, eps, True)
+        ),
+        "down": lambda one, _: product(gated, one.mlp.down, Fusion(residual=hidden)),
     }
 
     def over_layers(call: Callable[[Any, int], object]) -> Callable[[], None]:
@@ -239,7 +241,7 @@ def _parts(bench: Bench, decoder: Decoder, cache: KVCache) -> dict[str, float]:
     runs = {name: captured(over_layers(call), device) for name, call in calls.items()}
     found = _times_us(bench, runs, config.num_layers)
     head: Any = decoder.stack.head
-    fusion = Fusion(decoder.stack.norm, eps)
+    fusion = Fusion(decoder.stack.norm.weight, eps)
 
     def last() -> None:
         kernels.fused_linear(hidden, head.weight, head.bias, fusion, out_dtype=torch.float32)

@@ -80,17 +80,18 @@ class Engine:
                     packing=self._packing,
                     device=self.device,
                 )
-                decoder = Decoder(files.config, files.tensors, self._plane_bits)
+                most = self._most_rows(files.config)
+                spare = min(_SPARE_TOKENS, most // 2)
+                own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
+                window = min(self.config.window_tokens or own, most - spare)
+                config = files.config.within(window + spare)
+                decoder = Decoder(config, files.tensors, self._plane_bits)
             except Exception as error:
-                if memory_error(error) is None:
+                if memory_error(error) is None or isinstance(error, OutOfMemory):
                     raise
                 raise OutOfMemory(
                     f"no memory to load model '{model}'; use a smaller one or dtype=bfloat16"
                 ) from None
-            most = self._most_rows(files.config)
-            spare = min(_SPARE_TOKENS, most // 2)
-            own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
-            window = min(self.config.window_tokens or own, most - spare)
             self._models[model] = Model(
                 name=model,
                 decoder=decoder,

@@ -17,7 +17,7 @@ def list_models() -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..engine.files.known_models import listed, this_machine
-    from ..engine.prompt.fim import FAMILIES
+    from ..engine.prompt.fim_families import FAMILIES
 
     here, machine = on_disk(), this_machine()
     return {
@@ -26,6 +26,7 @@ def list_models() -> dict[str, Any]:
         "families": [
             {"name": family.name, "layouts": list(family.layouts), "example": family.example}
             for family in FAMILIES
+            if family.example
         ],
         "on_disk": here,
     }

@@ -24,11 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from keyturn.engine.files.catalog import EMBEDDED, resolve
-from keyturn.engine.files.gguf_config import read_config, row_order
+from keyturn.engine.files.gguf_config import read_config
 from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.stored import in_gguf
 from keyturn.engine.files.weights import load_model as load_files
 from keyturn.engine.model.config import ModelConfig
-from keyturn.engine.model.tensors import gguf_name
 from keyturn.kernels.weights.linear import values_of
 
 from .data.layouts import END, FILE_SEP, template
@@ -59,12 +59,13 @@ def write_gguf(base: Path, model: Model, out: Path, name: str) -> None:
     _write_config(writer, config)
     _write_tokenizer(writer, file)
     for full, weight in tqdm(named(model).items(), "quantizing", unit=" tensors"):
+        place = in_gguf(config, full).name
         if weight.dim() == 1:
-            writer.add_tensor(gguf_name(full), weight.float().numpy())
+            writer.add_tensor(place, weight.float().numpy())
         else:
             blocks = quantize(stored(config, full, weight), GGMLQuantizationType.Q4_1)
             kind = GGMLQuantizationType.Q4_1
-            writer.add_tensor(gguf_name(full), blocks, raw_dtype=kind)
+            writer.add_tensor(place, blocks, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -74,7 +75,7 @@ def write_gguf(base: Path, model: Model, out: Path, name: str) -> None:
 
 def stored(config: ModelConfig, name: str, weight: Tensor) -> np.ndarray:
     """Return a matrix with its rows in the order of the file."""
-    values, order = weight.float().numpy(), row_order(config, name)
+    values, order = weight.float().numpy(), in_gguf(config, name).order
     return np.ascontiguousarray(values if order is None else values[np.argsort(order)])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.mlp import DenseMlp
 from keyturn.engine.model.tensors import expected_shapes
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
 from keyturn.kernels.weights.packed import QuantWeight
@@ -111,11 +112,13 @@ def full_cache(decoder: Decoder, context: int) -> KVCache:
 
 def num_weight_bytes(decoder: Decoder) -> int:
     """Return what a step reads of the weights: projections, head, norms."""
-    total = decoder.stack.norm.nbytes
+    total = decoder.stack.norm.weight.nbytes
     linears: list[Any] = [decoder.stack.head]
     for layer in decoder.stack.layers:
-        linears += [layer.qkv, layer.output, layer.gate_up, layer.down]
-        total += layer.attention_norm.nbytes + layer.mlp_norm.nbytes
+        mlp, norms = layer.mlp, (layer.attention_norm, layer.mlp_norm)
+        assert isinstance(mlp, DenseMlp)
+        linears += [layer.qkv, layer.output, mlp.gate_up, mlp.down]
+        total += sum(norm.weight.nbytes for norm in norms if norm is not None)
     for linear in linears:
         weight = linear.weight
         total += weight.num_bytes if isinstance(weight, QuantWeight) else weight.nbytes

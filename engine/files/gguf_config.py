@@ -8,37 +8,26 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
-from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, Rope
 from ..tokens import pre_tokenizers
 from ..wire.errors import ModelLoadError
+from .architectures import GGUF_ARCHITECTURES, INSTEAD, refusal
 from .gguf_file import GGUFFile
 from .hf_config import check_config
 
-# Of the architectures that the file format knows, those that are one decoder with other sizes.
-SUPPORTED = ("llama", "qwen2")
+SUPPORTED = tuple(GGUF_ARCHITECTURES)
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _CONTROL, _USER_DEFINED = 3, 4  # token types: special, and text that is never split
-
-
-def row_order(config: ModelConfig, name: str) -> NDArray[np.int64] | None:
-    """Return where a tensor's rows lie in the file, None where they lie as they should.
-
-    llama.cpp rotates neighbouring dimensions in this one architecture, and so its converter
-    interleaves the two halves of each head's query and key rows.
-
-    Args:
-        config: the model's shape.
-        name: a Hugging Face name.
-    """
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-    if config.family != "llama" or heads is None:
-        return None
-    rows = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
-    return rows.swapaxes(1, 2).ravel()
+# What llama.cpp knows of an architecture and writes down nowhere. Layers of which the last one sees
+# everything; the base of those that slide; layers of which the last one is not rotated; the number
+# of layers of the one size whose scores are divided by the root of hidden size / heads.
+_PERIODS = {"gemma2": 2, "gemma3": 6}
+_LOCAL_THETAS = {"gemma3": 10_000.0}
+_ROTATED_PERIODS = {"smollm3": 4}
+_LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
 def read_config(file: GGUFFile) -> ModelConfig:
@@ -48,11 +37,9 @@ def read_config(file: GGUFFile) -> ModelConfig:
         ModelLoadError: it is incomplete, or of an architecture or variant that is not supported.
     """
     family = file.metadata.get("general.architecture")
-    if family not in SUPPORTED:
-        raise ModelLoadError(
-            f"{file.path}: architecture {family!r} is not supported; use one of "
-            f"{', '.join(SUPPORTED)}"
-        )
+    one = GGUF_ARCHITECTURES.get(family) if isinstance(family, str) else None
+    if one is None:
+        raise ModelLoadError(f"{file.path}: architecture {refusal(family)}")
     if file.metadata.get(f"{family}.expert_count"):
         raise ModelLoadError(f"{file.path}: mixtures of experts are not supported; use another")
     embedding = file.tensors.get("token_embd.weight")
@@ -71,16 +58,35 @@ def read_config(file: GGUFFile) -> ModelConfig:
             )
         return found
 
+    def factor(key: str) -> float | None:
+        return float(value(key)) if f"{family}.{key}" in file.metadata else None
+
+    def has(name: str) -> bool:
+        return f"blk.0.{name}" in file.tensors
+
     hidden, heads = value("embedding_length"), value("attention.head_count")
     head_dim = value("attention.key_length", hidden // heads if heads else 0)
     norm, epsilon = "rms", "attention.layer_norm_rms_epsilon"
     if f"{family}.{epsilon}" not in file.metadata:
         if f"{family}.attention.layer_norm_epsilon" in file.metadata:
             norm, epsilon = "layer", "attention.layer_norm_epsilon"
-    window = value("attention.sliding_window", 0)
+    if has("attn_q_norm.weight") and not one.qk_norm:
+        raise ModelLoadError(
+            f"{file.path}: a {family!r} with normed queries and keys is not supported; {INSTEAD}"
+        )
+    num_layers = value("block_count")
+    scale = factor("attention.scale")
+    if num_layers == _LARGEST.get(one.gguf) and heads:
+        scale = (hidden // heads) ** -0.5
+    rope = Rope(
+        float(value("rope.freq_base", 10000.0)),
+        value("rope.dimension_count", head_dim),
+        _rope_scaling(file, one.gguf),
+    )
+    slides = _slides(file, one.gguf, value("attention.sliding_window", 0), value("context_length"))
     config = ModelConfig(
-        family=family,
-        num_layers=value("block_count"),
+        family=one.gguf,
+        num_layers=num_layers,
         hidden_size=hidden,
         intermediate_size=value("feed_forward_length"),
         num_heads=heads,
@@ -89,30 +95,69 @@ def read_config(file: GGUFFile) -> ModelConfig:
         vocab_size=embedding.shape[0],
         max_positions=value("context_length"),
         norm_eps=float(value(epsilon)),
-        rope_theta=float(value("rope.freq_base", 10000.0)),
-        rotary_dim=value("rope.dimension_count", head_dim),
+        rope_theta=rope.theta,
+        rotary_dim=rope.rotary_dim,
         rope_interleaved=False,
-        rope_scaling=_rope_scaling(file, family),
+        rope_scaling=rope.scaling,
         tied_embeddings="output.weight" not in file.tensors,
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
-        output_bias="blk.0.attn_output.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        attention_bias=has("attn_q.bias"),
+        output_bias=has("attn_output.bias"),
+        mlp_bias=has("ffn_up.bias"),
         norm=norm,
-        norm_bias="blk.0.attn_norm.bias" in file.tensors,
-        activation="silu",  # what these architectures mean; files do not say it
-        is_gated=True,
-        is_parallel=bool(file.metadata.get(f"{family}.use_parallel_residual")),
-        qk_norm="blk.0.attn_q_norm.weight" in file.tensors,
-        sliding_windows=(window,) if 0 < window < value("context_length") else (),
-        rope_thetas=(),
+        norm_bias=has("attn_norm.bias"),
+        activation=one.activation,  # what the architecture means; files do not say it
+        is_gated=one.is_gated,
+        is_parallel=one.is_parallel or bool(file.metadata.get(f"{family}.use_parallel_residual")),
+        qk_norm=one.qk_norm,
+        post_norms=one.post_norms,
+        score_cap=factor("attn_logit_softcapping"),
+        sliding_windows=tuple(
+            value("attention.sliding_window") if each else None for each in slides
+        ),
+        ropes=_ropes(one.gguf, rope, factor("rope.freq_base_swa"), slides),
+        head_bias="output.bias" in file.tensors,
+        embedding_multiplier=(
+            math.sqrt(hidden) if one.embeds_by_root else factor("embedding_scale") or 1.0
+        ),
+        logit_cap=factor("final_logit_softcapping"),
+        attention_multiplier=scale,
+        residual_multiplier=factor("residual_scale") or 1.0,
+        logit_multiplier=1.0 / (factor("logit_scale") or 1.0),
     )
     check_config(file.path, config)
-    if config.rotary_dim != config.head_dim:
+    if one.is_permuted and config.rotary_dim != config.head_dim:
         raise ModelLoadError(
             f"{file.path}: partial rotation ({config.rotary_dim} of {config.head_dim}) is not "
-            "supported in GGUF; use the model's safetensors"
+            f"supported in GGUF of {family!r}; use the model's safetensors"
         )
     return config
+
+
+def _slides(file: GGUFFile, family: str, window: int, context: int) -> tuple[bool, ...]:
+    """Return which layers slide, over and over again; () if none does."""
+    if not 0 < window < context:
+        return ()
+    pattern = file.metadata.get(f"{family}.attention.sliding_window_pattern", _PERIODS.get(family))
+    if pattern is None:
+        return (True,)
+    if isinstance(pattern, np.ndarray) and pattern.size:
+        return tuple(bool(each) for each in pattern.tolist())
+    if not isinstance(pattern, int) or not 0 < pattern < 1000:
+        raise file.damaged(f"a pattern of sliding windows of {pattern!r:.80}")
+    return (*[True] * (pattern - 1), False)
+
+
+def _ropes(
+    family: str, rope: Rope, local_theta: float | None, slides: tuple[bool, ...]
+) -> tuple[Rope | None, ...]:
+    """Return how layers are rotated, over and over again; () where all are alike."""
+    theta = local_theta or _LOCAL_THETAS.get(family)
+    if slides and theta is not None:
+        local = Rope(theta, rope.rotary_dim)
+        return tuple(local if each else rope for each in slides)
+    if family in _ROTATED_PERIODS:
+        return (*[rope] * (_ROTATED_PERIODS[family] - 1), None)
+    return ()
 
 
 def _rope_scaling(file: GGUFFile, family: str) -> dict[str, Any] | None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from ..model.config import ModelConfig
+from ..model.config import GELU, GELU_TANH, Experts, ModelConfig, Rope
 from ..wire.errors import ModelLoadError
+from .architectures import ARCHITECTURES, INSTEAD, REFUSED, refusal
+from .hf_layers import ropes, sliding_windows
 
-SUPPORTED = ("llama", "mistral", "qwen2")
+SUPPORTED = tuple(ARCHITECTURES)
 
-# How configs spell what a layer of these families as a rule is not.
 _LAYER_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 _PARALLEL = ("parallel_attn", "use_parallel_residual", "parallel_residual")
 _QK_NORM = ("qk_layernorm", "use_qk_norm", "qk_norm")
+# Families without a bias of the output projection where queries, keys and values have one.
+_NO_OUTPUT_BIAS = ("mistral", "qwen2", "stablelm")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,150 +44,180 @@ def read_config(path: Path) -> ModelConfig:
     """
     given = read_json(path)
     family = given.get("model_type")
-    if family not in SUPPORTED:
-        raise ModelLoadError(
-            f"{path}: model type {family!r} is not supported; use one of {', '.join(SUPPORTED)}"
-        )
+    if family not in ARCHITECTURES:
+        raise ModelLoadError(f"{path}: model type {refusal(family)}")
     _refuse_variants(path, given)
-    rope = _rope(path, given)
     try:
-        heads, hidden = given["num_attention_heads"], given["hidden_size"]
-        head_dim = given.get("head_dim") or hidden // heads
-        has_bias = family == "qwen2" or bool(given.get("attention_bias"))
-        config = ModelConfig(
-            family=family,
-            num_layers=given["num_hidden_layers"],
-            hidden_size=hidden,
-            intermediate_size=given["intermediate_size"],
-            num_heads=heads,
-            num_kv_heads=given.get("num_key_value_heads") or heads,
-            head_dim=head_dim,
-            vocab_size=given["vocab_size"],
-            max_positions=given.get("max_position_embeddings", 2048),
-            norm_eps=_norm_eps(given),
-            rope_theta=float(rope.pop("rope_theta")),
-            rotary_dim=int(head_dim * rope.pop("partial_rotary_factor")),
-            rope_interleaved=False,
-            rope_scaling=rope or None,
-            tied_embeddings=bool(given.get("tie_word_embeddings", False)),
-            attention_bias=has_bias,
-            output_bias=family == "llama" and has_bias,
-            mlp_bias=bool(given.get("mlp_bias")),
-            **_block(given),
-        )
+        config = _config(path, given)
     except KeyError as missing:
         raise ModelLoadError(f"{path} lacks {missing}; fetch the model again") from None
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelLoadError(f"{path} is malformed ({error}); fetch the model again") from None
     check_config(path, config)
     return config
 
 
+def _config(path: Path, given: dict[str, Any]) -> ModelConfig:
+    family = given["model_type"]
+    one = ARCHITECTURES[family]
+    heads, hidden = given["num_attention_heads"], given["hidden_size"]
+    head_dim = given.get("head_dim") or hidden // heads
+    by_layer = ropes(path, given, head_dim)
+    rope = next((each for each in by_layer if each is not None), Rope(10000.0, head_dim))
+    all_biases = family == "phi" or bool(given.get("use_bias", family == "starcoder2"))
+    has_bias = all_biases or family == "qwen2"
+    has_bias = has_bias or bool(given.get("attention_bias") or given.get("use_qkv_bias"))
+    inner = "shared_intermediate_size" if family == "granitemoehybrid" else "intermediate_size"
+    return ModelConfig(
+        family=family,
+        num_layers=given["num_hidden_layers"],
+        hidden_size=hidden,
+        intermediate_size=given[inner],
+        num_heads=heads,
+        num_kv_heads=given.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        vocab_size=given["vocab_size"],
+        max_positions=given.get("max_position_embeddings", 2048),
+        norm_eps=_norm_eps(given),
+        rope_theta=rope.theta,
+        rotary_dim=rope.rotary_dim,
+        rope_interleaved=False,
+        rope_scaling=rope.scaling,
+        tied_embeddings=bool(given.get("tie_word_embeddings", one.ties)),
+        attention_bias=has_bias,
+        output_bias=has_bias and family not in _NO_OUTPUT_BIAS,
+        mlp_bias=all_biases or bool(given.get("mlp_bias")),
+        # What configs, or ones made from theirs, say against the architecture is believed.
+        norm="layer" if _epsilon_name(given) in _LAYER_NORM_EPS else one.norm,
+        norm_bias=one.norm_bias or bool(given.get("norm_bias")),
+        activation=_activation(given, one.activation),
+        is_gated=one.is_gated,
+        is_parallel=one.is_parallel or any(given.get(name) for name in _PARALLEL),
+        qk_norm=one.qk_norm,
+        post_norms=one.post_norms,
+        experts=_experts(given),
+        score_cap=_number(given.get("attn_logit_softcapping")),
+        sliding_windows=sliding_windows(given),
+        ropes=by_layer if any(each != rope for each in by_layer) else (),
+        head_bias=family == "phi",
+        embedding_multiplier=_embedding_multiplier(given, one.embeds_by_root),
+        logit_cap=_number(given.get("final_logit_softcapping")),
+        attention_multiplier=_attention_multiplier(given),
+        residual_multiplier=_number(given.get("residual_multiplier")) or 1.0,
+        logit_multiplier=1.0 / (_number(given.get("logits_scaling")) or 1.0),
+    )
+
+
 def check_config(path: Path, config: ModelConfig) -> None:
     """Raise ModelLoadError if a size is no positive whole number or sizes do not fit together."""
-    for name in (
-        "num_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "vocab_size",
-        "max_positions",
-        "rotary_dim",
-    ):
-        value = getattr(config, name)
+    sizes = (
+        *("num_layers", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads"),
+        *("head_dim", "vocab_size", "max_positions", "rotary_dim"),
+    )
+    checked = [(name, getattr(config, name)) for name in sizes]
+    checked += [("rotary_dim", rope.rotary_dim) for rope in config.ropes if rope is not None]
+    checked += [("sliding_window", each) for each in config.sliding_windows if each is not None]
+    if config.experts is not None:
+        experts = config.experts
+        checked += [("num_experts", experts.num), ("moe_intermediate_size", experts.inner)]
+        checked += [("num_experts_per_tok", experts.num_used)]
+    for name, value in checked:
         if type(value) is not int or not 0 < value < 1 << 31:
             raise ModelLoadError(f"{path}: {name} is {value!r}; fetch the model again")
-    for name in ("norm_eps", "rope_theta"):
-        value = getattr(config, name)
-        if not isinstance(value, float) or not 0 < value < 1e15:
+    factors = (
+        *("norm_eps", "rope_theta", "embedding_multiplier", "residual_multiplier"),
+        *("logit_multiplier", "attention_multiplier", "score_cap", "logit_cap"),
+    )
+    numbers = [(name, getattr(config, name)) for name in factors]
+    numbers += [("rope_theta", rope.theta) for rope in config.ropes if rope is not None]
+    for name, value in numbers:
+        if value is not None and not (isinstance(value, float) and 0 < value < 1e15):
             raise ModelLoadError(f"{path}: {name} is {value!r}; fetch the model again")
     if config.num_heads % config.num_kv_heads:
         raise ModelLoadError(
             f"{path}: {config.num_heads} heads do not share {config.num_kv_heads} key-value heads; "
             "fetch the model again"
         )
-    if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
+    dims = [config.rotary_dim, *(rope.rotary_dim for rope in config.ropes if rope is not None)]
+    if any(dim % 2 or dim > config.head_dim for dim in dims):
         raise ModelLoadError(
             f"{path}: {config.rotary_dim} of {config.head_dim} dimensions cannot be rotated; "
+            "fetch the model again"
+        )
+    if config.experts is not None and config.experts.num_used > config.experts.num:
+        raise ModelLoadError(
+            f"{path}: {config.experts.num_used} of {config.experts.num} experts are used; "
             "fetch the model again"
         )
 
 
 def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
+    family = given["model_type"]
     if given.get("quantization_config"):
         raise ModelLoadError(
             f"{path}: the weights are quantised for another runtime; use the model's original "
             "weights or a .gguf file"
         )
+    kinds = given.get("layer_types") or given.get("layers_block_type") or []
+    if any(kind in ("mamba", "linear_attention") for kind in kinds):
+        raise ModelLoadError(f"{path}: {family!r} {REFUSED['granitehybrid']}; {INSTEAD}")
+    if family == "granitemoehybrid" and (not kinds or given.get("num_local_experts")):
+        raise ModelLoadError(
+            f"{path}: mixtures of experts of {family!r} are not supported; {INSTEAD}"
+        )
+    if not ARCHITECTURES[family].qk_norm and any(given.get(name) for name in _QK_NORM):
+        raise ModelLoadError(
+            f"{path}: a {family!r} with normed queries and keys is not supported; {INSTEAD}"
+        )
+    if given.get("use_bidirectional_attention"):
+        raise ModelLoadError(
+            f"{path}: rows see what comes after them, so that nothing can be generated; {INSTEAD}"
+        )
+    if "dense" in (given.get("mlp_layer_types") or ()):
+        raise ModelLoadError(
+            f"{path}: layers with experts beside layers without are not supported; {INSTEAD}"
+        )
+
+
+def _epsilon_name(given: dict[str, Any]) -> str:
+    names = ("rms_norm_eps", *_LAYER_NORM_EPS)
+    return next((name for name in names if given.get(name) is not None), names[0])
 
 
 def _norm_eps(given: dict[str, Any]) -> Any:  # noqa: ANN401 - checked with the other values
-    names = ("rms_norm_eps", *_LAYER_NORM_EPS)
-    return next((given[name] for name in names if given.get(name) is not None), 1e-6)
+    return given.get(_epsilon_name(given), 1e-6)
 
 
-def _block(given: dict[str, Any]) -> dict[str, Any]:
-    """Return what the config says of a layer, whether any pass computes it or not.
-
-    These families are RMSNorm, silu and a gate, one after another; what their configs, or ones
-    made from theirs, say against it is believed.
-    """
-    names = ("rms_norm_eps", *_LAYER_NORM_EPS)
-    epsilon = next((name for name in names if given.get(name) is not None), names[0])
-    return {
-        "norm": "rms" if epsilon == names[0] else "layer",
-        "norm_bias": bool(given.get("norm_bias")),
-        "activation": str(given.get("hidden_act", "silu")),
-        "is_gated": True,
-        "is_parallel": any(given.get(name) for name in _PARALLEL),
-        "qk_norm": any(given.get(name) for name in _QK_NORM),
-        "sliding_windows": _sliding_windows(given),
-        "rope_thetas": (),
-    }
+def _activation(given: dict[str, Any], default: str) -> str:
+    named = given.get("hidden_activation") or given.get("hidden_act") or default
+    # Gemma's first configs say "gelu" and mean its approximation.
+    is_gemma = given["model_type"].startswith("gemma")
+    return GELU_TANH if is_gemma and named == GELU else str(named)
 
 
-def _sliding_windows(given: dict[str, Any]) -> tuple[int | None, ...]:
-    """Return the layers' windows, () if none is shorter than the model's context."""
-    window = given.get("sliding_window")
-    slides = given["model_type"] == "mistral" or given.get("use_sliding_window")
-    kinds = given.get("layer_types")
-    if isinstance(kinds, list):  # transformers 5 says it of every layer
-        slides = "sliding_attention" in kinds
-    if not slides or window is None or window >= given.get("max_position_embeddings", 2048):
-        return ()
-    if not isinstance(kinds, list):
-        return (window,)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+def _experts(given: dict[str, Any]) -> Experts | None:
+    if given["model_type"] != "mellum":
+        return None
+    return Experts(
+        num=given.get("num_local_experts") or given.get("num_experts", 64),
+        num_used=given.get("num_experts_per_tok", 8),
+        inner=given["moe_intermediate_size"],
+        normalises=bool(given.get("norm_topk_prob", True)),
+    )
 
 
-def _rope(path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary parameters as transformers 5 writes them, the base always among them."""
-    parameters = given.get("rope_parameters") or {}
-    scaling = given.get("rope_scaling") or {}
-    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
-        raise ModelLoadError(
-            f"{path}: rotary parameters {parameters or scaling!r} are no object; "
-            "fetch the model again"
-        )
-    rope = {
-        "rope_theta": given.get("rope_theta", 10000.0),
-        "partial_rotary_factor": given.get("partial_rotary_factor", 1.0),
-        **scaling,
-        **parameters,
-    }
-    kind = rope.pop("type", "default")
-    kind = rope.setdefault("rope_type", kind)
-    if kind == "default":
-        del rope["rope_type"]
-        return {key: rope[key] for key in ("rope_theta", "partial_rotary_factor")}
-    factor = rope.get("factor", 1.0)
-    if not isinstance(factor, int | float) or not 0 < factor < 1e6:
-        raise ModelLoadError(
-            f"{path}: a rotary scaling factor of {factor!r}; fetch the model again"
-        )
-    trained = given.get("original_max_position_embeddings")
-    if trained is not None:
-        rope.setdefault("original_max_position_embeddings", trained)
-    return rope
+def _embedding_multiplier(given: dict[str, Any], by_root: bool) -> float:
+    if by_root:
+        return math.sqrt(given["hidden_size"])
+    return _number(given.get("embedding_multiplier")) or 1.0
+
+
+def _attention_multiplier(given: dict[str, Any]) -> float | None:
+    if given["model_type"].startswith("granite"):
+        return _number(given.get("attention_multiplier")) or 1.0
+    scalar = _number(given.get("query_pre_attn_scalar"))
+    return None if scalar is None else scalar**-0.5
+
+
+def _number(value: Any) -> float | None:  # noqa: ANN401
+    return None if value is None else float(value)

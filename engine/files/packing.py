@@ -10,7 +10,9 @@ from ...kernels.weights.rounding import to_blocks
 from ..model.tensors import EMBEDDING, HEAD, PROJECTIONS
 from .packed_cache import PackedCache
 
-_OF_LAYERS = tuple(f".{part.name}.weight" for parts in PROJECTIONS.values() for part in parts)
+_OF_LAYERS = tuple(
+    f".{part.name.rpartition('.')[2]}.weight" for parts in PROJECTIONS.values() for part in parts
+)
 # Q4_1 follows a block's minimum and its maximum, Q4_0 only the larger of them. The embedding, and a
 # head above all, lose more by four bits than they weigh: llama.cpp keeps them at six or eight.
 _KINDS = {"q4": ("Q4_1", "Q8_0"), "q8": ("Q8_0", "Q8_0")}

@@ -83,6 +83,14 @@ def hf_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer, tokenizers.T
     return _wrapped(folder / FILE, raw, vocab_size, bos_id, ends), raw
 
 
+def is_chat_tuned(folder: Path) -> bool:
+    """Return whether a Hugging Face folder says how a chat is written."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(read_json(config).get("chat_template"))
+
+
 def _read(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))

@@ -15,17 +15,21 @@ from ...kernels.weights.linear import Matrix
 from ..model.config import ModelConfig
 from ..model.kv_cache import KVCache
 from ..model.passes import refuse_unsupported
-from ..model.tensors import expected_shapes, gguf_name
+from ..model.tensors import expected_shapes
 from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import EngineError, ModelLoadError, memory_error
 from . import gguf_config, hf_config
+from .architectures import INSTEAD
 from .gguf_file import GGUFFile
 from .packed_cache import key_of
 from .packing import Packing
-from .tokenizer_files import gguf_tokenizer, hf_tokenizer
+from .stored import Stored, in_gguf, in_safetensors
+from .tokenizer_files import gguf_tokenizer, hf_tokenizer, is_chat_tuned
 
 Progress = Callable[[str, int], None]
+# Of a message: its beginning names the file, its end the remedy.
+_MOST_CHARS, _LAST_CHARS = 700, 150
 
 
 @dataclass(slots=True)
@@ -81,13 +85,19 @@ def load_model(
     how = _Load(dtype, progress, packing, device or torch.device("cpu"))
     try:
         return _load_folder(path, how) if path.is_dir() else _load_gguf(path, how)
-    except EngineError:
-        raise
+    except EngineError as error:
+        raise type(error)(_one_line(str(error))) from error
     except Exception as error:  # a header can put any value anywhere: text for a number, a list
         if memory_error(error) is not None:
             raise
-        reason = f"{type(error).__name__}: {error!s:.200}".splitlines()[0]
+        reason = _one_line(f"{type(error).__name__}: {error!s:.200}")
         raise ModelLoadError(f"{path} is malformed ({reason}); fetch it again") from error
+
+
+def _one_line(message: str) -> str:
+    """Return a message that may quote anything a file says, on one line and not too long."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]}… {line[-_LAST_CHARS:]}"
 
 
 def _load_gguf(path: Path, how: _Load) -> ModelFiles:
@@ -95,7 +105,7 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     config = gguf_config.read_config(file)
     refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
-    wanted = _checked_shapes(path, config, found, gguf_name)
+    wanted = _checked_shapes(path, config, found, in_gguf)
     _try_rotary(config)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
@@ -104,13 +114,21 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
         marks=gguf_config.fim_marks(file),
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
+        names=f"{path.name} {file.metadata.get('general.name')} {config.family}",
     )
 
-    def read(name: str) -> Matrix:
-        stored, order = gguf_name(name), gguf_config.row_order(config, name)
-        return file.blocks(stored, order) or file.tensor(stored, how.dtype, order)
+    if fim is None and file.metadata.get("tokenizer.chat_template"):
+        raise _chat_only(path)
 
-    return ModelFiles(config, _tensors([path], wanted, read, how), tokenizer, fim)
+    def read(name: str) -> Matrix:
+        stored = wanted[name]
+        blocks = file.blocks(stored.name, stored.order)
+        if blocks is not None:
+            return stored.changed_blocks(blocks)
+        first = torch.float32 if stored.is_changed else how.dtype
+        return stored.changed(file.tensor(stored.name, first, stored.order)).to(how.dtype)
+
+    return ModelFiles(config, _tensors([path], config, read, how), tokenizer, fim)
 
 
 def _load_folder(path: Path, how: _Load) -> ModelFiles:
@@ -119,7 +137,7 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
     shards = _open_shards(path)
     places = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
-    wanted = _checked_shapes(path, config, found, str)
+    wanted = _checked_shapes(path, config, found, in_safetensors)
     _try_rotary(config)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
@@ -127,19 +145,35 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
         sidecar=path / SIDECAR,
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
+        # In a cache the folder's name is that of a commit, two below the model's.
+        names=f"{'/'.join(path.parts[-3:])} {config.family}",
     )
 
+    if fim is None and is_chat_tuned(path):
+        raise _chat_only(path)
+
     def read(name: str) -> Tensor:
-        tensor = places[name].get_tensor(name)
+        stored = wanted[name]
+        at = places[stored.name].get_slice(stored.name)
+        start, end = stored.rows(at.get_shape()[0])
+        tensor = at[start:end]
         if not tensor.is_floating_point():
             raise ModelLoadError(
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
                 "or a .gguf file"
             )
         # Not a view of the mapped file, unless it is going to be rounded.
-        return tensor.to(how.dtype, copy=how.packing is None)
+        copies = how.packing is None and not stored.is_changed
+        return stored.changed(tensor).to(how.dtype, copy=copies)
 
-    return ModelFiles(config, _tensors(list(shards), wanted, read, how), tokenizer, fim)
+    return ModelFiles(config, _tensors(list(shards), config, read, how), tokenizer, fim)
+
+
+def _chat_only(path: Path) -> ModelLoadError:
+    return ModelLoadError(
+        f"{path} is tuned to answer in a chat and has no marks to fill in the middle with; "
+        f"{INSTEAD}, or put a {SIDECAR} with its marks beside it"
+    )
 
 
 def _open_shards(path: Path) -> dict[Path, Any]:
@@ -182,37 +216,38 @@ def _checked_shapes(
     path: Path,
     config: ModelConfig,
     found: dict[str, tuple[int, ...]],
-    stored_name: Callable[[str], str],
-) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of the tensors to read, after checking that all are as expected."""
+    place: Callable[[ModelConfig, str], Stored],
+) -> dict[str, Stored]:
+    """Return where all tensors to read are, after checking that they are there as expected."""
     if config.num_layers > len(found):  # before as many names are made up
         raise ModelLoadError(
             f"{path} holds {len(found)} tensors for {config.num_layers} layers; fetch it again"
         )
-    wanted = expected_shapes(config)
-    for name, shape in wanted.items():
-        stored = stored_name(name)
-        if stored not in found:
-            raise ModelLoadError(f"{path} lacks the tensor '{stored}'; fetch the model again")
-        if found[stored] != shape:
+    shapes = expected_shapes(config)
+    wanted = {name: place(config, name) for name in shapes}
+    for name, stored in wanted.items():
+        if stored.name not in found:
+            raise ModelLoadError(f"{path} lacks the tensor '{stored.name}'; fetch the model again")
+        shape = stored.shape(shapes[name])
+        if found[stored.name] != shape:
             raise ModelLoadError(
-                f"{path}: tensor '{stored}' has the shape {list(found[stored])} instead of "
-                f"{list(shape)}; fetch the model again"
+                f"{path}: tensor '{stored.name}' has the shape {list(found[stored.name])} instead "
+                f"of {list(shape)}; fetch the model again"
             )
-    stored = set(map(stored_name, wanted))
+    known = {stored.name for stored in wanted.values()}
     for name in found:
         of_layer = name.startswith(("model.layers.", "blk."))
-        if of_layer and name.endswith((".weight", ".bias")) and name not in stored:
+        if of_layer and name.endswith((".weight", ".bias")) and name not in known:
             raise ModelLoadError(
-                f"{path}: the tensor '{name}' is of no layer that is supported; use a model whose "
-                "layers are those of Llama, Mistral or Qwen2"
+                f"{path}: the tensor '{name}' is of no layer of the architecture "
+                f"'{config.family}'; use another model, see keyturn models"
             )
     return wanted
 
 
 def _tensors(
     files: list[Path],
-    wanted: dict[str, tuple[int, ...]],
+    config: ModelConfig,
     read: Callable[[str], Matrix],
     how: _Load,
 ) -> dict[str, Matrix]:
@@ -220,14 +255,14 @@ def _tensors(
 
     Args:
         files: that they are in.
-        wanted: name to shape.
+        config: which there are, and what is done to them on the way.
         read: returns one of them by its name; it may be a view of its file.
         how: what is asked for.
     """
-    packing = how.packing
+    packing, wanted = how.packing, expected_shapes(config)
     if packing is not None and packing.cache is not None:
         cache = packing.cache
-        key = key_of(files, packing.quant, str(how.dtype))
+        key = key_of(files, packing.quant, str(how.dtype), repr(config))
         found = cache.load(key, wanted)
         if found is None and cache.keep(key, _each(wanted, read, how)):
             found = cache.load(key, wanted)

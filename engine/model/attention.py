@@ -252,8 +252,18 @@ def causal_bias(row_positions: Tensor, slot_positions: Tensor, dtype: torch.dtyp
     )
 
 
+def capped(scores: Tensor, cap: float) -> Tensor:
+    """Return scores that a tanh keeps below a cap. Source: Gemma 2, arXiv 2408.00118, section 2."""
+    return (scores / cap).tanh() * cap
+
+
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, weights: Tensor | None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    weights: Tensor | None,
+    cap: float | None = None,
 ) -> Tensor:
     """Attend from every row to the slots.
 
@@ -268,6 +278,7 @@ def attend(
         bias: from `causal_bias`.
         weights: None, or (rows, slots) float32 that receives the attention weights, mean over
             heads.
+        cap: what a tanh keeps scores below; None: nothing.
 
     Returns:
         (rows, num_heads, head_dim).
@@ -280,13 +291,16 @@ def attend(
     by_matmul = rows >= _MATMUL_ROWS and queries.dtype == torch.bfloat16 and not queries.is_cuda
     if bias is not None:
         bias = bias.repeat(group, 1)
-    if weights is None and not by_matmul:
+    if weights is None and not by_matmul and cap is None:
         mixed = functional.scaled_dot_product_attention(
             folded[None], keys[None], values[None], attn_mask=bias
         )[0]
     else:
         scale = head_dim**-0.5
-        if bias is None:
+        if cap is not None:
+            scores = capped(torch.matmul(folded, keys.transpose(1, 2)) * scale, cap)
+            scores = scores if bias is None else scores + bias
+        elif bias is None:
             scores = torch.matmul(folded, keys.transpose(1, 2)) * scale
         else:
             scores = torch.baddbmm(

@@ -22,7 +22,7 @@ from ...kernels.weights.packed import QuantWeight
 from .attention import FEW_ROWS
 from .kv_cache import KVCache, Slots
 from .layers import LayerStack
-from .tensors import PROJECTIONS
+from .mlp import DenseMlp
 
 # A patch is padded to one of these numbers of rows by repeating its last one.
 PATCH_ROWS = (4, 16, 32, FEW_ROWS)
@@ -120,12 +120,18 @@ class DecodeGraph(CapturedPass):
     def can_fuse(stack: LayerStack) -> bool:
         """Return whether all projections are dense or packed matrices, which `fused_linear` reads.
 
-        Bit planes are none of these.
+        Bit planes are none of these, and experts are chosen on the host.
         """
-        each = (getattr(layer, name) for layer in stack.layers for name in PROJECTIONS)
+        if stack.head_bias is not None or stack.config.logit_cap is not None:
+            return False
+        projections = [stack.head]
+        for layer in stack.layers:
+            if not isinstance(layer.mlp, DenseMlp):
+                return False
+            projections += [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down]
         return all(
             isinstance(getattr(linear, "weight", None), Tensor | QuantWeight)
-            for linear in (stack.head, *each)
+            for linear in projections
         )
 
     @torch.inference_mode()
@@ -144,21 +150,25 @@ class DecodeGraph(CapturedPass):
 
     def _compute(self) -> Tensor:
         stack, cache = self._stack, self._cache
-        eps, table = stack.config.norm_eps, cache.table
+        eps = stack.config.norm_eps
         token_id, slot, position = (self._input(at, 1) for at in range(3))
         num_slots = self._count(3)
         attend = self._kernels.attend_slots
         hidden = stack.embed(token_id)
         for number, layer in enumerate(stack.layers):
+            mlp, table = layer.mlp, cache.tables.of(number)
+            assert isinstance(mlp, DenseMlp) and layer.mlp_norm is not None, "as a pass asks"
             unrotated, keys, values = (part[number] for part in cache.storage)
             angles = (table.cos, table.sin, table.interleaved)
             rows = CacheRows(unrotated, keys, values, slot, position, *angles)
-            queries = self._linear(hidden, layer.qkv, Fusion(layer.attention_norm, eps, cache=rows))
+            gain = layer.attention_norm.weight
+            queries = self._linear(hidden, layer.qkv, Fusion(gain, eps, cache=rows))
             mixed = attend(queries, keys, values, num_slots).view(1, -1)
             hidden = self._linear(mixed, layer.output, Fusion(residual=hidden))
-            gated = self._linear(hidden, layer.gate_up, Fusion(layer.mlp_norm, eps, gated=True))
-            hidden = self._linear(gated, layer.down, Fusion(residual=hidden))
-        return self._linear(hidden, stack.head, Fusion(stack.norm, eps), torch.float32)[0]
+            gain = layer.mlp_norm.weight
+            gated = self._linear(hidden, mlp.gate_up, Fusion(gain, eps, gated=True))
+            hidden = self._linear(gated, mlp.down, Fusion(residual=hidden))
+        return self._linear(hidden, stack.head, Fusion(stack.norm.weight, eps), torch.float32)[0]
 
     def _linear(
         self, x: Tensor, linear: Linear, fusion: Fusion, out_dtype: torch.dtype | None = None

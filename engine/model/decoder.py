@@ -17,7 +17,7 @@ from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
 from .kv_cache import KVCache, Slots
-from .layers import Check, Layer, LayerStack
+from .layers import Check, Layer, LayerStack, norm_of
 from .pass_cost import PassCost
 from .passes import (
     AttentionRecord,
@@ -61,8 +61,7 @@ class Decoder:
         self.config = config
         self.cost = PassCost()
         self._all_layers = range(config.num_layers)
-        norm = tensors.pop(names.NORM)
-        assert isinstance(norm, Tensor), "a vector is never in blocks"
+        norm, norm_bias = names.take_norm(tensors, "model.norm")
         self.dtype, self.device = norm.dtype, norm.device
         kernels = dispatch.choose(self.device)
         make = kernels.linear
@@ -76,32 +75,36 @@ class Decoder:
 
         embedding = tensors.pop(names.EMBEDDING)
         head = tensors.pop(names.HEAD, embedding)
+        head_bias = tensors.pop(names.HEAD_BIAS, None)
+        assert head_bias is None or isinstance(head_bias, Tensor), "a vector is never in blocks"
+        blocks = config.blocks()
         has_step = kernels.whole_step is not None and plane_bits is None
+        has_step = has_step and not any(StepPass.lacks(block) for block in blocks)
         layers: list[Layer] = []
         in_step: list[StepLayer] = []
         for number in range(config.num_layers):
-            norms = names.take_norms(tensors, number)
-            projections = names.take_projections(tensors, number, self.dtype)
-            layers.append(Layer.of(norms, projections, linear))
+            taken = names.take_layer(tensors, config, number, self.dtype)
+            layers.append(Layer.of(config, kernels, taken, linear))
             if has_step:
-                in_step.append(StepLayer.of(norms, projections))
+                weights = {name: weight for name, (weight, _) in taken.norms.items()}
+                in_step.append(StepLayer.of(weights, taken.projections))
+        final = norm_of(config, kernels, norm, norm_bias)
         self.stack = stack = LayerStack(
-            config, kernels, embedding, layers, norm, kernels.head(head, self.dtype)
+            config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias
         )
-        step = self._step(kernels, in_step, head) if has_step else None
+        step = self._step(kernels, in_step, norm, head) if has_step else None
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
             passes.insert(0, StepPass(stack, step))
         if GraphPass.exists_for(stack):
             passes.insert(0, GraphPass(stack))
-        blocks = config.blocks()
         # The first that serves some rows computes them; the last serves any.
         self._passes = [each for each in passes if not any(each.lacks(block) for block in blocks)]
         self._graphs = next((each for each in self._passes if isinstance(each, GraphPass)), None)
 
     def _step(
-        self, kernels: dispatch.Kernels, layers: list[StepLayer], head: Matrix
+        self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Tensor, head: Matrix
     ) -> CpuStep | None:
         """Return the C library with the weights, if it can read them."""
         config = self.config
@@ -111,7 +114,7 @@ class Decoder:
             return None
         return kernels.whole_step(
             layers,
-            self.stack.norm,
+            norm,
             head,
             **shape,
             eps=config.norm_eps,

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...kernels import dispatch
 from ..wire.errors import ContextTooLong, OutOfMemory, memory_error
 from .config import ModelConfig
-from .rope import RotaryTable
+from .rope import RotaryTable, RotaryTables
 
 Slots = NDArray[np.int64]
 
@@ -36,7 +36,7 @@ class KVCache:
         generation: raised by every change of rows that a later row may have seen: those that were
             turned, recomputed, removed or put in before another. What is appended or removed at
             the end leaves it.
-        table: the rotary table that every key of this cache is rotated by.
+        tables: what each layer's keys are rotated by.
         graphs: passes that a decoder captured over this cache, by their shape; they go with it.
     """
 
@@ -67,7 +67,7 @@ class KVCache:
         # Of these the keys of a row at any position can be made again, likewise in words.
         self._sources = self._moved.unflatten(0, (3, -1))[::2]
         self.capacity = capacity
-        self.table = RotaryTable(config, capacity, device)
+        self.tables = RotaryTables(config, capacity, device)
         self.graphs: dict[object, object] = {}
         self._kernels = dispatch.choose(device)
         if device.type == "cuda":
@@ -267,10 +267,13 @@ class KVCache:
 
     def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
         at, index = self._on_device(positions, slots)
-        table = self.table
-        self._kernels.rope_shift(
-            self._unrotated, self._keys, index, at, table.cos, table.sin, table.interleaved
-        )
+        for layers, table in self.tables.runs:
+            unrotated, keys = (
+                part[layers.start : layers.stop] for part in (self._unrotated, self._keys)
+            )
+            self._kernels.rope_shift(
+                unrotated, keys, index, at, table.cos, table.sin, table.interleaved
+            )
 
     # The forward pass
 
@@ -281,7 +284,7 @@ class KVCache:
             layer: which one.
             slots: (n,) int64.
             qkv: (n, num_heads + 2 * num_kv_heads, head_dim), contiguous: queries, keys, values.
-            cos: (n, rotary_dim / 2) float32, from `table.at` the rows' positions.
+            cos: (n, rotary_dim / 2) float32, from the layer's table at the rows' positions.
             sin: like `cos`.
 
         Returns:
@@ -297,6 +300,11 @@ class KVCache:
             sin,
             self.table.interleaved,
         )
+
+    @property
+    def table(self) -> RotaryTable:
+        """The first layer's table; every layer's in models that rotate all alike."""
+        return self.tables.tables[0]
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the rotated keys and the values of a layer, (num_kv_heads, num_rows, head_dim)."""

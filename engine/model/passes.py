@@ -24,6 +24,7 @@ from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph
 from .config import Block, ModelConfig
 from .kv_cache import KVCache, Slots
 from .layers import Check, LayerStack
+from .limited_attention import Limited, limited
 
 # On the CPU up to so many rows go through all layers in one call, and so many to logits.
 _STEP_ROWS, _STEP_LOGITS = 16, 64
@@ -106,12 +107,10 @@ def refuse_unsupported(config: ModelConfig, where: str | Path) -> None:
     """
     blocks = config.blocks()
     missing = list(dict.fromkeys(words for block in blocks for words in EagerPass.lacks(block)))
-    if any(block.rope_theta != config.rope_theta for block in blocks):
-        missing.append("a rotary base of their own")  # a cache has one table
     if missing:
         raise ModelLoadError(
-            f"{where}: layers with {', '.join(missing)} are not supported; use a model whose "
-            "layers are those of Llama, Mistral or Qwen2"
+            f"{where}: layers with {', '.join(missing)} are not supported; use a model of another "
+            "family, see keyturn models"
         )
 
 
@@ -124,11 +123,14 @@ class EagerPass:
         is_half = stack.dtype in _HALVES
         is_ours = stack.kernels.backend == "triton" and stack.device.type == "cuda" and is_half
         self._attend_few = stack.kernels.attend_slots if is_ours else None
+        blocks = map(stack.config.block, range(stack.config.num_layers))
+        # By layer: what its rows do not see of what lies before them, and what caps their scores.
+        self._limits = [(block.sliding_window, block.score_cap) for block in blocks]
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
         """Return what a layer has that this pass does not compute, as `Pass` says."""
-        return block.beyond_llama()
+        return block.unknown()
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows: it does."""
@@ -140,7 +142,11 @@ class EagerPass:
         slots = rows.slots
         if stack.device.type == "cpu":
             slots = _padded(slots)
-        seen = visibility(slots, cache.positions, stack.dtype, stack.device, self._attend_few)
+        plain = visibility(slots, cache.positions, stack.dtype, stack.device, self._attend_few)
+        views = {
+            limits: limited(plain, slots, cache.positions, *limits, stack.dtype)
+            for limits in {self._limits[number] for number in rows.layers}
+        }
         index = torch.from_numpy(slots).to(stack.device, non_blocking=True)
         if rows.hidden is None:
             token_ids = torch.from_numpy(cache.token_ids[slots])
@@ -154,12 +160,13 @@ class EagerPass:
             if record is not None and number in record.layers:
                 weights = torch.empty(len(queries), cache.num_rows, device=queries.device)
             _, keys, values = (part[number] for part in cache.storage)
+            seen = views[self._limits[number]]
             mixed = _attend(keys, values, queries, seen, weights, stack.kernels)
             if record is not None and weights is not None:
                 record.keep(number, weights, num_asked)
             return mixed
 
-        positions = seen.row_positions
+        positions = plain.row_positions
         hidden = stack.run(cache, hidden, index, positions, attend, rows.layers, check)
         return hidden[:num_asked]
 
@@ -249,17 +256,19 @@ class StepPass:
             for layer in (record.layers if record is not None else ())
             if layer in rows.layers
         }
-        hidden = self._step.forward(
-            hidden,
-            *cache.storage,
-            index,
-            cache.num_rows,
-            row_positions,
-            positions,
-            *cache.table.at(row_positions),
-            weights,
-            rows.layers,
-        )
+        for layers, table in cache.tables.runs:  # most models have one
+            layers = range(max(layers.start, rows.layers.start), min(layers.stop, rows.layers.stop))
+            hidden = self._step.forward(
+                hidden,
+                *cache.storage,
+                index,
+                cache.num_rows,
+                row_positions,
+                positions,
+                *table.at(row_positions),
+                {layer: each for layer, each in weights.items() if layer in layers},
+                layers,
+            )
         if record is not None:
             for layer, each in weights.items():
                 record.keep(layer, each, len(slots))
@@ -271,7 +280,7 @@ def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
 
     The C library's logits are exact to float32; it has the quicker head for up to 64 rows.
     """
-    if step is None:
+    if step is None or stack.head_bias is not None or stack.config.logit_cap is not None:
         return stack.logits
     few: Head = step.logits
     return lambda hidden: (few if len(hidden) <= _STEP_LOGITS else stack.logits)(hidden)
@@ -288,7 +297,7 @@ def _attend(
     """Attend, and write the weights if there is a tensor for them."""
     if weights is None or not queries.is_cuda or len(queries) <= FEW_ROWS:
         return seen.attend(queries, keys, values, weights)
-    if kernels.backend != "triton":
+    if kernels.backend != "triton" or isinstance(seen, Limited):
         return seen.attend(queries, keys, values, weights)
     # Weights of many rows and all heads at once would not fit; a kernel of its own sums them.
     used = keys[:, : weights.shape[1]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..wire.errors import ModelLoadError
-from .config import ModelConfig
+from .config import ModelConfig, Rope
 
 
 class RotaryTable:
@@ -26,19 +26,25 @@ class RotaryTable:
         interleaved: how pairs lie in a head.
     """
 
-    def __init__(self, config: ModelConfig, length: int, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, length: int, device: torch.device, rope: Rope | None = None
+    ) -> None:
         """Build the table.
 
         Args:
-            config: the model's rotary parameters.
+            config: the model's shape.
             length: positions covered; also the length that pins dynamic NTK and LongRoPE, whose
                 frequencies would otherwise change while cached keys do not.
             device: where the table lives.
+            rope: what to rotate by; None does not rotate, its angles are 0 to the bit.
 
         Raises:
             ModelLoadError: the scaling is not known or lacks a parameter.
         """
-        inverse, factor = inverse_frequencies(config, length)
+        if rope is None:
+            inverse, factor = torch.zeros(config.head_dim // 2, dtype=torch.float64), 1.0
+        else:
+            inverse, factor = inverse_frequencies(rope, config.max_positions, length)
         angles = torch.arange(length, dtype=torch.float64)[:, None] * inverse
         self.cos: Tensor = (angles.cos() * factor).float().to(device)
         self.sin: Tensor = (angles.sin() * factor).float().to(device)
@@ -49,12 +55,48 @@ class RotaryTable:
         return self.cos[positions], self.sin[positions]
 
 
-def inverse_frequencies(config: ModelConfig, length: int) -> tuple[Tensor, float]:
+class RotaryTables:
+    """The tables of a model's layers: one for each way to rotate that occurs.
+
+    Attributes:
+        tables: all of them, the first layer's first.
+        number: which one each layer has, (num_layers,).
+        runs: layers side by side that share one, and which, in order.
+    """
+
+    def __init__(self, config: ModelConfig, length: int, device: torch.device) -> None:
+        """Build them; arguments as for `RotaryTable`."""
+        ropes: list[Rope | None] = []
+        number: list[int] = []
+        for layer in range(config.num_layers):
+            rope = config.rope(layer)
+            if rope not in ropes:
+                ropes.append(rope)
+            number.append(ropes.index(rope))
+        self.tables = [RotaryTable(config, length, device, rope) for rope in ropes]
+        self.number = tuple(number)
+        starts = [at for at in range(len(number)) if at == 0 or number[at] != number[at - 1]]
+        ends = [*starts[1:], len(number)]
+        self.runs = [
+            (range(start, end), self.tables[number[start]])
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def of(self, layer: int) -> RotaryTable:
+        """Return a layer's."""
+        return self.tables[self.number[layer]]
+
+    def at(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return every table's (n, rotary_dim / 2) cosines and sines of (n,) int64 positions."""
+        return [table.at(positions) for table in self.tables]
+
+
+def inverse_frequencies(rope: Rope, max_positions: int, length: int) -> tuple[Tensor, float]:
     """Return the (rotary_dim / 2,) float64 inverse frequencies and the attention factor.
 
     Args:
-        config: the model's rotary parameters; `rope_scaling` as in transformers'
-            `modeling_rope_utils`.
+        rope: the rotary parameters; `scaling` as in transformers' `modeling_rope_utils`.
+        max_positions: as in `ModelConfig`.
         length: the sequence length that pins dynamic NTK and LongRoPE.
 
     Raises:
@@ -63,14 +105,13 @@ def inverse_frequencies(config: ModelConfig, length: int) -> tuple[Tensor, float
     Source: RoFormer 2104.09864 §3.2; position interpolation 2306.15595 §3.2; YaRN 2309.00071 §3;
     LongRoPE 2402.13753 §3; Llama 3 2407.21783 §3.4 and its published code.
     """
-    scaling = config.rope_scaling or {}
+    scaling = rope.scaling or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    dim, base = config.rotary_dim, config.rope_theta
     if kind not in _SCALINGS:
         known = ", ".join(sorted(_SCALINGS))
         raise ModelLoadError(f"rotary scaling '{kind}' is not supported; known: {known}")
     try:
-        return _SCALINGS[kind](scaling, dim, base, config.max_positions, length)
+        return _SCALINGS[kind](scaling, rope.rotary_dim, rope.theta, max_positions, length)
     except KeyError as missing:
         raise ModelLoadError(f"rotary scaling '{kind}' lacks the parameter {missing}") from None
 

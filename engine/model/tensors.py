@@ -1,7 +1,12 @@
-"""The tensors of a layer: the one table of their names in files, their shapes and biases."""
+"""The tensors of a layer: the one table of their names, their shapes and biases.
+
+The names are those of Llama in Hugging Face's files, whatever a family calls them in its own
+(`files/stored.py`); what Llama has not is named here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,108 +21,145 @@ Projection = tuple[Matrix, Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One matrix of a layer as files have it; parts of one projection share their input.
+    """One matrix of a layer; parts of one projection share their input.
 
     Attributes:
-        name: Hugging Face's, within the layer.
-        gguf_name: llama.cpp's, within the layer.
-        rows: which size it has rows of, see `sizes`.
+        name: within the layer.
+        rows: which size it has rows of, see `expected_shapes`.
         columns: likewise.
-        bias: the field of `ModelConfig` that says whether it has a bias.
+        bias: the field of `ModelConfig` that says whether it has a bias; "" never has one.
     """
 
     name: str
-    gguf_name: str
     rows: str
     columns: str
     bias: str
 
 
-# By the fields of `layers.Layer`: the norms' names in both kinds of file, and the projections.
+@dataclass(frozen=True, slots=True)
+class LayerTensors:
+    """The weights of one layer.
+
+    Attributes:
+        norms: weight and bias of each that it has, by the keys of `NORMS`.
+        projections: by the keys of `PROJECTIONS`; "router", and "gate_up.0", "down.0" and so on, of
+            experts.
+    """
+
+    norms: dict[str, tuple[Tensor, Tensor | None]]
+    projections: dict[str, Projection]
+
+
+# Before attention and before the MLP; of queries and keys; after attention and after the MLP.
 NORMS = {
-    "attention_norm": ("input_layernorm", "attn_norm"),
-    "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "attention_post_norm": "attention_post_norm",
+    "mlp_post_norm": "mlp_post_norm",
 }
+_OF_HEADS = ("query_norm", "key_norm")
 PROJECTIONS = {
     "qkv": (
-        Part("self_attn.q_proj", "attn_q", "queries", "hidden", "attention_bias"),
-        Part("self_attn.k_proj", "attn_k", "keys", "hidden", "attention_bias"),
-        Part("self_attn.v_proj", "attn_v", "keys", "hidden", "attention_bias"),
+        Part("self_attn.q_proj", "queries", "hidden", "attention_bias"),
+        Part("self_attn.k_proj", "keys", "hidden", "attention_bias"),
+        Part("self_attn.v_proj", "keys", "hidden", "attention_bias"),
     ),
-    "output": (Part("self_attn.o_proj", "attn_output", "hidden", "queries", "output_bias"),),
+    "output": (Part("self_attn.o_proj", "hidden", "queries", "output_bias"),),
     "gate_up": (
-        Part("mlp.gate_proj", "ffn_gate", "inner", "hidden", "mlp_bias"),
-        Part("mlp.up_proj", "ffn_up", "inner", "hidden", "mlp_bias"),
+        Part("mlp.gate_proj", "inner", "hidden", "mlp_bias"),
+        Part("mlp.up_proj", "inner", "hidden", "mlp_bias"),
     ),
-    "down": (Part("mlp.down_proj", "ffn_down", "hidden", "inner", "mlp_bias"),),
+    "down": (Part("mlp.down_proj", "hidden", "inner", "mlp_bias"),),
 }
+_ROUTER = Part("mlp.router", "experts", "hidden", "")
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
-_WHOLE_IN_GGUF = {
-    EMBEDDING: "token_embd.weight",
-    NORM: "output_norm.weight",
-    HEAD: "output.weight",
-}
-_IN_GGUF = dict(NORMS.values()) | {
-    part.name: part.gguf_name for parts in PROJECTIONS.values() for part in parts
-}
+NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
 
 
-def gguf_name(name: str) -> str:
-    """Return the name in a GGUF file of a tensor with this Hugging Face name."""
-    if name in _WHOLE_IN_GGUF:
-        return _WHOLE_IN_GGUF[name]
-    _, _, layer, part = name.split(".", 3)
-    part, kind = part.rsplit(".", 1)
-    return f"blk.{layer}.{_IN_GGUF[part]}.{kind}"
+def norms_of(config: ModelConfig) -> list[str]:
+    """Return the keys of `NORMS` that a model's layers have."""
+    found = ["attention_norm"] if config.is_parallel else ["attention_norm", "mlp_norm"]
+    found += _OF_HEADS if config.qk_norm else ()
+    return found + (["attention_post_norm", "mlp_post_norm"] if config.post_norms else [])
+
+
+def projections_of(config: ModelConfig) -> Iterator[tuple[str, tuple[Part, ...]]]:
+    """Yield the projections of a model's layers, by the keys of `LayerTensors.projections`."""
+    for field, parts in PROJECTIONS.items():
+        if field == "gate_up" and not config.is_gated:
+            parts = parts[1:]
+        if config.experts is None or field not in ("gate_up", "down"):
+            yield field, parts
+            continue
+        for number in range(config.experts.num):
+            of_expert = (part.name.replace("mlp.", f"mlp.experts.{number}.") for part in parts)
+            pairs = zip(of_expert, parts, strict=True)
+            yield (
+                f"{field}.{number}",
+                tuple(Part(name, part.rows, part.columns, "") for name, part in pairs),
+            )
+    if config.experts is not None:
+        yield "router", (_ROUTER,)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor that a model of this shape has."""
+    experts = config.experts
     size = {
         "hidden": config.hidden_size,
-        "inner": config.intermediate_size,
+        "inner": config.intermediate_size if experts is None else experts.inner,
         "queries": config.num_heads * config.head_dim,
         "keys": config.num_kv_heads * config.head_dim,
+        "experts": 0 if experts is None else experts.num,
     }
     shapes: dict[str, tuple[int, ...]] = {
         EMBEDDING: (config.vocab_size, config.hidden_size),
         NORM: (config.hidden_size,),
     }
+    if config.norm_bias:
+        shapes[NORM_BIAS] = (config.hidden_size,)
     if not config.tied_embeddings:
         shapes[HEAD] = (config.vocab_size, config.hidden_size)
+    if config.head_bias:
+        shapes[HEAD_BIAS] = (config.vocab_size,)
+    projections, norms = list(projections_of(config)), norms_of(config)
     for layer in range(config.num_layers):
         at = f"model.layers.{layer}."
-        for name, _ in NORMS.values():
-            shapes[f"{at}{name}.weight"] = (config.hidden_size,)
-        for part in (part for parts in PROJECTIONS.values() for part in parts):
+        for field in norms:
+            width = config.head_dim if field in _OF_HEADS else config.hidden_size
+            shapes[f"{at}{NORMS[field]}.weight"] = (width,)
+            if config.norm_bias and field not in _OF_HEADS:
+                shapes[f"{at}{NORMS[field]}.bias"] = (width,)
+        for part in (part for _, parts in projections for part in parts):
             shapes[f"{at}{part.name}.weight"] = (size[part.rows], size[part.columns])
-            if getattr(config, part.bias):
+            if part.bias and getattr(config, part.bias):
                 shapes[f"{at}{part.name}.bias"] = (size[part.rows],)
     return shapes
 
 
-def take_norms(tensors: dict[str, Matrix], layer: int) -> dict[str, Tensor]:
-    """Take a layer's norms out of the tensors; keys are those of `NORMS`."""
-    taken = {}
-    for field, (name, _) in NORMS.items():
-        weight = tensors.pop(f"model.layers.{layer}.{name}.weight")
-        assert isinstance(weight, Tensor), "a vector is never in blocks"
-        taken[field] = weight
-    return taken
+def take_layer(
+    tensors: dict[str, Matrix], config: ModelConfig, layer: int, dtype: torch.dtype
+) -> LayerTensors:
+    """Take a layer's weights out of the tensors.
 
-
-def take_projections(
-    tensors: dict[str, Matrix], layer: int, dtype: torch.dtype
-) -> dict[str, Projection]:
-    """Take a layer's projections out of the tensors; keys are those of `PROJECTIONS`.
-
-    Parts lie one below the other, in blocks if all are of one kind, else as values of `dtype`.
+    Parts of a projection lie one below the other, in blocks if all are of one kind, else as values
+    of `dtype`.
     """
     at = f"model.layers.{layer}."
-    taken: dict[str, Projection] = {}
-    for field, parts in PROJECTIONS.items():
+    norms = {field: take_norm(tensors, f"{at}{NORMS[field]}") for field in norms_of(config)}
+    projections: dict[str, Projection] = {}
+    for field, parts in projections_of(config):
         weight = fused([tensors.pop(f"{at}{part.name}.weight") for part in parts], dtype)
         found = [tensors.pop(f"{at}{part.name}.bias", None) for part in parts]
         biases = [bias for bias in found if isinstance(bias, Tensor)]
-        taken[field] = (weight, torch.cat(biases) if biases else None)
-    return taken
+        projections[field] = (weight, torch.cat(biases) if biases else None)
+    return LayerTensors(norms, projections)
+
+
+def take_norm(tensors: dict[str, Matrix], name: str) -> tuple[Tensor, Tensor | None]:
+    """Take the weight and the bias, if it has one, of a norm out of the tensors."""
+    weight, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias", None)
+    assert isinstance(weight, Tensor), "a vector is never in blocks"
+    return weight, bias if isinstance(bias, Tensor) else None

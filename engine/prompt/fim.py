@@ -1,14 +1,15 @@
-"""Fill-in-the-middle formats: which model takes which marks in which order, as data."""
+"""Fill-in-the-middle formats: which marks a model takes in which order."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..wire.errors import ModelLoadError
+from .fim_families import FAMILIES, Family
 
 SIDECAR = "fim.json"
 # Of a model that does not say; a smaller figure shows less text and never too many tokens.
@@ -37,6 +38,8 @@ class FimTemplate:
         header_ids: tokens before the path of a file, for models that were trained to see it there;
             empty if this one was not.
         languages: what the model was trained on, as LSP identifiers; empty if it does not say.
+        middle_last: "spm" is SUF suffix PRE prefix MID.
+        repository_ids: tokens before the name of a repository, where other files of it come first.
     """
 
     family: str
@@ -52,127 +55,8 @@ class FimTemplate:
     chars_per_token: float
     header_ids: tuple[int, ...] = ()
     languages: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A published family of models and the names of its tokens.
-
-    Attributes:
-        name: as people know it.
-        prefix: name of PRE in the vocabulary.
-        suffix: name of SUF.
-        middle: name of MID.
-        ends: names of the tokens that end a middle, as far as the vocabulary has them.
-        layouts: orders it was trained on, the one to use first.
-        bos_first: whether its prompts start with the beginning-of-text token.
-        example: a published model, for `keyturn models`.
-        known_by: another token that tells families with the same marks apart.
-    """
-
-    name: str
-    prefix: str
-    suffix: str
-    middle: str
-    ends: tuple[str, ...]
-    layouts: tuple[str, ...]
-    bos_first: bool
-    example: str
-    known_by: str = ""
-
-
-# Sources: the models' cards and papers (StarCoder 2305.06161, Code Llama 2308.12950 section 2.3,
-# DeepSeek-Coder 2401.14196 section 3.1, Qwen2.5-Coder 2409.12186, CodeGemma 2406.11409, Granite
-# 2405.04324). DeepSeek's hole mark stands between prefix and suffix and its end mark asks for the
-# middle. Codestral puts the suffix first, and the mark of the prefix is where the middle follows.
-FAMILIES = (
-    Family(
-        "Qwen2.5-Coder",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|endoftext|>", "<|file_sep|>", "<|repo_name|>", "<|fim_pad|>", "<|im_end|>"),
-        ("psm",),
-        False,
-        "Qwen/Qwen2.5-Coder-0.5B",
-        known_by="<|file_sep|>",
-    ),
-    Family(
-        "DeepSeek-Coder",
-        "<｜fim▁begin｜>",
-        "<｜fim▁hole｜>",
-        "<｜fim▁end｜>",
-        ("<｜end▁of▁sentence｜>", "<|EOT|>"),
-        ("psm",),
-        True,
-        "deepseek-ai/deepseek-coder-1.3b-base",
-    ),
-    Family(
-        "StarCoder",
-        "<fim_prefix>",
-        "<fim_suffix>",
-        "<fim_middle>",
-        ("<|endoftext|>", "<fim_pad>", "<file_sep>", "<repo_name>", "<filename>"),
-        ("psm", "spm"),
-        False,
-        "ibm-granite/granite-3b-code-base-2k",
-    ),
-    Family(
-        "Code Llama",
-        "▁<PRE>",
-        "▁<SUF>",
-        "▁<MID>",
-        ("▁<EOT>", "</s>"),
-        ("psm", "spm"),
-        True,
-        "codellama/CodeLlama-7b-hf",
-    ),
-    Family(
-        "Codestral",
-        "[SUFFIX]",
-        "[SUFFIX]",
-        "[PREFIX]",
-        ("</s>",),
-        ("spm",),
-        True,
-        "mistralai/Codestral-22B-v0.1",
-    ),
-)
-# Formats of models whose decoders are not supported, for others that took them over.
-_FOREIGN = (
-    Family(
-        "CodeGemma",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|file_separator|>", "<eos>"),
-        ("psm", "spm"),
-        True,
-        "",
-        known_by="<|file_separator|>",
-    ),
-    Family(
-        "Granite",
-        "<|fim_prefix|>",
-        "<|fim_suffix|>",
-        "<|fim_middle|>",
-        ("<|end_of_text|>", "<|fim_pad|>", "<|filename|>", "<|reponame|>"),
-        ("psm", "spm"),
-        False,
-        "",
-        known_by="<|end_of_text|>",
-    ),
-    Family(
-        "SantaCoder",
-        "<fim-prefix>",
-        "<fim-suffix>",
-        "<fim-middle>",
-        ("<|endoftext|>", "<fim-pad>"),
-        ("psm", "spm"),
-        False,
-        "",
-    ),
-)
+    middle_last: bool = False
+    repository_ids: tuple[int, ...] = ()
 
 
 def find_template(
@@ -182,6 +66,7 @@ def find_template(
     marks: Mapping[str, int] | None = None,
     end_ids: frozenset[int] = frozenset(),
     vocab_size: int,
+    names: str = "",
 ) -> FimTemplate | None:
     """Find a model's format.
 
@@ -191,6 +76,7 @@ def find_template(
         marks: "prefix", "suffix" and "middle" ids that the model file itself names.
         end_ids: tokens that end any text of the model.
         vocab_size: rows of the model's embedding.
+        names: what the model and its folder are called, for families with the marks of another.
 
     Returns:
         The format, or None for a model that only continues text.
@@ -200,15 +86,28 @@ def find_template(
     """
     if sidecar is not None and sidecar.is_file():
         return read_sidecar(sidecar, vocab_size)
-    for family in (*FAMILIES, *_FOREIGN):
-        names = (family.prefix, family.suffix, family.middle, family.known_by or family.middle)
-        found = [token_id(name) for name in names]
-        if any(at is None or at >= vocab_size for at in found):
+
+    def known(name: str) -> int | None:
+        found = token_id(name)
+        return None if found is None or found >= vocab_size else found
+
+    for family in FAMILIES:
+        found = [known(name) for name in (family.prefix, family.suffix, family.middle)]
+        other = known(family.known_by or family.middle)
+        if None in found or other is None or family.called not in names.lower():
             continue
-        ends = {token_id(name) for name in family.ends} - {None}
-        return _template(family, found[:3], end_ids | ends)  # pyright: ignore
+        ends = {known(name) for name in family.ends} - {None}
+        header, repository = (
+            () if (at := known(name)) is None else (at,)
+            for name in (family.file_mark, family.repository_mark)
+        )
+        return replace(
+            _template(family, found, end_ids | ends),  # pyright: ignore
+            header_ids=header,
+            repository_ids=repository,
+        )
     if marks is not None and all(marks.get(key, -1) in range(vocab_size) for key in _MARKS):
-        family = Family("named by the model file", *_MARKS, (), ("psm",), False, "")
+        family = Family("named by the model file", *_MARKS, (), ("psm",), False, "", "")
         return _template(family, [marks[key] for key in _MARKS], end_ids)
     return None
 
@@ -226,7 +125,7 @@ def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> 
         bos_first=family.bos_first,
         window_tokens=0,
         chars_per_token=UNKNOWN_CHARS_PER_TOKEN,
-        header_ids=(),
+        middle_last=family.middle_last,
     )
 
 
@@ -252,10 +151,13 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
             chars_per_token=float(fields["chars_per_token"]),
             header_ids=tuple(int(at) for at in fields.get("header_ids", ())),
             languages=tuple(map(str, fields.get("languages", ()))),
+            middle_last=bool(fields.get("middle_last", False)),
+            repository_ids=tuple(int(at) for at in fields.get("repository_ids", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None
-    marks = (template.prefix_id, template.suffix_id, template.middle_id, *template.header_ids)
+    marks = (template.prefix_id, template.suffix_id, template.middle_id)
+    marks += (*template.header_ids, *template.repository_ids)
     token_ids = {*marks, *template.end_ids}
     if not all(0 <= at < vocab_size for at in token_ids):
         raise ModelLoadError(f"{path}: a token id is not in the vocabulary of {vocab_size}")

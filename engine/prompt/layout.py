@@ -5,6 +5,7 @@ Pure functions of text and cursor, at the cost of the window and not of the file
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,8 @@ def lay_out(
     window: tuple[int, int],
     start_id: int | None,
     header: str = "",
+    others: Sequence[tuple[str, str]] = (),
+    repository: str = "",
 ) -> Layout:
     r"""Arrange the text around the cursor for the model.
 
@@ -76,11 +79,13 @@ def lay_out(
             `text[anchor:cursor]` and goes last. Equal to `cursor` in all layouts but "psm".
         cursor: where the completion is to go.
         template: the model's fill-in-the-middle format; None continues the text before the cursor.
-        layout: "spm" (PRE SUF suffix MID prefix) or "psm" (PRE prefix SUF suffix MID tail); not
-            looked at without a template.
+        layout: "spm" (PRE SUF suffix MID prefix, or SUF suffix PRE prefix MID) or "psm" (PRE prefix
+            SUF suffix MID tail); not looked at without a template.
         window: where the shown text begins and ends, as from `choose_window`.
         start_id: token that begins a sequence, or None.
         header: the file's path, to be said first to a model that knows headers; "" says nothing.
+        others: path and text of other files, to be shown first to such a model.
+        repository: name of the repository that they are of, likewise.
     """
     start, end = window
     prompt_end = cursor
@@ -92,20 +97,37 @@ def lay_out(
         return Layout((Segment(("marks", "first"), begins), prefix), window, prompt_end)
     segments: list[Segment] = []
     begins = begins if template.bos_first else ()
+    if repository and template.repository_ids:
+        ids = (*begins, *template.repository_ids)
+        segments.append(Segment(("header", "repository"), ids, repository + "\n"))
+        begins = ()
+    for path, content in others if template.header_ids else ():
+        ids = (*begins, *template.header_ids)
+        segments.append(Segment(("header", path), ids, f"{path}\n{content}"))
+        begins = ()
     if header and template.header_ids:
         # As in training: <file_sep><filename>path, in one piece with its line end.
         segments.append(Segment(("header",), (*begins, *template.header_ids), header + "\n"))
         begins = ()
     suffix = Segment(("suffix",), text=text[cursor:end])
     middle = Segment(("marks", "middle"), (template.middle_id,))
+    prefix = Segment(("prefix",), text=text[start : min(anchor, prompt_end)])
     if layout == "psm":
         segments += (
             Segment(("marks", "first"), (*begins, template.prefix_id)),
-            Segment(("prefix",), text=text[start : min(anchor, prompt_end)]),
+            prefix,
             Segment(("marks", "suffix"), (template.suffix_id,)),
             suffix,
             middle,
             Segment(("tail",), text=text[anchor:cursor]),
+        )
+    elif template.middle_last:
+        segments += (
+            Segment(("marks", "first"), (*begins, template.suffix_id)),
+            suffix,
+            Segment(("marks", "prefix"), (template.prefix_id,)),
+            prefix,
+            middle,
         )
     else:
         marks = (template.prefix_id, template.suffix_id)  # one token in some families
@@ -113,7 +135,7 @@ def lay_out(
             Segment(("marks", "first"), (*begins, *dict.fromkeys(marks))),
             suffix,
             middle,
-            Segment(("prefix",), text=text[start:prompt_end]),
+            prefix,
         )
     return Layout(tuple(segments), window, prompt_end)
 

@@ -17,6 +17,13 @@ Ints = NDArray[np.int64]
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _WHITE = re.compile(r"\s")
+# What the names of marks look like. Some files, Qwen's for instance, list their marks among the
+# tokens that stand for text; others list HTML tags and runs of white space there, which do.
+_MARK = re.compile(
+    r"<\|[^<>]*\|>|<｜[^<>]*｜>|<\[[^<>]*\]>|\[[A-Z_/]+\]|▁?<[A-Z]+>"
+    r"|</?(fim|file|repo|gh|issue|jupyter|commit|tool|think|start_of|end_of|unused)[\w▁-]*>"
+    r"|</?(s|pad|unk|bos|eos|mask)>"
+)
 # Characters beyond a boundary that the match before it may have looked at: a contraction ('ll)
 # that failed has looked two further than the apostrophe it leaves alone.
 _LOOK_AHEAD = 3
@@ -43,9 +50,9 @@ class Encoded:
 class Tokenizer:
     """A `tokenizers.Tokenizer` for documents.
 
-    The name of a special token in a document is plain text. A lone surrogate becomes U+FFFD, one
-    for one, so offsets stay those of the document. Nothing is added, not even the space that some
-    tokenizers put before a text: ours are cut out of a document.
+    The name of a special token, or of a mark, in a document is plain text. A lone surrogate becomes
+    U+FFFD, one for one, so offsets stay those of the document. Nothing is added, not even the space
+    that some tokenizers put before a text: ours are cut out of a document.
 
     Attributes:
         raw: the tokenizer that is wrapped.
@@ -79,6 +86,7 @@ class Tokenizer:
         # It runs even where no special tokens are wanted, and then trims spaces off the offsets.
         tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         drop_prefix_space(tokenizer)
+        _make_marks_special(tokenizer)
         self.raw = tokenizer
         self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = bos_id
@@ -282,6 +290,16 @@ def _locality(tokenizer: tokenizers.Tokenizer) -> str:
     if not normalizers:
         return "always"
     return "ascii" if normalizers == ["NFC"] else "never"
+
+
+def _make_marks_special(tokenizer: tokenizers.Tokenizer) -> None:
+    """Tell a tokenizer that marks which its file lists as text are none."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    marks = [token for token in added if not token.special and _MARK.fullmatch(token.content)]
+    if marks:
+        names = [token.content for token in marks]
+        again = [tokenizers.AddedToken(name, special=True, normalized=False) for name in names]
+        tokenizer.add_special_tokens(again)
 
 
 def _reaches_out(token: tokenizers.AddedToken) -> bool:

@@ -58,6 +58,15 @@ class BlockMatrix:
         """Return it on another device."""
         return BlockMatrix(self.blocks.to(device), self.kind)
 
+    def scaled(self, factor: float) -> BlockMatrix:
+        """Return it with all values multiplied; each block's scale is rounded to fp16 once more."""
+        size, head = GGUF_BLOCKS[self.kind]
+        blocks = self.blocks.clone()
+        scales = blocks.view(len(blocks), -1, size)[..., :head]
+        halves = scales.contiguous().view(torch.float16)
+        scales.copy_((halves.float() * factor).to(torch.float16).view(torch.uint8))
+        return BlockMatrix(blocks, self.kind)
+
     def parts(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return codes (N, K) uint8, scales and, for Q4_1, minimums (N, K / 32) fp16.
 

@@ -15,12 +15,14 @@ class _Marks(NamedTuple):
     middle: str
 
 
-# As their families have them, see `engine/prompt/fim.py` for the sources; Code Llama's with the
-# white space around them, which belongs to the format. The last are GLM's, which Zed knows.
+# As their families have them, see `engine/prompt/fim_families.py` for the sources; Code Llama's
+# with the white space around them, which belongs to the format. The last are GLM's, which Zed
+# knows.
 _MARKS = (
     _Marks("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     _Marks("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     _Marks("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    _Marks("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>"),
     _Marks("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
     _Marks("<PRE> ", " <SUF>", " <MID>"),
     _Marks("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
@@ -43,6 +45,10 @@ def split(prompt: str) -> tuple[str, str] | None:
         if 0 <= start < middle:
             before = prompt[start + len(marks.prefix) : middle]
             return before, prompt[middle + len(marks.suffix) : -len(marks.middle)]
+        suffix = prompt.find(marks.suffix)  # before the prefix, as Mellum and Seed-Coder have it
+        if 0 <= suffix < start:
+            after = prompt[suffix + len(marks.suffix) : start]
+            return prompt[start + len(marks.prefix) : -len(marks.middle)], after
     suffix_mark, prefix_mark = _SUFFIX_FIRST
     if prompt.startswith(suffix_mark) and (at := prompt.rfind(prefix_mark)) > 0:
         return prompt[at + len(prefix_mark) :], prompt[len(suffix_mark) : at]

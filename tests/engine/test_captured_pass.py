@@ -99,9 +99,10 @@ def decoder_of(dtype, *, bias=True, tied=False, interleaved=False, packed=False)
     if packed:
         for layer in decoder.stack.layers:
             for name in ("qkv", "output", "gate_up", "down"):
-                dense = getattr(layer, name)
+                holder = layer if hasattr(layer, name) else layer.mlp
+                dense = getattr(holder, name)
                 weight = quantize_groups(dense.weight, 4, 32, symmetric=True)
-                setattr(layer, name, QuantLinear(weight, dense.bias))
+                setattr(holder, name, QuantLinear(weight, dense.bias))
     return decoder
 
 

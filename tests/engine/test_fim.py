@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from keyturn.engine.prompt import fim
-from keyturn.engine.prompt.fim import FAMILIES, FimTemplate, find_template, read_sidecar
+from keyturn.engine.prompt.fim import FimTemplate, find_template, read_sidecar
+from keyturn.engine.prompt.fim_families import FAMILIES
 from keyturn.engine.wire.errors import ModelLoadError
 
 EMBEDDED = Path(fim.__file__).parents[1] / "embedded" / "fim.json"
 FIELDS = json.loads(EMBEDDED.read_text())
+OPTIONAL = {"languages", "header_ids", "middle_last", "repository_ids"}
 
 VOCABULARIES = {
+    "Mellum": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<filename>"],
+    "Seed-Coder": ["<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", "<[end▁of▁sentence]>"],
     "StarCoder": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"],
     "Qwen2.5-Coder": ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
     + ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"],
@@ -36,7 +40,9 @@ def lookup(words):
 @pytest.mark.parametrize("family", VOCABULARIES)
 def test_family_is_known_by_its_marks(family):
     words = VOCABULARIES[family]
-    template = find_template(lookup(words), end_ids=frozenset({99}), vocab_size=100)
+    ends = frozenset({99})
+    name = "models--JetBrains--Mellum-4b" if family == "Mellum" else ""
+    template = find_template(lookup(words), end_ids=ends, vocab_size=100, names=name)
     assert template is not None and template.family == family
     assert template.layout == template.layouts[0]
     assert 99 in template.end_ids
@@ -123,7 +129,7 @@ def test_wrong_sidecar_is_one_line_with_its_name(tmp_path, changes, reason):
     assert "fim.json" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", sorted(FIELDS.keys() - {"languages", "header_ids"}))
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - OPTIONAL))
 def test_sidecar_without_a_field_is_refused(tmp_path, field):
     path = tmp_path / "fim.json"
     path.write_text(json.dumps({key: FIELDS[key] for key in FIELDS if key != field}))
@@ -146,7 +152,8 @@ def test_sidecar_that_is_no_object_is_refused(tmp_path, content):
 
 
 def test_families_shown_to_people_have_an_example():
-    assert all(family.example.count("/") == 1 for family in FAMILIES)
+    assert all(family.example.count("/") == (family.name != "SantaCoder") for family in FAMILIES)
+    assert all(family.source for family in FAMILIES)
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
 
 

@@ -182,6 +182,37 @@ def test_special_token_in_a_document_is_plain_text(tokenizer):
     assert not set(token_ids.tolist()) & {0, 1}
 
 
+MARKS = {
+    "Qwen2.5-Coder": ["<|fim_prefix|>", "<|file_sep|>", "<|repo_name|>", "<tool_call>", "</think>"],
+    "DeepSeek-Coder": ["<｜fim▁hole｜>", "<｜end▁of▁sentence｜>", "<|EOT|>"],
+    "Seed-Coder, Zeta-2": ["<[fim-middle]>", "<[end▁of▁sentence]>", "<filename>"],
+    "Mellum, StarCoder": ["<fim_suffix>", "<fim-pad>", "<file_sep>", "<reponame>", "<gh_stars>"],
+    "Codestral": ["[SUFFIX]", "[TOOL_CALLS]", "</s>"],
+    "Code Llama": ["▁<PRE>", "<unk>"],
+    "Gemma": ["<|file_separator|>", "<end_of_turn>", "<unused7>", "<eos>"],
+}
+
+
+@pytest.mark.parametrize("names", MARKS.values(), ids=MARKS)
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_in_a_document_are_text_however_the_file_lists_them(tokenizer, names, special):
+    raw = RawTokenizer.from_str(tokenizer.raw.to_str())
+    raw.add_tokens([AddedToken(name, special=special, normalized=False) for name in names])
+    wrapped = Tokenizer(raw, eos_id=0)
+    text = "x = '" + "' + '".join(name.replace("▁", " ") for name in names) + "'"
+    ids = {raw.token_to_id(name) for name in names}
+    assert not ids & set(wrapped.encode(text).token_ids.tolist())
+    assert all(wrapped.token_bytes()[at] == b"" for at in ids)
+
+
+@pytest.mark.parametrize("name", ["<table>", "</td>", "\n\n", "    ", "[@BOS@]", "<2mass>"])
+def test_tokens_that_stand_for_text_stay_whole(tokenizer, name):
+    raw = RawTokenizer.from_str(tokenizer.raw.to_str())
+    raw.add_tokens([AddedToken(name, special=False, normalized=False)])
+    token_ids = Tokenizer(raw, eos_id=0).encode(f"a{name}b").token_ids.tolist()
+    assert raw.token_to_id(name) in token_ids
+
+
 def test_lone_surrogate_becomes_a_replacement_character_at_the_same_offset(tokenizer):
     with_surrogate, replaced = tokenizer.encode("a\ud800b"), tokenizer.encode("a\ufffdb")
     assert with_surrogate.token_ids.tolist() == replaced.token_ids.tolist()

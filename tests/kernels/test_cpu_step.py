@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from keyturn.engine.files import gguf_config
 from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.stored import in_gguf
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
-from keyturn.engine.model.tensors import gguf_name
 from keyturn.kernels.cpu import step as cpu_step
 from keyturn.kernels.rotary import reference
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
@@ -359,12 +359,13 @@ def _embedded_step():
     config = gguf_config.read_config(file)
 
     def blocks(name):
-        found = file.blocks(gguf_name(name), gguf_config.row_order(config, name))
+        place = in_gguf(config, name)
+        found = file.blocks(place.name, place.order)
         assert found is not None, name
         return found
 
     def norm_weight(name):
-        return file.tensor(gguf_name(name), torch.float32)
+        return file.tensor(in_gguf(config, name).name, torch.float32)
 
     layers = []
     for index in range(config.num_layers):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keyturn.engine.prompt.fim import FAMILIES
+from keyturn.engine.prompt.fim_families import FAMILIES
 from keyturn.server.http.fim_marks import split
 
 # What Zed's `format_fim_prompt` makes of the text before and behind a cursor.
@@ -47,7 +47,9 @@ def test_a_prompt_without_all_marks_is_text(prompt) -> None:
 def test_every_family_that_the_engine_knows_is_known(family) -> None:
     marks = [mark.replace("▁<", "<") for mark in (family.prefix, family.suffix, family.middle)]
     space = " " if family.name == "Code Llama" else ""
-    if family.layouts == ("spm",):
+    if family.middle_last:
+        prompt = f"{marks[1]}after{marks[0]}before{marks[2]}"
+    elif family.layouts == ("spm",):
         prompt = f"{marks[1]}after{marks[2]}before"
     else:
         prompt = f"{marks[0]}{space}before{space}{marks[1]}after{space}{marks[2]}"

@@ -1,0 +1,151 @@
+"""GGUF files of every family, written by llama.cpp's conventions, are the same models.
+
+Names are the gguf library's own; what the converter does to values and which keys it writes is as
+in llama.cpp's `conversion/` (gemma.py, granite.py, llama.py, phi.py, base.py).
+"""
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+
+from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.decoder import Decoder
+from keyturn.engine.model.kv_cache import KVCache
+
+from ..tolerance import assert_close
+from .families import CASES, make_model
+
+PERMUTED = ("llama", "granite", "smollm3")  # rotate neighbouring dimensions
+LENGTH = 40
+CONVERTED = [case for case in CASES if case.gguf]
+
+
+def permuted(rows, heads):
+    """Reorder query or key rows as llama.cpp's converter does."""
+    half = len(rows) // heads // 2
+    return rows.reshape(heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def write(path, case, model, tokenizer, kind="F32"):
+    config, arch = model.config, case.gguf
+    number = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
+    writer = gguf.GGUFWriter(path, arch)
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    if arch in ("qwen3", "gemma", "gemma2", "gemma3"):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        writer.add_layer_norm_eps(getattr(config, "layer_norm_eps", None) or config.norm_epsilon)
+    ropes = config.rope_parameters
+    rope = ropes.get("full_attention", ropes)
+    if arch not in ("gemma", "gemma2"):
+        writer.add_rope_freq_base(rope["rope_theta"])
+    if arch in ("stablelm", "phi2", "llama", "granite", "smollm3"):
+        share = rope.get("partial_rotary_factor", 1.0)
+        writer.add_rope_dimension_count(int(share * head_dim))
+    if arch == "stablelm":
+        writer.add_parallel_residual(config.use_parallel_residual)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if arch == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if arch in ("gemma2", "gemma3"):
+        writer.add_sliding_window(config.sliding_window)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    raw = json.loads(tokenizer.read_text())
+    names = sorted(raw["model"]["vocab"], key=raw["model"]["vocab"].get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name[:1] == "<" and len(name) > 1 else 1 for name in names])
+    writer.add_token_merges([" ".join(pair) for pair in raw["model"]["merges"]])
+    known = gguf.get_tensor_name_map(number, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name.startswith("lm_head") and config.tie_word_embeddings:
+            continue
+        values = tensor.numpy()
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            values = values + 1
+        for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
+            if arch in PERMUTED and f".{part}." in name:
+                values = permuted(values, count)
+        stored = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        wanted = GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        data = values.astype(np.float32)
+        if wanted.name == "F32":
+            writer.add_tensor(stored, data)
+        else:
+            writer.add_tensor(stored, quants.quantize(data, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def logits(files, token_ids):
+    decoder = Decoder(files.config, files.tensors)
+    cache = KVCache(decoder.config, LENGTH, decoder.dtype, decoder.device)
+    slots = cache.append(token_ids, np.arange(LENGTH))
+    return decoder.logits(decoder.forward(cache, slots, lambda: None))
+
+
+@pytest.fixture(params=CONVERTED, ids=lambda case: case.name)
+def case(request):
+    if not request.param.is_there:
+        pytest.skip("this transformers does not have it")
+    return request.param
+
+
+def test_a_converted_model_equals_transformers(case, tiny_model, tmp_path):
+    model = make_model(case)
+    path = write(tmp_path / "m.gguf", case, model, tiny_model / "tokenizer.json")
+    token_ids = np.random.default_rng(3).integers(0, model.config.vocab_size, LENGTH)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0]
+    assert_close(logits(load_model(path, torch.float32), token_ids), expected, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_factors_are_in_blocks_too(kind, tiny_model, tmp_path):
+    """Rounded as far as the blocks round, and no further: fp16 holds a scale to 1 in 2,000."""
+    case = next(case for case in CASES if case.gguf == "granite")
+    model = make_model(case)
+    path = write(tmp_path / "m.gguf", case, model, tiny_model / "tokenizer.json", kind)
+    wanted = GGMLQuantizationType[kind]
+    for _, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            values = quants.dequantize(quants.quantize(parameter.detach().numpy(), wanted), wanted)
+            parameter.data = torch.from_numpy(values.reshape(parameter.shape).copy())
+    token_ids = np.random.default_rng(3).integers(0, model.config.vocab_size, LENGTH)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0]
+    found = logits(load_model(path, torch.float32), token_ids)
+    assert ((found - expected).norm() / expected.norm()) < 2e-3

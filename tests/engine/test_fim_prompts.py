@@ -1,0 +1,83 @@
+"""Every family's prompt is the one that its source documents."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from keyturn.engine.files.catalog import EMBEDDED_FILE
+from keyturn.engine.files.gguf_file import GGUFFile
+from keyturn.engine.files.tokenizer_files import gguf_tokenizer
+from keyturn.engine.prompt.fim import find_template, read_sidecar
+from keyturn.engine.prompt.fim_families import FAMILIES
+from keyturn.engine.prompt.layout import lay_out
+from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+
+GOLDEN = json.loads(Path(__file__).with_name("fim_prompts.json").read_text(encoding="utf-8"))
+PLACE = GOLDEN["place"]
+PROMPTS = GOLDEN["prompts"]
+NAMES = [f"{prompt['family']}-{prompt['layout']}" for prompt in PROMPTS]
+
+
+def template_of(prompt):
+    words = {word: at for at, word in enumerate(prompt["tokens"])}
+    called = prompt.get("called", "")
+    template = find_template(words.get, vocab_size=len(words), names=called)
+    assert template is not None and template.family == prompt["family"]
+    return template
+
+
+def rendered(prompt, **kwargs):
+    template, words = template_of(prompt), prompt["tokens"]
+    text, cursor = PLACE["prefix"] + PLACE["suffix"], len(PLACE["prefix"])
+    bos = words.index(prompt["bos"]) if "bos" in prompt else None
+    window, layout = (0, len(text)), prompt["layout"]
+    assert layout in template.layouts
+    made = lay_out(text, cursor, cursor, template, layout, window, bos, **kwargs)
+    return "".join(
+        "".join(words[at] for at in segment.token_ids) + segment.text for segment in made.segments
+    )
+
+
+def test_every_family_has_a_prompt():
+    assert {prompt["family"] for prompt in PROMPTS} == {
+        family.name for family in FAMILIES if family.example
+    }
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=NAMES)
+def test_prompt_is_as_documented(prompt):
+    assert rendered(prompt) == prompt["prompt"].format(**PLACE)
+    first = prompt["layout"] == next(
+        family.layouts[0] for family in FAMILIES if family.name == prompt["family"]
+    )
+    assert (template_of(prompt).layout == prompt["layout"]) == first
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=NAMES)
+def test_path_and_other_files_are_said_to_those_that_know_them(prompt):
+    path = PLACE["path"]
+    plain = prompt["prompt"]
+    with_path = prompt.get("with_path", plain)
+    assert rendered(prompt, header=path) == with_path.format(**PLACE)
+    others = [tuple(other) for other in GOLDEN["others"]]
+    found = rendered(prompt, header=path, others=others, repository=GOLDEN["repository"])
+    assert found == prompt.get("with_repository", with_path).format(**PLACE)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=NAMES)
+def test_every_stop_token_ends_a_middle(prompt):
+    found = {prompt["tokens"][at] for at in template_of(prompt).end_ids}
+    assert found == set(prompt["ends"])
+
+
+def test_ids_of_the_embedded_model_with_its_real_tokenizer():
+    """From SmolLM2's vocabulary: <file_sep>, <filename>, then the sidecar's PRE SUF … MID …."""
+    file = GGUFFile(EMBEDDED_FILE)
+    tokenizer, _ = gguf_tokenizer(file, 49152)
+    template = read_sidecar(EMBEDDED_FILE.with_name("fim.json"), 49152)
+    encoder = PromptEncoder(template, tokenizer, "spm", 200, 3.7, "shape.py")
+    text = PLACE["prefix"] + PLACE["suffix"]
+    prompt = encoder.encode(text, len(PLACE["prefix"]), len(PLACE["prefix"]))
+    found = [int(at) for part in prompt.tokens.values() for at in part]
+    assert found == GOLDEN["ids"]["keyturn-135m"]
