@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
+from .files.adapter import AdapterFiles, find_adapter, read_adapter
 from .files.catalog import resolve
 from .files.packed_cache import user_cache
 from .files.packing import Packing
@@ -62,6 +63,7 @@ class Engine:
             torch.set_num_threads(config.num_threads)
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self._models: dict[str, Model] = {}
+        self._adapters: dict[str, AdapterFiles | None] = {}
 
     def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> Model:
         """Load a model, or return it if it is loaded.
@@ -106,6 +108,29 @@ class Engine:
                     progress("compiling kernels", 100)
                 decoder.warm_up(window + spare)
         return self._models[model]
+
+    def adapt(self, model: str, adapter: str | None) -> None:
+        """Serve a LoRA adapter beside a model's weights, in place of the one before.
+
+        The model is not loaded again; its documents' rows are taken for stale.
+
+        Args:
+            model: as for `load`; loaded already.
+            adapter: a folder in PEFT's format; None: none.
+
+        Raises:
+            ModelNotFound: there is no such folder; the adapter before stays.
+            ModelLoadError: it cannot be served beside this model; likewise.
+        """
+        wanted = None if adapter is None else find_adapter(adapter)
+        if wanted == self._adapters.get(model):
+            return
+        decoder = self._models[model].decoder
+        decoder.adapt({} if wanted is None else read_adapter(wanted.folder, decoder.config))
+        self._adapters[model] = wanted
+        for session in self.sessions.values():
+            if session.model is self._models[model]:
+                session.note_other_weights()
 
     def _planes(self, quant: str | None) -> int | None:
         """Return how many bit planes the layers' matrices are rounded to; None: not at all."""
@@ -224,6 +249,9 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "kernels": {"backend": self._kernels.backend, "why": self._kernels.why},
             "models": sorted(self._models),
+            "adapters": {
+                model: str(files.folder) for model, files in self._adapters.items() if files
+            },
             "repair_budget_ms": self.config.repair_budget_ms,
             "heal": self.config.heal,
             "cold_budget_ms": self.config.cold_budget_ms,

@@ -295,6 +295,7 @@ def _add_quant_flag(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="which model; by default the embedded one")
+    parser.add_argument("--adapter", metavar="PATH", help="LoRA adapter of that model (PEFT)")
     parser.add_argument("--layout", metavar="L", help="spm or psm; by default the model's own")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0 is torch's choice")
     parser.add_argument("--device", metavar="D", help="auto, cpu, or a torch device such as cuda:0")

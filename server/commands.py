@@ -35,14 +35,14 @@ EXIT_NOTHING = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Flags that are called as the settings they set.
 _GIVEN_AS_CALLED = (
-    *("model", "layout", "device", "dtype", "quant"),
+    *("model", "adapter", "layout", "device", "dtype", "quant"),
     *("max_tokens", "temperature", "top_p"),
 )
 # Arguments for which a shell offers files.
-_FILE_ARGUMENTS = ("place", "trace", "model", "token_file", "socket")
+_FILE_ARGUMENTS = ("place", "trace", "model", "adapter", "token_file", "socket")
 _MIN_TOKEN_CHARS = 16
 # Flags of `serve` that say what a language client's settings say otherwise.
-_OF_HTTP = ("model", "layout", "threads", "device", "dtype")
+_OF_HTTP = ("model", "adapter", "layout", "threads", "device", "dtype")
 
 
 class Place(NamedTuple):
@@ -165,9 +165,13 @@ def replay(arguments: argparse.Namespace) -> int:
     from ..engine.prompt.repair import RepairLimit
     from ..engine.replay.replay import run, write
 
+    engine = Engine(settings.engine_config())
+    if settings.adapter is not None:
+        engine.load(settings.model)
+        engine.adapt(settings.model, settings.adapter)
     rows = run(
         trace,
-        engine=Engine(settings.engine_config()),
+        engine=engine,
         model=settings.model,
         policy=policy,
         oracle=not arguments.no_oracle,

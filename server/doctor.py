@@ -108,6 +108,7 @@ def _examine_model(found: dict[str, Any], settings: Settings) -> None:
     examine_device(found, settings, engine.status())
     started_at = time.perf_counter()
     engine.load(settings.model)
+    engine.adapt(settings.model, settings.adapter)
     load_ms = (time.perf_counter() - started_at) * 1e3
     session = engine.open(
         "doctor",

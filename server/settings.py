@@ -66,8 +66,12 @@ def _flag() -> Check:
     return Check("true or false", lambda value: isinstance(value, bool))
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
 def _text(what: str) -> Check:
-    return Check(what, lambda value: isinstance(value, str) and value.strip() != "")
+    return Check(what, _is_text)
 
 
 def _setting(default: Any, check: Check, doc: str) -> Any:  # noqa: ANN401 - a dataclass field
@@ -83,6 +87,11 @@ class Settings:
         "embedded",
         _text('"embedded", a folder, a .gguf file or a Hugging Face id in the local cache'),
         "model that completes",
+    )
+    adapter: str | None = _setting(
+        None,
+        Check("a folder, or null", lambda value: value is None or _is_text(value)),
+        "LoRA adapter in PEFT's format that is served beside the model's weights",
     )
     layout: str | None = _setting(
         None, _choice(None, "spm", "psm"), "order of prefix and suffix; null is the model's own"

@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 # Weights as torch saves them. Reading them can run what somebody put in.
 _PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_PICKLE = (
+PICKLE = (
     "is a pickle, which may run any code when it is opened, and is never read; use the model's "
     "safetensors or a .gguf file, or convert it where that code may do no harm: "
     "huggingface.co/spaces/safetensors/convert"
@@ -52,7 +52,7 @@ def resolve(model: str, *, download: bool = False, progress: Progress | None = N
         return _in_folder(model, path)
     if model and path.is_file():
         if _is_pickle(path):
-            raise ModelLoadError(f"model '{model}': {path.name} {_PICKLE}")
+            raise ModelLoadError(f"model '{model}': {path.name} {PICKLE}")
         return path
     if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
         raise ModelNotFound(
@@ -120,7 +120,7 @@ def _in_folder(model: str, folder: Path) -> Path:
         )
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLE_ENDS)
     if pickles and (folder / "config.json").is_file():
-        raise ModelLoadError(f"model '{model}': {folder / pickles[0]} {_PICKLE}")
+        raise ModelLoadError(f"model '{model}': {folder / pickles[0]} {PICKLE}")
     raise ModelNotFound(
         f"model '{model}': {folder} holds neither config.json with safetensors nor a .gguf file; "
         "fetch the model again or give another folder"

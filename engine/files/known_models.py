@@ -254,8 +254,8 @@ def recommended(machine: Machine) -> tuple[KnownModel, str, str]:
 
     The largest, of those that are free to use and supported, that fits into half of the memory
     and, on a CPU, computes a window of 2,048 tokens within seconds: what is not computed yet waits
-    for that. On a GPU the weights are left as they are if they fit, else q8; on a CPU q8, of which a
-    decode step reads half as many bytes. q4, which costs quality, is left to the user.
+    for that. On a GPU the weights are left as they are if they fit, else q8; on a CPU q8, of which
+    a decode step reads half as many bytes. q4, which costs quality, is left to the user.
     """
     embedded, *others = KNOWN
     free = [m for m in others if m.model_type in SUPPORTED and "(" not in m.licence]

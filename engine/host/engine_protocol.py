@@ -117,6 +117,13 @@ class HostedEngine(Protocol):
         """
         ...
 
+    def adapt(self, model: str, adapter: str | None) -> None:
+        """Serve an adapter beside a loaded model, in place of the one before; None: none.
+
+        Raises:
+            EngineError: it cannot be; the one before stays.
+        """
+
     def open(
         self,
         key: Hashable,

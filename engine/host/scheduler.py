@@ -335,13 +335,16 @@ class Scheduler:
             log.error("no engine: %s", self._engine_error)
 
     def _load(self, job: Job) -> None:
-        model = job.request.params["model"]
+        params = job.request.params
+        model = params["model"]
 
         def load() -> dict[str, Any]:
             def progress(what: str, percent: int) -> None:
                 job.on_event("progress", what=what, percent=percent)
 
-            loaded = self._need_engine().load(model, progress)
+            engine = self._need_engine()
+            loaded = engine.load(model, progress)
+            engine.adapt(model, params["adapter"])
             return {"model": model, "languages": list(loaded.languages)}
 
         self._answer(job, load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...kernels import dispatch
 from ...kernels.cpu.step import CpuStep, StepLayer
 from ...kernels.weights.linear import Linear, Matrix
+from ...kernels.weights.low_rank import LowRank, adapted, side_by_side
 from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
@@ -100,8 +102,36 @@ class Decoder:
         if GraphPass.exists_for(stack):
             passes.insert(0, GraphPass(stack))
         # The first that serves some rows computes them; the last serves any.
-        self._passes = [each for each in passes if not any(each.lacks(block) for block in blocks)]
-        self._graphs = next((each for each in self._passes if isinstance(each, GraphPass)), None)
+        self._own_passes = [each for each in passes if not any(map(each.lacks, blocks))]
+        self._use(self._own_passes)
+
+    def _use(self, passes: list[Pass]) -> None:
+        self._passes = passes
+        self._graphs = next((each for each in passes if isinstance(each, GraphPass)), None)
+
+    def adapt(self, updates: Mapping[str, LowRank]) -> None:
+        """Serve an adapter beside the weights, in place of the one before; {} is none.
+
+        Rows that were computed before are of other weights. With an adapter all rows are launched
+        one by one: the C library and captured graphs read the weights themselves.
+
+        Args:
+            updates: name of a projection, as in files, to its update.
+        """
+        shapes = names.expected_shapes(self.config)
+        for number, layer in enumerate(self.stack.layers):
+            for field, parts in names.projections_of(self.config):
+                of_parts = [f"model.layers.{number}.{part.name}" for part in parts]
+                found = [updates.get(name) for name in of_parts]
+                rows = [shapes[f"{name}.weight"][0] for name in of_parts]
+                update = side_by_side(found, rows) if any(found) else None
+                if update is not None:
+                    update = update.to(self.device, self.dtype)
+                owner = layer if field in ("qkv", "output") else layer.mlp
+                if hasattr(owner, field):  # experts are never adapted
+                    setattr(owner, field, adapted(getattr(owner, field), update))
+        launches: list[Pass] = [p for p in self._own_passes if isinstance(p, EagerPass)]
+        self._use(launches if updates else self._own_passes)
 
     def _step(
         self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Tensor, head: Matrix

@@ -54,6 +54,12 @@ class Exactness:
         """Take rows for nothing: a pass begins to compute them, and may be left half done."""
         self._cache.record("seen")[slots] = 0
 
+    def forget_all(self) -> None:
+        """Take all rows for nothing: their weights are others now."""
+        self._cache.record("seen")[:] = 0
+        self._cache.record("standing")[:] = PATCHED
+        self._settled.clear()
+
     def note(self, computed: Slots) -> Slots:
         """Note what was computed; make fresh the first rows as far as all are exact, return them.
 

@@ -407,7 +407,7 @@ def test_document_of_a_missing_model_keeps_saying_why(driver):
     )  # fmt: skip
     driver.error(number, errors.ModelNotFound)
     driver.error(driver.complete("a", 1, 0), errors.ModelNotFound)
-    driver.error(driver.put("load", model="missing"), errors.ModelNotFound)
+    driver.error(driver.put("load", adapter=None, model="missing"), errors.ModelNotFound)
     driver.result(driver.open("a", "now it is there"))
     driver.result(driver.complete("a", 1, 0))
 
@@ -417,7 +417,7 @@ def test_engine_that_cannot_be_made_answers_every_request():
         raise errors.BadRequest(f"device '{config.device}' cannot be used")
 
     driver = Driver(fail)
-    driver.error(driver.put("load", model="m"), errors.BadRequest)
+    driver.error(driver.put("load", adapter=None, model="m"), errors.BadRequest)
     driver.error(driver.open("a", ""), errors.BadRequest)
     assert "device" in driver.error(driver.complete("a", 1, 0), errors.BadRequest)
     driver.scheduler.stop(5)
@@ -446,12 +446,14 @@ def test_forgotten_client_frees_its_documents_and_no_others(driver):
 
 
 def test_a_loaded_model_says_its_languages(driver):
-    assert driver.result(driver.put("load", model="python only"))["languages"] == ["python"]
-    assert driver.result(driver.put("load", model="m"))["languages"] == []
+    assert driver.result(driver.put("load", adapter=None, model="python only"))["languages"] == [
+        "python"
+    ]
+    assert driver.result(driver.put("load", adapter=None, model="m"))["languages"] == []
 
 
 def test_progress_and_text_are_streamed_piece_by_piece(driver):
-    driver.result(driver.put("load", model="m"))
+    driver.result(driver.put("load", adapter=None, model="m"))
     driver.open("a", "stream")
     driver.result(driver.complete("a", 1, 0))
     texts = [fields["text"] for _, name, fields in driver.events if name == "text"]
