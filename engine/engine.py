@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ _UNKNOWN_WINDOW_TOKENS = 2048
 # A GPU takes so many rows at once in the time of a processor's few hundred.
 _GPU_CHUNK_TOKENS = 2048
 
+_THROUGH = object()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -64,6 +65,7 @@ class Engine:
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self._models: dict[str, Model] = {}
         self._adapters: dict[str, AdapterFiles | None] = {}
+        self._warming: list[Iterator[None]] = []  # what is left to be compiled
 
     def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> Model:
         """Load a model, or return it if it is loaded.
@@ -104,10 +106,23 @@ class Engine:
                 capacity=window + spare,
             )
             if self.device.type == "cuda":
-                if progress is not None:
-                    progress("compiling kernels", 100)
-                decoder.warm_up(window + spare)
+                self._warming.append(decoder.warm_up(window + spare))
         return self._models[model]
+
+    def warm(self) -> bool:
+        """Run one kind of pass that nothing has needed yet, so that it is compiled when it is.
+
+        On a GPU that takes up to seconds, for each of some six, when nothing is compiled yet. What
+        a completion needs before is compiled as it is needed.
+
+        Returns:
+            Whether there was one.
+        """
+        while self._warming:
+            if next(self._warming[0], _THROUGH) is not _THROUGH:
+                return True
+            self._warming.pop(0)
+        return False
 
     def adapt(self, model: str, adapter: str | None) -> None:
         """Serve a LoRA adapter beside a model's weights, in place of the one before.

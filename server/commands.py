@@ -166,9 +166,10 @@ def replay(arguments: argparse.Namespace) -> int:
     from ..engine.replay.replay import run, write
 
     engine = Engine(settings.engine_config())
-    if settings.adapter is not None:
-        engine.load(settings.model)
-        engine.adapt(settings.model, settings.adapter)
+    engine.load(settings.model)
+    engine.adapt(settings.model, settings.adapter)
+    while engine.warm():  # a measurement waits for no compiler
+        pass
     rows = run(
         trace,
         engine=engine,

@@ -141,7 +141,7 @@ class FakeEngine:
         self.config = config
         self.sessions: dict[Hashable, FakeSession] = {}
         self.loaded: list[str] = []
-        self.num_opened = 0
+        self.num_opened = self.num_warmed = 0
         self.adapters: dict[str, str | None] = {}
         self.log: list[tuple[str, str]] = []
         self.num_checks = 0
@@ -158,6 +158,12 @@ class FakeEngine:
                     progress(f"loading {model}", percent)
             self.loaded.append(model)
         return FakeModel(("python",) if model == "python only" else ())
+
+    def warm(self) -> bool:
+        if self.num_warmed == 3:
+            return False
+        self.num_warmed += 1
+        return True
 
     def adapt(self, model: str, adapter: str | None) -> None:
         if adapter is not None and adapter.endswith("missing"):

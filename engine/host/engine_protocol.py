@@ -124,6 +124,10 @@ class HostedEngine(Protocol):
             EngineError: it cannot be; the one before stays.
         """
 
+    def warm(self) -> bool:
+        """Prepare a piece of what may be needed later; return whether there was any."""
+        ...
+
     def open(
         self,
         key: Hashable,

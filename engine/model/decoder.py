@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -213,18 +213,23 @@ class Decoder:
         """
         return self._head(hidden)
 
-    def warm_up(self, capacity: int) -> None:
-        """Run every kind of pass once over a cache of that capacity, so that all is compiled.
+    @torch.inference_mode()
+    def warm_up(self, capacity: int) -> Iterator[None]:
+        """Run every kind of pass once over a cache of that capacity, one with every `next`.
 
-        Otherwise the first keystrokes would wait for it. Triton keeps what it compiled on the disk
-        for the next start.
+        What is not compiled yet is compiled then, and not at a keystroke; Triton keeps it on the
+        disk for the next start. Nothing is captured: a graph belongs to one document's cache.
         """
         cache = KVCache(self.config, capacity, self.dtype, self.device)
         rows = min(capacity, PATCH_ROWS[-1] + 1)
         slots = cache.append(np.zeros(rows, dtype=np.int64), np.arange(rows))
-        for count in (rows, *PATCH_ROWS):
-            self.forward(cache, slots[:count], lambda: None)
+        self.forward(cache, slots, lambda: None)
+        yield
         self.last_logits(cache, slots[-1:], lambda: None)
+        yield
+        for count in PATCH_ROWS:
+            self.forward(cache, slots[:count], lambda: None)
+            yield
         if self.device.type == "cuda":
             self._calibrate(cache, slots)
 

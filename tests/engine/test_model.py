@@ -9,6 +9,7 @@ import torch
 
 from keyturn.engine.files.catalog import resolve
 from keyturn.engine.files.weights import load_model
+from keyturn.engine.model.captured_pass import PATCH_ROWS
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
@@ -314,3 +315,15 @@ def test_interrupted_forward_stops_between_layers(token_ids):
         decoder.forward(cache, slots, stop_at_second_layer)
     assert len(calls) == 2
     assert cache.num_fresh == 0
+
+
+def test_warming_up_runs_every_kind_of_pass_a_piece_at_a_time(tiny_model):
+    files = load_model(tiny_model, torch.float32)
+    decoder = Decoder(files.config, dict(files.tensors))
+    pieces = decoder.warm_up(100)
+    assert decoder.cost.ms(4) is None
+    assert len(list(pieces)) == 2 + len(PATCH_ROWS)
+    cache = KVCache(files.config, 8, decoder.dtype, decoder.device)
+    slots = cache.append(np.arange(6), np.arange(6))
+    expected = decoder.forward(cache, slots, check)
+    assert torch.equal(decoder.forward(cache, slots, check), expected)

@@ -556,3 +556,19 @@ def test_completion_does_not_wait_for_a_growing_window_and_growth_is_resumed(dri
     wait_until(lambda: driver.scheduler.status()["is_idle"])
     assert driver.engine.sessions[("c", "a")].grown == "narrow"
     assert driver.engine.log.index(("grow", "a")) < driver.engine.log.index(("heal", "a"))
+
+
+def test_what_may_be_needed_later_is_prepared_when_nothing_is_to_be_done(driver):
+    driver.result(driver.open("a", "text"))
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert driver.engine.num_warmed == 3
+
+
+def test_what_cannot_be_prepared_harms_nothing(driver, monkeypatch):
+    def fail():
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(driver.engine, "warm", fail)
+    driver.result(driver.open("a", "text"))
+    assert driver.result(driver.complete("a", 1, 2))
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
