@@ -24,6 +24,10 @@ _CACHED_TOKENS = 2048 + 576
 _BASE_BYTES = 500_000_000
 # A GPU's context and captured graphs, and its libraries' kernels.
 _GPU_BASE_BYTES = 1_500_000_000
+# As `passes.MOST_DENSE_BYTES`, which torch would come with.
+_MOST_DENSE_BYTES = 1_000_000_000
+# Whose layers the C step computes.
+_OF_THE_STEP = ("llama", "mistral", "qwen2")
 # Of what is there, so much may go to completions; editors and compilers want some too.
 _SHARE = 0.5
 # Operations a second of one core in many-row products, half of what a core with AVX-512 and
@@ -94,14 +98,16 @@ class KnownModel:
     def needed_bytes(self, quant: str, machine: Machine) -> int:
         """Return the memory that completing with it takes: weights, one document's cache, torch.
 
-        On a CPU products of many rows take the layers' weights as they are multiplied, which stays
-        in memory beside what is packed.
+        On a CPU products of many rows take the layers' weights as values, which stay in memory
+        beside what is packed; for a large one of Llama's layers that is spared.
         """
         cached = 3 * self.layers * self.heads[1] * self.heads[2] * _CACHED_TOKENS
         if machine.gpu_bytes:
             return self.weight_bytes(quant) + cached * 2 + _GPU_BASE_BYTES
         is_packed = quant != "none" or self.as_it_comes
         dense = self.layer_weights * machine.dtype_bytes if is_packed else 0
+        if self.model_type in _OF_THE_STEP and dense > _MOST_DENSE_BYTES:
+            dense = 0
         weights = self.weight_bytes(quant, machine.dtype_bytes)
         return weights + dense + cached * machine.dtype_bytes + _BASE_BYTES
 

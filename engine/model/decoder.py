@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Iterator, Mapping
 
@@ -98,7 +99,12 @@ class Decoder:
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
-            passes.insert(0, StepPass(stack, step))
+            in_blocks = (
+                m for layer in in_step for m, _ in layer.linears() if not torch.is_tensor(m)
+            )
+            num_values = sum(math.prod(matrix.shape) for matrix in in_blocks)
+            dense_bytes = num_values * self.dtype.itemsize
+            passes.insert(0, StepPass(stack, step, dense_bytes=dense_bytes))
         if GraphPass.exists_for(stack):
             passes.insert(0, GraphPass(stack))
         # The first that serves some rows computes them; the last serves any.
