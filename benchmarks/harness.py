@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
         names = [line.split(":", 1)[1].strip() for line in cpu.open() if line[:10] == "model name"]
         processor = names[0] if names else processor
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": processor, "num_cores": os.cpu_count(), "gpu": gpu}
+    return {"processor": processor, "num_cores": len(os.sched_getaffinity(0)), "gpu": gpu}
 
 
 def _cell(value: object) -> str:

@@ -1,13 +1,17 @@
-"""Write the generated parts of the two READMEs: figures of the newest saved runs, settings.
+"""Write the generated parts of the two READMEs: figures of the newest saved runs, settings, models.
 
 They stand between marks such as `<!-- figures -->` and `<!-- /figures -->`: in the project's README
-the headline, ten figures and the settings, in the benchmarks' README every check and every time.
+the headline, ten figures, the settings and the families of models, in the benchmarks' README every
+check and every time.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -71,6 +75,46 @@ def settings() -> str:
         accepts, doc = item.metadata["check"].accepts, item.metadata["doc"]
         rows.append((f"`{item.name}`", f"`{json.dumps(item.default)}`", accepts, doc))
     return _table(("setting", "default", "accepts", "what it is"), rows)
+
+
+def families() -> str:
+    """Return the table of families: what computes each, and what of that the tests compare."""
+    from keyturn.engine.files.hf_config import read_config
+    from keyturn.engine.model.passes import EagerPass, GraphPass, StepPass
+
+    ways = {"C step": StepPass, "graphs": GraphPass, "launches": EagerPass}
+    rows = []
+    for case in _cases():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps(case.config), encoding="utf-8")
+            blocks = read_config(path).blocks()
+        served = [
+            name for name, way in ways.items() if not any(way.lacks(block) for block in blocks)
+        ]
+        against = "transformers" if case.is_there else "untested"
+        rows.append(
+            (
+                case.name,
+                f"`{case.models}`",
+                ", ".join(served),
+                "yes" if case.gguf else "-",
+                case.fim or "left to right",
+                against,
+            )
+        )
+    head = ("family", "for instance", "computed by", "GGUF", "fills in the middle as", "compared")
+    return _table(head, rows)
+
+
+def _cases() -> Sequence[Any]:
+    """Return the families that are tested; the tests are no package that a script could import."""
+    where = ROOT / "tests" / "engine" / "families.py"
+    spec = importlib.util.spec_from_file_location("tested_families", where)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CASES
 
 
 def headline() -> str:
@@ -310,6 +354,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "settings": settings,
+    "families": families,
     "figures": figures,
     "checks": checks,
     "times": times,

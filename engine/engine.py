@@ -16,6 +16,7 @@ from .files.packing import Packing
 from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
+from .model.step_timing import measure_steps
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
@@ -27,6 +28,9 @@ from .wire.errors import BadRequest, OutOfMemory, memory_error
 _SPARE_TOKENS = 576
 # What a model that does not say is shown; most code models were trained on far more.
 _UNKNOWN_WINDOW_TOKENS = 2048
+
+# Decode steps are timed with so many rows in the cache at most.
+_MEASURED_SLOTS = 1024
 
 # A GPU takes so many rows at once in the time of a processor's few hundred.
 _GPU_CHUNK_TOKENS = 2048
@@ -106,7 +110,9 @@ class Engine:
                 capacity=window + spare,
             )
             if self.device.type == "cuda":
-                self._warming.append(decoder.warm_up(window + spare))
+                self._warming.append(_warm_up(decoder, window + spare, window))
+            else:
+                measure_steps(decoder, min(window, _MEASURED_SLOTS))
         return self._models[model]
 
     def warm(self) -> bool:
@@ -274,6 +280,12 @@ class Engine:
             "cache_bytes": sum(session.prompt.num_bytes for session in self.sessions.values()),
             "cache_budget_bytes": self.config.cache_bytes,
         }
+
+
+def _warm_up(decoder: Decoder, capacity: int, window: int) -> Iterator[None]:
+    """Compile what a decoder has, a piece at a time, and then measure it."""
+    yield from decoder.warm_up(capacity)
+    measure_steps(decoder, min(window, _MEASURED_SLOTS))
 
 
 def choose_device(name: str) -> torch.device:

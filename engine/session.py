@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from .generation.candidates import candidates, common_length
+from .generation.candidates import candidates
+from .generation.depth import steps_of
+from .generation.draft import PastTexts, PromptLookup
 from .generation.generate import Generated, Pick, generate
+from .generation.speculation import DraftRecord
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
 from .prompt.fim import FimTemplate
 from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow
+from .prompt.layout import SegmentKey
 from .prompt.policy import find_policy
 from .prompt.prompt_cache import PromptCache
 from .prompt.prompt_encoder import Prompt, PromptEncoder
@@ -22,6 +27,8 @@ from .prompt.repair import BY_SHARE, RepairLimit
 from .tokens.tokenizer import Tokenizer
 from .wire.config import Completion, CompletionParams
 from .wire.errors import BadPosition
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class Model:
         window_tokens: most tokens of a prompt, its marks included.
         chars_per_token: characters a token stands for in code, for choosing the window.
         capacity: rows of a session's cache: the prompt and what may be generated.
+        drafts: what drafts of its text have been worth.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Model:
     window_tokens: int
     chars_per_token: float
     capacity: int
+    drafts: DraftRecord = field(default_factory=DraftRecord)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -68,6 +77,8 @@ class Session:
         cold_limit: how many rows are computed before a completion; of more the window is narrowed.
         window: lays out and encodes the prompt, narrow at a place where nothing is computed.
         prompt: the cache's rows for the prompt, as of the last `sync`.
+        drafts: what drafts have been worth: the model's record.
+        past: texts that were just deleted or completed, for drafts.
     """
 
     def __init__(
@@ -127,6 +138,9 @@ class Session:
         self._num_edits = 0
         self._laid_out: tuple[int, int, int] | None = None  # what the prompt is of
         self._forced = ""
+        self._tokens: dict[SegmentKey, Ints] = {}  # of the prompt
+        self.drafts = model.drafts
+        self.past = PastTexts(lambda text: model.tokenizer.encode(text).token_ids)
 
     # Text
 
@@ -141,15 +155,19 @@ class Session:
         Raises:
             BadPosition: an edit lies outside the text or two overlap; nothing was changed.
         """
-        self._follow(self._document.edit(edits))
+        before = self._document.shown
+        self._follow(before, self._document.edit(edits))
 
     def set_text(self, text: str) -> None:
         """Replace the whole text; what is still the same is found by comparing."""
-        self._follow(self._document.set_text(text))
+        before = self._document.shown
+        self._follow(before, self._document.set_text(text))
 
-    def _follow(self, edits: Sequence[Edit]) -> None:
+    def _follow(self, before: str, edits: Sequence[Edit]) -> None:
         """Move cursor and anchor as edits of the shown text do."""
         self._num_edits += len(edits)
+        for start, end, _ in edits:
+            self.past.deleted(before[start:end])
         if self._anchor is not None:
             self._cursor = shifted(self._cursor, edits, after_insertion=True)
             anchor = shifted(self._anchor, edits, after_insertion=False)
@@ -301,33 +319,25 @@ class Session:
         prompt.drop_generated()
         logits = prompt.logits(check)
         num_computed = prompt.num_rows_forwarded - forwarded_before
-        resident: list[int] = []  # generated tokens that have rows
-
-        def step(token_id: int) -> Tensor:
-            resident.append(token_id)
-            return prompt.decode(token_id, check)
-
+        end_ids = model.template.end_ids if model.template else model.tokenizer.end_ids
+        token_bytes = model.tokenizer.token_bytes()
+        steps = steps_of(
+            *(params, prompt, check),
+            lookup=self._lookup,
+            record=self.drafts,
+            end_ids=end_ids,
+            token_bytes=token_bytes,
+        )
         decode = functools.partial(
             generate,
-            step=step,
+            step=steps,
             params=params,
-            end_ids=model.template.end_ids if model.template else model.tokenizer.end_ids,
-            token_bytes=model.tokenizer.token_bytes(),
+            end_ids=end_ids,
+            token_bytes=token_bytes,
             forced=self._forced + params.assumed,
             check=check,
         )
         num_others = params.num_candidates - 1
-        generated = decode(logits, on_text=on_text, wants_runners_up=num_others > 0)
-
-        def branch(begun: list[Pick]) -> Generated:
-            token_ids = [pick.token_id for pick in begun]
-            num_kept = common_length(resident, token_ids[:-1])
-            prompt.drop_generated(num_kept)
-            del resident[num_kept:]
-            after = [step(token_id) for token_id in token_ids[num_kept:]]
-            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
-            return decode(after[-1], params=limited, on_text=None, begun=begun)
-
         # All candidates together take no longer than one may.
         budget_ms = params.time_budget_ms
 
@@ -337,7 +347,17 @@ class Session:
         def has_time() -> bool:
             return not budget_ms or left_ms() > 0
 
-        others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
+        def branch(begun: list[Pick]) -> Generated:
+            after = steps.branch_off([pick.token_id for pick in begun])
+            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
+            return decode(after, params=limited, on_text=None, begun=begun)
+
+        try:
+            generated = decode(logits, on_text=on_text, wants_runners_up=num_others > 0)
+            others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
+        finally:
+            steps.end()
+        self.past.completed(generated.token_ids)
         return Completion(
             text=generated.text,
             token_ids=generated.token_ids,
@@ -345,7 +365,7 @@ class Session:
             num_reused_tokens=max(0, prompt.num_tokens - num_computed),
             ttft_ms=(generated.first_token_at - started_at) * 1e3,
             total_ms=(time.perf_counter() - started_at) * 1e3,
-            num_layers_run=model.decoder.config.num_layers,
+            num_layers_run=steps.mean_layers,
             stop_reason=generated.stop_reason,
             probabilities=generated.probabilities,
             other_texts=tuple(other.text for other in others),
@@ -353,8 +373,17 @@ class Session:
             is_narrow=self.is_narrow,
         )
 
+    def _lookup(self) -> PromptLookup:
+        """Return what finds drafts in the text that the model sees, and in what was just there."""
+        nothing = np.empty(0, dtype=np.int64)
+        parts = [self._tokens.get((kind,), nothing) for kind in ("prefix", "tail", "suffix")]
+        before, behind = np.concatenate(parts[:2]), parts[2]
+        others = self.past.token_ids()
+        return PromptLookup(before, behind, others, max_tokens=self.prompt.room)
+
     def _lay_out(self, prompt: Prompt) -> None:
         """Tell the prompt cache what the prompt is, and note the text to be generated again."""
+        self._tokens = prompt.tokens
         self.prompt.set_prompt(prompt.tokens)
         self._forced = self._document.shown[prompt.layout.prompt_end : self._cursor]
         self._anchor = prompt.anchor

@@ -16,6 +16,7 @@ def list_models() -> dict[str, Any]:
     """Return known models, prompt formats and the models on this disk, as plain data."""
     from dataclasses import asdict
 
+    from ..engine.files.architectures import ARCHITECTURES
     from ..engine.files.known_models import listed, this_machine
     from ..engine.prompt.fim_families import FAMILIES
 
@@ -23,6 +24,7 @@ def list_models() -> dict[str, Any]:
     return {
         "machine": asdict(machine),
         "known": listed(machine, here),
+        "architectures": list(ARCHITECTURES),
         "families": [
             {"name": family.name, "layouts": list(family.layouts), "example": family.example}
             for family in FAMILIES
@@ -67,7 +69,8 @@ def models_report(found: dict[str, Any]) -> str:
     wanted = next(m["name"] for m in found["known"] if m["name"] != EMBEDDED)
     lines += [
         "",
-        "Others: --model PATH of a folder (config.json, safetensors, tokenizer.json) or a .gguf.",
+        f"Architectures that load: {', '.join(found['architectures'])};",
+        "--model PATH of a folder (config.json, safetensors, tokenizer.json) or a .gguf file.",
         "Nothing is downloaded unless you say so:",
         f"  keyturn models --download {wanted}",
     ]

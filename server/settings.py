@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..engine.wire.config import HEALS, POLICIES, QUANTS, CompletionParams, EngineConfig
+from ..engine.wire.config import DEPTHS, HEALS, POLICIES, QUANTS, CompletionParams, EngineConfig
 from ..engine.wire.errors import BadRequest
 
 SECTION = "keyturn"
@@ -50,6 +50,20 @@ def _number(low: float, high: float) -> Check:
 def _choice(*values: str | None) -> Check:
     words = ", ".join("null" if value is None else f'"{value}"' for value in values)
     return Check(f"one of {words}", lambda value: isinstance(value, str | None) and value in values)
+
+
+def _depth() -> Check:
+    words = ", ".join(json.dumps(word) for word in DEPTHS)
+
+    def test(value: object) -> bool:
+        digits = str(value) if type(value) is int else value
+        return isinstance(digits, str) and (digits in DEPTHS or _is_count(digits))
+
+    return Check(f"{words} or a number of layers", test)
+
+
+def _is_count(digits: str) -> bool:
+    return digits.isascii() and digits.isdecimal() and len(digits) < 6 and int(digits) > 0
 
 
 def _languages() -> Check:
@@ -158,6 +172,12 @@ class Settings:
     time_budget_ms: float = _setting(
         2000.0, _number(0, 600_000), "decoding ends with what it has then; 0 is no limit"
     )
+    depth: str | int = _setting(
+        "exact",
+        _depth(),
+        "layers that a token runs through: all, one token after the other; all, with drafts that "
+        "never change what is written; fewer where that costs little; so many of the first",
+    )
 
     # When the language server asks. Most people leave 100 to 200 ms between two keys: a request
     # started 75 ms after one is cancelled by the next key at worst, and the cache is hot by then.
@@ -170,8 +190,8 @@ class Settings:
     debounce_ms: float = _setting(
         75.0,
         _number(0, 10_000),
-        "shortest pause in typing before an automatic completion is computed; up to four times "
-        "as much where somebody types slowly",
+        "shortest pause in typing before an automatic completion is shown; up to four times as "
+        "much where somebody types slowly",
     )
     confidence: str = _setting(
         "balanced",
@@ -183,7 +203,10 @@ class Settings:
         3, _whole(1, 3), "candidates at most, of a completion that was asked for"
     )
     speculate: bool = _setting(
-        True, _flag(), "compute ahead what comes after a suggestion, for when it is accepted"
+        True,
+        _flag(),
+        "compute ahead: from `debounce_ms` on, before it is certain that you pause, and what comes "
+        "after a suggestion, for when it is accepted",
     )
     # A request that waits costs nothing: the next key ends it. A stub, or silence, costs trust.
     cold_wait_ms: float = _setting(
@@ -237,6 +260,7 @@ class Settings:
             seed=self.seed,
             stop=stop,
             time_budget_ms=float(self.time_budget_ms),
+            depth=str(self.depth),
         )
 
 

@@ -30,7 +30,7 @@ _OF_A_PROJECT = {
     "time_budget_ms",
     "top_p",
 }
-_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string"}
+_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "None": "null"}
 _RANGE = re.compile(r"(?:a|a whole) number from (\S+) to (\S+)")
 _OPEN_RANGE = re.compile(r"a number above (\S+), up to (\S+)")
 
@@ -92,10 +92,9 @@ def _schema(item: Field[Any]) -> dict[str, Any]:
     described = f"{doc[0].upper()}{doc[1:]}: {accepts}."
     schema: dict[str, Any] = {"default": default, "description": described}
     kind = str(item.type)
-    optional = kind.endswith(" | None")
-    base = _TYPES.get(kind.removesuffix(" | None"))
-    if base is not None:
-        schema = {"type": [base, "null"] if optional else base, **schema}
+    types = [_TYPES.get(part) for part in kind.split(" | ")]
+    if None not in types:
+        schema = {"type": types[0] if len(types) == 1 else types, **schema}
     elif kind == "Sequence[str]":
         schema = {"type": "array", "items": {"type": "string"}, **schema}
     if accepts.startswith("one of "):

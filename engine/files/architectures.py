@@ -113,6 +113,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 # By the name in GGUF files.
 GGUF_ARCHITECTURES = {one.gguf: one for one in reversed(ARCHITECTURES.values()) if one.gguf}
 
+
+def architecture(family: str) -> Architecture:
+    """Return the architecture of a model that was read, by its `ModelConfig.family`."""
+    return ARCHITECTURES.get(family) or GGUF_ARCHITECTURES[family]
+
+
 _NO_ROWS = "has layers that keep a state instead of a row for every token, which an edit in the \
 middle cannot change"
 _NO_ROTATION = "adds positions to {}, so that a cached row cannot be moved"

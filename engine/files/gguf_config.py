@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model: the config, the tensors' names, the tokenizer."""
+"""What a GGUF file says of its model's shape."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
-from tokenizers import AddedToken, decoders, models, normalizers
 
 from ..model.config import ModelConfig, Rope
-from ..tokens import pre_tokenizers
 from ..wire.errors import ModelLoadError
 from .architectures import GGUF_ARCHITECTURES, INSTEAD, refusal
 from .gguf_file import GGUFFile
@@ -20,7 +17,6 @@ from .hf_config import check_config
 SUPPORTED = tuple(GGUF_ARCHITECTURES)
 
 _ROPE_FACTORS = "rope_freqs.weight"
-_CONTROL, _USER_DEFINED = 3, 4  # token types: special, and text that is never split
 # What llama.cpp knows of an architecture and writes down nowhere. Layers of which the last one sees
 # everything; the base of those that slide; layers of which the last one is not rotated; the number
 # of layers of the one size whose scores are divided by the root of hidden size / heads.
@@ -195,58 +191,3 @@ def _rope_scaling(file: GGUFFile, family: str) -> dict[str, Any] | None:
             if f"yarn_{key}" in given:
                 scaling[key] = given[f"yarn_{key}"]
     return scaling
-
-
-def fim_marks(file: GGUFFile) -> dict[str, int]:
-    """Return the fill-in-the-middle marks that the metadata names: "prefix", "suffix", "middle"."""
-    marks = {}
-    for key in ("prefix", "suffix", "middle"):
-        for name in (f"fim_{key[:3]}", key):  # the second in files made before autumn 2024
-            found = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-            if isinstance(found, int):
-                marks.setdefault(key, found)
-    return marks
-
-
-def build_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
-    """Build the tokenizer that the metadata describes.
-
-    Raises:
-        ModelLoadError: it is of a kind that can only be had from the model's `tokenizer.json`.
-    """
-    metadata, remedy = file.metadata, "put the model's tokenizer.json beside it"
-    kind = metadata.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise ModelLoadError(f"{file.path}: a tokenizer of kind {kind!r} is not built in; {remedy}")
-    name = metadata.get("tokenizer.ggml.pre", "default")
-    pre_tokenizer = pre_tokenizers.named(name)
-    if pre_tokenizer is None:
-        raise ModelLoadError(f"{file.path}: pre-tokenizer {name!r} is not built in; {remedy}")
-    words, merges, types = (
-        metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges", "token_type")
-    )
-    if not isinstance(words, list) or not isinstance(merges, list):
-        raise file.damaged("the vocabulary is missing")
-    if types is None:
-        types = np.zeros(len(words), np.int32)
-    if not isinstance(types, np.ndarray) or len(types) != len(words):
-        raise file.damaged("the vocabulary's token types do not fit it")
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    try:
-        model = models.BPE(
-            vocab={word: token_id for token_id, word in enumerate(words)},
-            merges=pairs,  # pyright: ignore[reportArgumentType]
-            ignore_merges=name in pre_tokenizers.WHOLE_WORD_NAMES,
-        )
-    except Exception as error:  # the library raises nothing narrower
-        raise file.damaged(f"vocabulary: {str(error).splitlines()[0]}") from None
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    if name in pre_tokenizers.NFC_NAMES:
-        tokenizer.normalizer = normalizers.NFC()
-    special = [words[index] for index in np.flatnonzero(types == _CONTROL)]
-    whole = [words[index] for index in np.flatnonzero(types == _USER_DEFINED)]
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in special])
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in whole])
-    return tokenizer

@@ -27,7 +27,7 @@ _GPU_BASE_BYTES = 1_500_000_000
 # As `passes.MOST_DENSE_BYTES`, which torch would come with.
 _MOST_DENSE_BYTES = 1_000_000_000
 # Whose layers the C step computes.
-_OF_THE_STEP = ("llama", "mistral", "qwen2")
+_OF_THE_STEP = ("llama", "mistral", "qwen2", "granite", "starcoder2", "gemma")
 # Of what is there, so much may go to completions; editors and compilers want some too.
 _SHARE = 0.5
 # Operations a second of one core in many-row products, half of what a core with AVX-512 and

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.weights.blocks import BlockMatrix
 from ..model.config import ModelConfig
-from .architectures import ARCHITECTURES, GGUF_ARCHITECTURES
+from .architectures import architecture
 
 # Of a product with a root.
 _ROUNDING = 1e-9
@@ -86,7 +86,7 @@ class Stored:
 
 def in_safetensors(config: ModelConfig, name: str) -> Stored:
     """Return where a tensor is in Hugging Face's files."""
-    one = ARCHITECTURES[config.family]
+    one = architecture(config.family)
     at, part, kind = _split(name)
     stored = f"{at}{one.names.get(part, part)}.{kind}"
     offset = one.norm_offset if part.endswith("norm") and kind == "weight" else 0.0
@@ -111,7 +111,7 @@ def _row_order(config: ModelConfig, name: str) -> NDArray[np.int64] | None:
         name: in memory.
     """
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
-    if heads is None or not GGUF_ARCHITECTURES[config.family].is_permuted:
+    if heads is None or not architecture(config.family).is_permuted:
         return None
     rows = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
     return rows.swapaxes(1, 2).ravel()

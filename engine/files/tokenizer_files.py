@@ -9,7 +9,7 @@ import tokenizers
 
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import ModelLoadError
-from . import gguf_config
+from . import gguf_vocabulary
 from .gguf_file import GGUFFile
 from .hf_config import read_json
 
@@ -26,6 +26,13 @@ _ENDS = (
     "</s>",
     "<eos>",
     "▁<EOT>",
+    "<[end▁of▁sentence]>",
+)
+# What begins another file, repository or turn: text after it is not about this one any more.
+_SEPARATORS = (
+    *("<|file_sep|>", "<file_sep>", "<|file_separator|>", "<|filename|>", "<filename>"),
+    *("<|repo_name|>", "<repo_name>", "<|reponame|>", "<reponame>"),
+    *("<end_of_turn>", "<|eom_id|>", "<|end_of_role|>"),
 )
 # A sample of ids is compared with the file's own vocabulary before a tokenizer.json is believed.
 _SAMPLES = 256
@@ -46,7 +53,7 @@ def gguf_tokenizer(file: GGUFFile, vocab_size: int) -> tuple[Tokenizer, tokenize
     beside = file.path.with_name(FILE)
     raw = _read(beside) if beside.is_file() else None
     if raw is None or not _fits(raw, words):
-        raw = gguf_config.build_tokenizer(file)
+        raw = gguf_vocabulary.build_tokenizer(file)
 
     def known_id(key: str) -> int | None:
         value = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -112,9 +119,9 @@ def _wrapped(
         raise ModelLoadError(
             f"{path} has {size} tokens for an embedding of {vocab_size}; fetch the model again"
         )
-    separators = [raw.token_to_id(name) for name in _ENDS]
+    between, others = ([raw.token_to_id(name) for name in names] for names in (_ENDS, _SEPARATORS))
     # Models tuned to chat name the end of a turn; what lies between texts is their base's token.
-    ends = [at for at in (*separators, *named) if type(at) is int and 0 <= at < vocab_size]
+    ends = [at for at in (*between, *named, *others) if type(at) is int and 0 <= at < vocab_size]
     return Tokenizer(
         raw,
         vocab_size=vocab_size,

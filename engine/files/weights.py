@@ -19,7 +19,7 @@ from ..model.tensors import expected_shapes
 from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
 from ..wire.errors import EngineError, ModelLoadError, memory_error
-from . import gguf_config, hf_config
+from . import gguf_config, gguf_vocabulary, hf_config
 from .architectures import INSTEAD
 from .gguf_file import GGUFFile
 from .packed_cache import key_of
@@ -111,7 +111,7 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     fim = find_template(
         raw.token_to_id,
         sidecar=path.with_name(SIDECAR),
-        marks=gguf_config.fim_marks(file),
+        marks=gguf_vocabulary.fim_marks(file),
         end_ids=tokenizer.end_ids,
         vocab_size=config.vocab_size,
         names=f"{path.name} {file.metadata.get('general.name')} {config.family}",

@@ -6,7 +6,7 @@ Each takes one other token and goes on from there; the rows before it are those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from .generate import Generated, Pick
 
@@ -43,14 +43,6 @@ def candidates(
             seen.add(_normal(made.text))
             others.append(made)
     return sorted(others, key=_mean_log_probability, reverse=True)
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading tokens two sequences have in common."""
-    for at, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return at
-    return min(len(first), len(second))
 
 
 def _normal(text: str) -> str:

@@ -112,6 +112,18 @@ class CapturedPass:
         return self._inputs[at : at + 1].view(torch.int32)[:1]
 
 
+def has_plain_weights(stack: LayerStack) -> bool:
+    """Return whether all projections are dense or packed matrices; bit planes are none of these."""
+    projections = [stack.head]
+    for layer in stack.layers:
+        if not isinstance(layer.mlp, DenseMlp):
+            return False
+        projections += [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down]
+    return all(
+        isinstance(getattr(linear, "weight", None), Tensor | QuantWeight) for linear in projections
+    )
+
+
 class DecodeGraph(CapturedPass):
     """The decode step: one row that sees every slot, five or six launches a layer."""
 
@@ -121,21 +133,11 @@ class DecodeGraph(CapturedPass):
 
     @staticmethod
     def can_fuse(stack: LayerStack) -> bool:
-        """Return whether all projections are dense or packed matrices, which `fused_linear` reads.
-
-        Bit planes are none of these, and experts are chosen on the host.
-        """
+        """Return whether `fused_linear` does all of the step: layers and head are Llama's."""
         if stack.head_bias is not None or stack.config.logit_cap is not None:
             return False
-        projections = [stack.head]
-        for layer in stack.layers:
-            if not isinstance(layer.mlp, DenseMlp):
-                return False
-            projections += [layer.qkv, layer.output, layer.mlp.gate_up, layer.mlp.down]
-        return all(
-            isinstance(getattr(linear, "weight", None), Tensor | QuantWeight)
-            for linear in projections
-        )
+        blocks = stack.config.blocks()
+        return has_plain_weights(stack) and not any(block.beyond_llama() for block in blocks)
 
     @torch.inference_mode()
     def step(self, slot: int) -> Tensor:

@@ -83,27 +83,33 @@ class Block:
     rope_interleaved: bool
     sliding_window: int | None
 
-    def beyond_llama(self) -> tuple[str, ...]:
-        """Return, in words, what this layer has that a layer of the Llama family has not.
+    def beyond_llama(self) -> dict[str, str]:
+        """Return what this layer has that a layer of the Llama family has not: key to words.
 
         Rotation is not spoken of: every pass rotates a layer by its own table.
         """
         features = {
-            "LayerNorm": self.norm == "layer",
-            f"the norm {self.norm!r}": self.norm not in ("rms", "layer"),
-            "biases of norms": self.norm_bias,
-            f"the activation {self.activation!r}": self.activation != SILU,
-            "an MLP without a gate": not self.is_gated,
-            "attention and MLP side by side": self.is_parallel,
-            "normed queries and keys": self.qk_norm,
-            "norms after attention and MLP": self.post_norms,
-            "experts": self.experts is not None,
-            "capped scores": self.score_cap is not None,
-            f"sliding-window attention over {self.sliding_window} tokens": (
-                self.sliding_window is not None
+            "norm": ("LayerNorm", self.norm == "layer"),
+            "norm_bias": ("biases of norms", self.norm_bias),
+            "activation": (f"the activation {self.activation!r}", self.activation == GELU_TANH),
+            "exact_gelu": (f"the activation {self.activation!r}", self.activation == GELU),
+            "plain_mlp": ("an MLP without a gate", not self.is_gated),
+            "parallel": ("attention and MLP side by side", self.is_parallel),
+            "qk_norm": ("normed queries and keys", self.qk_norm),
+            "post_norms": ("norms after attention and MLP", self.post_norms),
+            "experts": ("experts", self.experts is not None),
+            "cap": ("capped scores", self.score_cap is not None),
+            "window": (
+                f"sliding-window attention over {self.sliding_window} tokens",
+                self.sliding_window is not None,
             ),
         }
-        return tuple(words for words, is_there in features.items() if is_there)
+        return {key: words for key, (words, is_there) in features.items() if is_there}
+
+    def lacks(self, computed: frozenset[str]) -> tuple[str, ...]:
+        """Return, in words, what a pass lacks that computes so much beyond Llama, by keys."""
+        beyond = self.beyond_llama()
+        return (*self.unknown(), *(beyond[key] for key in beyond if key not in computed))
 
     def unknown(self) -> tuple[str, ...]:
         """Return, in words, what no pass computes."""

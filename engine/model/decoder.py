@@ -20,10 +20,11 @@ from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
 from .kv_cache import KVCache, Slots
-from .layers import Check, Layer, LayerStack, norm_of
-from .pass_cost import PassCost
+from .layers import Check, Layer, LayerStack, Norm, norm_of
+from .pass_cost import PassCost, StepCost
 from .passes import (
     AttentionRecord,
+    DraftHead,
     EagerPass,
     GraphPass,
     Pass,
@@ -43,6 +44,7 @@ class Decoder:
         dtype: of activations, and of weights that are not in blocks.
         device: where it lives.
         cost: what its passes take here.
+        step_cost: what its decode steps take here.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Decoder:
         """
         refuse_unsupported(config, config.family)
         self.config = config
-        self.cost = PassCost()
+        self.cost, self.step_cost = PassCost(), StepCost()
         self._all_layers = range(config.num_layers)
         norm, norm_bias = names.take_norm(tensors, "model.norm")
         self.dtype, self.device = norm.dtype, norm.device
@@ -89,13 +91,14 @@ class Decoder:
             taken = names.take_layer(tensors, config, number, self.dtype)
             layers.append(Layer.of(config, kernels, taken, linear))
             if has_step:
-                weights = {name: weight for name, (weight, _) in taken.norms.items()}
-                in_step.append(StepLayer.of(weights, taken.projections))
+                window = config.block(number).sliding_window or 0
+                in_step.append(StepLayer.of(taken.norms, taken.projections, window))
         final = norm_of(config, kernels, norm, norm_bias)
         self.stack = stack = LayerStack(
             config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias
         )
-        step = self._step(kernels, in_step, norm, head) if has_step else None
+        step = self._step(kernels, in_step, final, head) if has_step else None
+        self._in_c, self._head_rows = step, head
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
@@ -140,7 +143,7 @@ class Decoder:
         self._use(launches if updates else self._own_passes)
 
     def _step(
-        self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Tensor, head: Matrix
+        self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Norm, head: Matrix
     ) -> CpuStep | None:
         """Return the C library with the weights, if it can read them."""
         config = self.config
@@ -150,11 +153,15 @@ class Decoder:
             return None
         return kernels.whole_step(
             layers,
-            norm,
+            norm.weight,
             head,
             **shape,
             eps=config.norm_eps,
             interleaved=config.rope_interleaved,
+            norm_bias=norm.bias,
+            layer_norm=norm.is_layer,
+            activation=config.block(0).activation,
+            is_gated=config.is_gated,
         )
 
     @torch.inference_mode()
@@ -193,15 +200,24 @@ class Decoder:
 
     @torch.inference_mode()
     def last_logits(
-        self, cache: KVCache, slots: Slots, check: Check, record: AttentionRecord | None = None
+        self,
+        cache: KVCache,
+        slots: Slots,
+        check: Check,
+        record: AttentionRecord | None = None,
+        *,
+        layers: range | None = None,
     ) -> Tensor:
         """Compute rows as `forward` does; return the (vocab_size,) logits after the last of them.
 
-        On a GPU one row that sees all others, a decode step, is a captured graph.
+        Where `layers` leaves some out, the last of them is read by the norm and the head. On a GPU
+        one row that sees all others, a decode step through all layers, is a captured graph.
         """
-        if self._graphs is not None and record is None and sees_every_slot(cache, slots):
+        layers = self._all_layers if layers is None else layers
+        is_plain = record is None and layers == self._all_layers
+        if self._graphs is not None and is_plain and sees_every_slot(cache, slots):
             return self._graphs.decode(cache, int(slots[0]), check)
-        rows = Rows(slots, self._all_layers, record=record)
+        rows = Rows(slots, layers, record=record)
         return self._head(self._pass_for(rows).run(cache, rows, check)[-1:])[0]
 
     def _pass_for(self, rows: Rows) -> Pass:
@@ -218,6 +234,15 @@ class Decoder:
         of a row are exact to float32; the others carry bf16's rounding.
         """
         return self._head(hidden)
+
+    @property
+    def is_in_c(self) -> bool:
+        """Whether the C library has the weights."""
+        return self._in_c is not None
+
+    def draft_head(self, token_ids: Slots) -> DraftHead:
+        """Return a head over the commonest tokens and these, for the output of any layer."""
+        return DraftHead(self._head, self._in_c, self._head_rows, token_ids)
 
     @torch.inference_mode()
     def warm_up(self, capacity: int) -> Iterator[None]:
@@ -250,7 +275,8 @@ class Decoder:
 
 
 def _refuse_odd_columns(config: ModelConfig, plane_bits: int) -> None:
-    widths = (config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+    inner = config.intermediate_size if config.experts is None else config.experts.inner
+    widths = (config.hidden_size, config.num_heads * config.head_dim, inner)
     if any(width % 32 for width in widths):
         raise ModelLoadError(
             f"this model's matrices have {', '.join(map(str, widths))} columns, and b{plane_bits} "

@@ -28,7 +28,7 @@ from .edit_plan import (
     true_spans,
     without,
 )
-from .exactness import Exactness, OverwrittenRows, Returning
+from .exactness import Exactness, OverwrittenRows, Returning, found_at
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -40,7 +40,10 @@ _OVERWRITTEN_SHARE = 0.25
 
 
 class _Span(NamedTuple):
-    """Rows dropped together, one after another in one segment; `rows` is `KVCache.copied`'s."""
+    """Rows dropped together, one after another in one segment.
+
+    `rows` is `KVCache.copied`'s; `key` tells the segment and the tokens.
+    """
 
     segment: int
     token_ids: Ints
@@ -49,6 +52,7 @@ class _Span(NamedTuple):
     standing: NDArray[np.int8]
     debt: Floats
     rows: Tensor
+    key: tuple[int, bytes]
 
 
 class DroppedRows:
@@ -155,14 +159,16 @@ class DroppedRows:
                     cache.record("standing")[of_span],
                     debt[start:end].copy(),
                     rows,
+                    (int(segments[start]), token_ids.tobytes()),
                 )
             )
             self._span_bytes += rows.nbytes
 
     def _forget(self, segment: int, token_ids: Ints) -> None:
         """Let a span of the very same tokens go: the newer rows saw what is there now."""
+        key = segment, token_ids.tobytes()
         for number, span in enumerate(self._spans):
-            if span.segment == segment and np.array_equal(span.token_ids, token_ids):
+            if span.key == key:
                 self._span_bytes -= span.rows.nbytes
                 del self._spans[number]
                 return
@@ -185,7 +191,10 @@ class DroppedRows:
             The runs that remain, and what is kept.
         """
         wanted = self.exactness.histories
-        if changed_from >= len(wanted) - 1 or not self.num_bytes:
+        if changed_from >= len(wanted) - 1:
+            return runs, []
+        runs = self.exactness.with_own(runs, order, segment_of)
+        if not self.num_bytes:
             return runs, []
         seen = self._cache.record("seen")
         is_left = np.arange(len(wanted)) >= changed_from
@@ -194,9 +203,10 @@ class DroppedRows:
             is_left[part] &= seen[order[source : source + length]] != wanted[part]
         found: list[Returning] = []
         num_missing = len(wanted) - sum(run.length for run in runs)
-        if self._spans and num_missing >= SHORTEST_RUN:
+        # With little missing, spans hold better rows only of a text that was here before.
+        if self._spans and (num_missing >= SHORTEST_RUN or self.exactness.was_settled()):
             found += self._find_own(is_left, wanted, segment_of)
-        found += self._overwritten.find(np.flatnonzero(is_left), wanted)
+        found += self._overwritten.find(is_left, wanted)
         is_found = np.zeros(len(wanted), dtype=bool)
         for piece in found:
             is_found[piece.positions] = True
@@ -210,15 +220,20 @@ class DroppedRows:
         Those are left no more.
         """
         returning: list[Returning] = []
-        place_of = dict(zip(seen.tolist(), range(len(seen)), strict=True))
-        for span in reversed(self._spans):
-            at = np.array([place_of.get(value, -1) for value in span.seen.tolist()])
-            fits = np.flatnonzero((at >= 0) & (segment_of[at] == span.segment) & is_left[at])
+        spans = [*reversed(self._spans)]
+        seen_by = np.concatenate([span.seen for span in spans])
+        rows, _ = found_at(seen_by, seen, is_left)
+        ends = np.cumsum([len(span.seen) for span in spans])
+        for number in np.unique(np.searchsorted(ends, rows, "right")).tolist():
+            span = spans[number]
+            fits, at = found_at(span.seen, seen, is_left)
+            is_of_segment = segment_of[at] == span.segment
+            fits, at = fits[is_of_segment], at[is_of_segment]
             # What was seen at one place was seen there alone: spans and places go in step.
-            for start, end in _stretches(fits, at[fits] - fits):
+            for start, end in _stretches(fits, at - fits):
                 part = slice(int(fits[start]), int(fits[end - 1]) + 1)
-                returning.append(_part(span, part, int(at[fits[start]])))
-                is_left[at[part]] = False
+                returning.append(_part(span, part, int(at[start])))
+                is_left[at[start:end]] = False
         return returning
 
     def find(self, missing: Ints, token_ids: Ints, segment_of: Ints) -> list[Returning]:

@@ -8,6 +8,8 @@ made stale, and what was computed again in between is put back (`OverwrittenRows
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.kv_cache import KVCache, Slots
+from .edit_plan import Run, rows_between
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -22,6 +25,9 @@ Floats = NDArray[np.float32]
 # How good a row is while the text before it is what it was computed over (record "standing"):
 # computed where none was, or as the cursor's; computed again for what it is worth; exact.
 PATCHED, DONE, EXACT = range(3)
+
+# Of a history, for the place: windows have a million tokens at most.
+_PLACE_BITS = 20
 
 # Texts that are remembered as settled.
 _NUM_SETTLED = 64
@@ -59,6 +65,39 @@ class Exactness:
         self._cache.record("seen")[:] = 0
         self._cache.record("standing")[:] = PATCHED
         self._settled.clear()
+
+    def was_settled(self) -> bool:
+        """Return whether this very text was noted so, of late."""
+        return len(self.histories) > 0 and int(self.histories[-1]) in self._settled
+
+    def with_own(self, runs: list[Run], order: Slots, segment_of: Ints) -> list[Run]:
+        """Return runs, and those of unused rows that were computed over this very text.
+
+        After a return such rows lie between others that were computed again at the other place,
+        in runs too short to be matched by their tokens.
+
+        Args:
+            runs: resident rows that serve the prompt's tokens, as `match_rows` returns them.
+            order: (r,) slots of the resident rows, in order of position.
+            segment_of: (m,) or longer, the segment of each token.
+        """
+        is_unserved = np.ones(len(self.histories), dtype=bool)
+        for run in runs:
+            is_unserved[run.at : run.at + run.length] = False
+        unused = rows_between(sorted((run.source, run.length) for run in runs), len(order))
+        if not len(unused) or not is_unserved.any():
+            return runs
+        slots = order[unused]
+        seen, segments = self._cache.record("seen")[slots], self._cache.record("segment")[slots]
+        rows, places = found_at(seen, self.histories, is_unserved)
+        fits = segments[rows] == segment_of[places]
+        sources, places = unused[rows[fits]], places[fits]
+        if not len(places):
+            return runs
+        is_break = (np.diff(places) != 1) | (np.diff(sources) != 1)
+        bounds = [0, *(np.flatnonzero(is_break) + 1).tolist(), len(places)]
+        own = [Run(int(sources[a]), int(places[a]), b - a) for a, b in pairwise(bounds)]
+        return sorted([*runs, *own], key=lambda run: run.at)
 
     def note(self, computed: Slots) -> Slots:
         """Note what was computed; make fresh the first rows as far as all are exact, return them.
@@ -183,32 +222,59 @@ class OverwrittenRows:
         self._seen[at], self._debt[at] = seen, debt
         self._standing[at] = self._cache.record("standing")[slots]
 
-    def find(self, improvable: Ints, histories: Ints) -> list[Returning]:
+    def find(self, is_left: NDArray[np.bool_], wanted: Ints) -> list[Returning]:
         """Return the kept rows that were computed over the text before some places.
 
         Args:
-            improvable: (n,) the places, ascending.
-            histories: (m,) of the prompt.
+            is_left: (m,) whether a row is sought at a place.
+            wanted: (m,) histories of the prompt.
         """
         if self._rows is None:
             return []
-        _, kept, which = np.intersect1d(self._seen, histories[improvable], return_indices=True)
+        kept, positions = found_at(self._seen, wanted, is_left)
         if not len(kept):
             return []
-        ascending = np.argsort(which)
-        kept, positions = kept[ascending], improvable[which[ascending]]
+        ascending = np.argsort(positions)
+        kept, positions = kept[ascending], positions[ascending]
         records = self._seen[kept], self._standing[kept], self._debt[kept]
         return [Returning(positions, *records, self._rows[:, :, kept])]
 
 
 def histories(token_ids: Ints) -> Ints:
-    """Return a hash of each token together with all before it, (n,).
+    """Return a hash of each token together with all before it, (n,), and in it the token's place.
 
-    It stands for all of them where rows are told exact: of 64 bits, two are not alike by chance.
+    It stands for all of them where rows are told exact, and is compared at that place only: of 44
+    bits, two are not alike by chance.
     """
-    # Any odd numbers do, another for every place.
-    places = np.arange(1, len(token_ids) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    places ^= places >> np.uint64(29)
     mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
-    return np.cumsum(mixed * (places | np.uint64(1)), dtype=np.uint64).view(np.int64)
+    places, factors = _places(1 << len(token_ids).bit_length())
+    mixed *= factors[: len(token_ids)]
+    hashed = np.cumsum(mixed) << np.uint64(_PLACE_BITS)
+    return (hashed | places[: len(token_ids)]).view(np.int64)
+
+
+def found_at(seen: Ints, wanted: Ints, is_asked: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Find rows that were computed over a text, at some of its places.
+
+    Args:
+        seen: (n,) what rows were computed over, 0 for what nobody knows.
+        wanted: (m,) the histories of the text.
+        is_asked: (m,) whether a row is sought there.
+
+    Returns:
+        Numbers of rows, (k,), and the place of each.
+    """
+    places = seen & ((1 << _PLACE_BITS) - 1)
+    inside = np.minimum(places, len(wanted) - 1)
+    fits = (wanted[inside] == seen) & is_asked[inside] & (seen != 0)
+    rows = np.flatnonzero(fits)
+    return rows, places[rows]
+
+
+@lru_cache(maxsize=2)
+def _places(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the numbers from 0, and an odd factor for each; any do."""
+    places = np.arange(size, dtype=np.uint64)
+    factors = (places + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return places, (factors ^ (factors >> np.uint64(29))) | np.uint64(1)

@@ -369,18 +369,78 @@ class PromptCache:
         self._count_forwarded(last)
         return self._keep_logits(logits)
 
-    def decode(self, token_id: int, check: Check) -> Tensor:
+    def decode(self, token_id: int, check: Check, layers: range | None = None) -> Tensor:
         """Append a generated token and return the logits after it.
 
         The row stays until a prompt does not want it: an accepted completion is not computed again.
+
+        Args:
+            token_id: the token.
+            check: called between layers.
+            layers: those that it goes through, the first ones; None: all. Where some are left out
+                the row is not whole: `drop_generated` before anything else reads it.
         """
         cache = self.rows
         position = cache.positions.max() + 1
         with self._append(np.array([token_id]), np.array([position])) as slots:
-            logits = self.decoder.last_logits(cache, slots, check)
+            logits = self.decoder.last_logits(cache, slots, check, layers=layers)
         cache.mark_computed(slots)
         self._count_forwarded(slots)
         return logits
+
+    @property
+    def num_rows(self) -> int:
+        """Rows there are, generated ones included."""
+        return self.rows.num_rows
+
+    @property
+    def room(self) -> int:
+        """Rows that may still be appended."""
+        return self._capacity - self.rows.num_rows
+
+    def decode_several(self, token_ids: Sequence[int], check: Check) -> Tensor:
+        """Append generated tokens in one pass; return the (n, vocab_size) logits after each.
+
+        `drop_generated` takes back those that are not wanted, as if they had never been there.
+        """
+        hidden = self.begin(token_ids, check)
+        self._count_forwarded(self._generated(len(token_ids)))
+        return self.decoder.logits(hidden)
+
+    def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
+        """Append generated tokens and take them through the first layers, by default all.
+
+        Rows that lack layers are to be finished, or dropped, before any other pass sees them.
+
+        Returns:
+            (n, hidden_size) float32, the last of these layers' output.
+        """
+        cache = self.rows
+        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
+        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+            hidden = self.decoder.forward(cache, slots, check, layers=layers)
+        cache.mark_computed(slots)
+        return hidden
+
+    def finish(self, hidden: Tensor, check: Check, layers: range) -> Tensor:
+        """Take the last rows through the layers that they lack.
+
+        Args:
+            hidden: (n, hidden_size), what `begin` returned of each.
+            check: called between layers.
+            layers: the layers.
+
+        Returns:
+            (n, vocab_size) logits after each.
+        """
+        slots = self._generated(len(hidden))
+        whole = self.decoder.forward(self.rows, slots, check, layers=layers, hidden=hidden)
+        self._count_forwarded(slots)
+        return self.decoder.logits(whole)
+
+    def _generated(self, count: int) -> Slots:
+        """Return the rows that were appended last."""
+        return np.arange(self.rows.num_rows - count, self.rows.num_rows)
 
     def drop_generated(self, num_kept: int = 0) -> None:
         """Drop what was generated after the prompt but the first tokens of it, to generate anew."""

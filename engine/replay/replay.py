@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
@@ -41,6 +41,7 @@ def run(
     heal_tokens_per_ms: float | None,
     layout: str | None = None,
     repair_limit: RepairLimit = BY_SHARE,
+    depth: str = "full",
 ) -> Iterator[dict[str, Any]]:
     """Replay a trace; yield one dict per completion, then the summary.
 
@@ -54,12 +55,14 @@ def run(
             of the opening prefill.
         layout: "spm", "psm" or None for the model's own.
         repair_limit: how many rows a round repairs, under a policy that repairs.
+        depth: layers that a token runs through, as `CompletionParams` says; the oracle's all.
 
     Raises:
         BadRequest: the trace is malformed; nothing was computed.
     """
     trace = read_trace(trace_path)
-    replay = _Replay(engine, trace, model, policy, oracle, heal_tokens_per_ms, layout, repair_limit)
+    given = (engine, trace, model, policy, oracle, heal_tokens_per_ms, layout, repair_limit, depth)
+    replay = _Replay(*given)
     try:
         yield from replay.steps()
     finally:
@@ -99,6 +102,7 @@ class _Replay:
     heal_tokens_per_ms: float | None
     layout: str | None
     repair_limit: RepairLimit
+    depth: str
     open_ms: float | None = None
     edit_ms: float = 0.0
     num_edits: int = 0
@@ -192,7 +196,8 @@ class _Replay:
             self.num_healed += rows
 
     def _complete(self, record: Complete) -> dict[str, Any]:
-        completion = self.session.complete(record.offset, PARAMS, _go_on)
+        params = replace(PARAMS, depth=self.depth)
+        completion = self.session.complete(record.offset, params, _go_on)
         counts = self.session.prompt.take_counts()
         row: dict[str, Any] = {
             "completion": len(self.done),

@@ -18,6 +18,10 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# Seed-Coder's, as its own file and as llama.cpp spell it: marks do not take line ends along.
+_SEED_CODER = _QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+"
+)
 _DEEPSEEK_CODER = (
     "[\r\n]",
     r"\s?\p{L}+",
@@ -27,7 +31,7 @@ _DEEPSEEK_CODER = (
 
 # Patterns without lookbehind whose matches look no further than the white space behind them and two
 # more characters: what an incremental encoder may rely on.
-_LOCAL_PATTERNS = frozenset((_LLAMA3, _QWEN2, *_DEEPSEEK_CODER))
+_LOCAL_PATTERNS = frozenset((_LLAMA3, _QWEN2, _SEED_CODER, *_DEEPSEEK_CODER))
 
 _KINDS = {
     "gpt2": ("gpt-2", "gpt2", "mpt", "olmo", "phi-2"),
@@ -35,7 +39,9 @@ _KINDS = {
     "llama3": ("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"),
     "qwen2": ("qwen2", "stablelm2", "deepseek-r1-qwen"),
     "deepseek-coder": ("deepseek-coder",),
+    "seed-coder": ("seed-coder",),
 }
+_PATTERNS = {"llama3": _LLAMA3, "qwen2": _QWEN2, "seed-coder": _SEED_CODER}
 _NAMES = {name: kind for kind, names in _KINDS.items() for name in names}
 
 # These normalise the text first.
@@ -59,7 +65,7 @@ def named(name: str) -> PreTokenizer | None:
         splits = [Split(Regex(pattern), "isolated") for pattern in _DEEPSEEK_CODER]
         parts = [*splits, Digits(individual_digits=True)]
     else:
-        parts = [Split(Regex(_LLAMA3 if kind == "llama3" else _QWEN2), "isolated")]
+        parts = [Split(Regex(_PATTERNS[kind]), "isolated")]
     return pre_tokenizers.Sequence([*parts, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tokenizers
@@ -45,6 +46,15 @@ class Encoded:
     token_ids: Ints
     starts: Ints
     is_word_start: NDArray[np.bool_]
+
+
+class TokenBytes(list[bytes]):
+    """Bytes of each token of a vocabulary, b"" for special and unused ones."""
+
+    @cached_property
+    def ordered(self) -> list[tuple[bytes, int]]:
+        """The bytes and number of every token that has any, in the order of the bytes."""
+        return sorted((piece, at) for at, piece in enumerate(self) if piece)
 
 
 class Tokenizer:
@@ -96,7 +106,7 @@ class Tokenizer:
         plain = [token for token in added if not token.special]
         self._margin = max([_LOOK_AHEAD, *(len(token.content) for token in plain)])
         self._locality = "never" if any(map(_reaches_out, plain)) else _locality(tokenizer)
-        self._token_bytes: list[bytes] | None = None
+        self._token_bytes: TokenBytes | None = None
 
     @property
     def start_id(self) -> int | None:
@@ -118,7 +128,7 @@ class Tokenizer:
         """Return the text of tokens; special ones show their names."""
         return self.raw.decode(list(token_ids), skip_special_tokens=False)
 
-    def token_bytes(self) -> list[bytes]:
+    def token_bytes(self) -> TokenBytes:
         """Return the bytes of each of `vocab_size` tokens, b"" for special and unused ones."""
         if self._token_bytes is None:
             pieces = [b""] * self.vocab_size
@@ -134,7 +144,7 @@ class Tokenizer:
                     name_bytes = to_bytes(name)
                 if at < self.vocab_size:
                     pieces[at] = name_bytes
-            self._token_bytes = pieces
+            self._token_bytes = TokenBytes(pieces)
         return self._token_bytes
 
     def re_encodes_locally(self, text: str) -> bool:

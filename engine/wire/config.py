@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 POLICIES = ("full", "prefix", "turn", "repair", "heal")
 HEALS = ("full", "worthwhile", "off")
+# How many layers a token runs through; or a number of them.
+DEPTHS = ("full", "exact", "fast")
 PACKED = ("q4", "q8")
 PLANES = ("b2", "b3", "b4", "b5", "b6", "b7", "b8")
 QUANTS = (*PACKED, *PLANES)
@@ -69,6 +71,9 @@ class CompletionParams:
         assumed: what is taken to have been written at the place already; the completion is what
             comes after it.
         num_candidates: completions to be returned at most, no two alike.
+        depth: one of `DEPTHS`, or a number of layers in digits. "full" runs every token through all
+            layers by itself; "exact" gives the same text sooner; "fast" trades some quality for
+            time; a number decodes with so many of the first layers.
     """
 
     max_tokens: int
@@ -80,6 +85,7 @@ class CompletionParams:
     min_probability: float = 0.0
     assumed: str = ""
     num_candidates: int = 1
+    depth: str = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +99,9 @@ class Completion:
         num_reused_tokens: of those, rows that were not computed for this completion.
         ttft_ms: from the call to the first token.
         total_ms: from the call to the end.
-        num_layers_run: decoder layers a token ran through.
-        stop_reason: "end", "stop", "length", "time" or "doubt".
+        num_layers_run: decoder layers that were run for a decoded token, on average, those of
+            drafts that were of no use counted with them.
+        stop_reason: "end", "stop", "length", "time", "doubt" or "low_confidence".
         probabilities: of each token in `token_ids`, that the model gives it at temperature 1; where
             white space before the cursor is generated again, among the tokens that agree with it.
         other_texts: further candidates, the likelier first.
@@ -108,7 +115,7 @@ class Completion:
     num_reused_tokens: int
     ttft_ms: float
     total_ms: float
-    num_layers_run: int
+    num_layers_run: float
     stop_reason: str
     probabilities: tuple[float, ...]
     other_texts: tuple[str, ...] = ()

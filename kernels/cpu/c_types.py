@@ -21,6 +21,11 @@ class CLayer(ctypes.Structure):
     _fields_ = (
         ("attention_norm", ctypes.c_void_p),
         ("mlp_norm", ctypes.c_void_p),
+        ("attention_norm_bias", ctypes.c_void_p),
+        ("mlp_norm_bias", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("window", ctypes.c_int64),
         *(
             (name, CMatrix)
             for name in ("queries", "keys", "values", "output", "gate", "up", "down")
@@ -34,6 +39,7 @@ class CModel(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
+        ("norm_bias", ctypes.c_void_p),
         ("head", CMatrix),
         *(
             (name, ctypes.c_int64)
@@ -45,6 +51,8 @@ class CModel(ctypes.Structure):
                 "num_kv_heads",
                 "head_dim",
                 "interleaved",
+                "layer_norm",
+                "activation",
             )
         ),
         ("eps", ctypes.c_double),

@@ -39,6 +39,7 @@ enum { PREFETCH = 4096 };
 enum { SPINS = 600 };
 
 enum { FP32, BF16, FP16, Q4_0, Q4_1, Q8_0 };
+enum { SILU, GELU }; /* x / (1 + e^-x); GELU by tanh is the same of another e */
 #define GENERIC 0 /* macros, for #if */
 #define AVX2 1
 #define AVX512 2
@@ -52,15 +53,20 @@ typedef struct {
 
 typedef struct {
     const float *attention_norm, *mlp_norm; /* (hidden_size,), zeros up to a multiple of 32 */
-    Matrix queries, keys, values, output, gate, up, down;
+    const float *attention_norm_bias, *mlp_norm_bias; /* likewise; or NULL */
+    const float *query_norm, *key_norm;     /* (head_dim,), of every head; or NULL */
+    int64_t window;                         /* slots that a row sees, by position; 0: all */
+    Matrix queries, keys, values, output, gate, up, down; /* without a gate its data is NULL */
 } Layer;
 
 typedef struct {
     const Layer *layers;
-    const float *norm;
+    const float *norm, *norm_bias; /* as in a layer */
     Matrix head;
     int64_t num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim;
     int64_t interleaved;
+    int64_t layer_norm; /* LayerNorm, else RMSNorm */
+    int64_t activation; /* SILU or GELU */
     double eps;
 } Model;
 
@@ -222,6 +228,11 @@ static int items_of(const Matrix *matrix) {
     return (matrix->rows + rows_of_item(matrix) - 1) / rows_of_item(matrix);
 }
 
+/* What an MLP's items are counted by. */
+static const Matrix *into_mlp(const Layer *layer) {
+    return layer->gate.data ? &layer->gate : &layer->up;
+}
+
 static int num_items(const Run *run, int64_t layer, int phase) {
     const Model *model = run->model;
     const Layer *at = &model->layers[layer];
@@ -232,7 +243,7 @@ static int num_items(const Run *run, int64_t layer, int phase) {
         if (!run->step->weights || !run->step->weights[layer]) return 0;
         return run->step->n * run->num_chunks;
     case OUTPUT: return items_of(&at->output);
-    case MLP: return items_of(&at->gate);
+    case MLP: return items_of(into_mlp(at));
     default: return items_of(&at->down);
     }
 }
@@ -268,7 +279,7 @@ static void fetch_ahead(const Run *run, int64_t layer, int phase, int thread) {
     const Layer *at = &run->model->layers[layer];
     const Matrix *matrix = phase == QKV      ? &at->queries
                            : phase == OUTPUT ? &at->output
-                           : phase == MLP    ? &at->gate
+                           : phase == MLP    ? into_mlp(at)
                            : phase == DOWN   ? &at->down
                                              : NULL;
     if (!matrix) return;

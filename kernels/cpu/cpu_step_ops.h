@@ -144,11 +144,37 @@ static TARGET void ISA(product)(const Matrix *matrix, int64_t first, int64_t end
     }
 }
 
-/* RMSNorm of all rows, into the thread's own buffer. */
-static TARGET void ISA(normalise)(const Run *run, const float *weight, float *out) {
+/* LayerNorm of one row; what it is padded with is 0, and its mean is not. */
+static TARGET void ISA(layer_norm)(const Run *run, const float *weight, const float *bias,
+                                   const float *x, float *out) {
+    const int64_t stride = run->hidden_stride, size = run->model->hidden_size;
+    vec sum = ISA(set)(0), squares = ISA(set)(0);
+    for (int64_t i = 0; i < stride; i += 16) sum = ISA(add)(sum, ISA(load)(x + i));
+    const float mean = ISA(sum)(sum) / (float)size;
+    for (int64_t i = 0; i < stride; i += 16) {
+        vec apart = ISA(add)(ISA(load)(x + i), ISA(set)(-mean));
+        squares = ISA(fma)(apart, apart, squares);
+    }
+    const float padding = (float)(stride - size) * mean * mean;
+    const float variance = (ISA(sum)(squares) - padding) / (float)size;
+    vec scale = ISA(set)(1 / sqrtf(variance + (float)run->model->eps));
+    for (int64_t i = 0; i < stride; i += 16) {
+        vec apart = ISA(add)(ISA(load)(x + i), ISA(set)(-mean));
+        vec scaled = ISA(mul)(ISA(mul)(apart, scale), ISA(load)(weight + i));
+        ISA(store)(out + i, bias ? ISA(add)(scaled, ISA(load)(bias + i)) : scaled);
+    }
+}
+
+/* The norm of all rows, into the thread's own buffer. */
+static TARGET void ISA(normalise)(const Run *run, const float *weight, const float *bias,
+                                  float *out) {
     const int64_t stride = run->hidden_stride;
     for (int64_t row = 0; row < run->step->n; row++) {
         const float *x = run->hidden + row * stride;
+        if (run->model->layer_norm) {
+            ISA(layer_norm)(run, weight, bias, x, out + row * stride);
+            continue;
+        }
         vec squares = ISA(set)(0);
         for (int64_t i = 0; i < stride; i += 16)
             squares = ISA(fma)(ISA(load)(x + i), ISA(load)(x + i), squares);
@@ -161,6 +187,20 @@ static TARGET void ISA(normalise)(const Run *run, const float *weight, float *ou
 }
 
 /* Rotated queries, keys and values */
+
+/* RMSNorm of one head. */
+static TARGET void ISA(norm_head)(const Model *model, const float *weight, float *head) {
+    const int64_t dim = model->head_dim;
+    vec squares = ISA(set)(0);
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + 16 <= dim; i += 16)
+        squares = ISA(fma)(ISA(load)(head + i), ISA(load)(head + i), squares);
+    for (; i < dim; i++) rest += head[i] * head[i];
+    const float mean = (ISA(sum)(squares) + rest) / (float)dim;
+    const float scale = 1 / sqrtf(mean + (float)model->eps);
+    for (i = 0; i < dim; i++) head[i] = head[i] * scale * weight[i];
+}
 
 static TARGET void ISA(rotate)(const Model *model, const Step *step, int64_t row, float *head) {
     const int64_t half = step->rotary_half;
@@ -185,8 +225,10 @@ static TARGET void ISA(project)(Run *run, const Private *own, int64_t layer, int
         is_query ? &weights->queries : is_key ? &weights->keys : &weights->values;
     ISA(product)(matrix, head * dim, (head + 1) * dim, own->normed, run->hidden_stride, step->n,
                  own->tile, own->tile_stride);
+    const float *norm = is_query ? weights->query_norm : is_key ? weights->key_norm : NULL;
     for (int64_t row = 0; row < step->n; row++) {
         float *x = own->tile + row * own->tile_stride;
+        if (norm) ISA(norm_head)(model, norm, x);
         if (is_query) {
             ISA(rotate)(model, step, row, x);
             memcpy(run->queries + (row * heads + head) * run->head_stride, x, dim * sizeof *x);
@@ -261,6 +303,7 @@ INLINE void ISA(attend_few)(const int64_t kind, const int count, Run *run, const
     const int64_t num_slots = step->num_slots - start < SLOTS ? step->num_slots - start : SLOTS;
     const int64_t base = ((layer * model->num_kv_heads + kv_head) * step->capacity + start) * dim;
     const float scale = 1 / sqrtf((float)dim);
+    const int64_t window = model->layers[layer].window;
     const float *queries[4];
     float *parts[4], *scores = own->scores;
     int64_t places[4], rows[4];
@@ -284,6 +327,10 @@ INLINE void ISA(attend_few)(const int64_t kind, const int count, Run *run, const
         if (position < run->last_position)
             for (int64_t slot = 0; slot < num_slots; slot++)
                 if (step->slot_positions[start + slot] > position) own_scores[slot] = -INFINITY;
+        if (window)
+            for (int64_t slot = 0; slot < num_slots; slot++)
+                if (position - step->slot_positions[start + slot] >= window)
+                    own_scores[slot] = -INFINITY;
         vec most = ISA(load)(own_scores);
         for (int64_t slot = 16; slot < SLOTS; slot += 16)
             most = ISA(max)(most, ISA(load)(own_scores + slot));
@@ -385,7 +432,7 @@ static TARGET void ISA(record)(Run *run, int64_t layer, int64_t item) {
     }
 }
 
-/* Products that end in the residual, and the gated MLP */
+/* Products that end in the residual, and the MLP */
 
 static TARGET void ISA(add_product)(Run *run, const Private *own, const Matrix *matrix,
                                     int64_t item, const float *x, int64_t x_stride) {
@@ -399,19 +446,26 @@ static TARGET void ISA(add_product)(Run *run, const Private *own, const Matrix *
 }
 
 static TARGET void ISA(gate)(Run *run, const Private *own, const Layer *layer, int64_t item) {
-    const int64_t first = item * rows_of_item(&layer->gate), n = run->step->n;
-    const int64_t next = first + rows_of_item(&layer->gate), stride = own->tile_stride;
-    const int64_t end = next < layer->gate.rows ? next : layer->gate.rows;
+    const Matrix *in = into_mlp(layer);
+    const int64_t first = item * rows_of_item(in), n = run->step->n;
+    const int64_t next = first + rows_of_item(in), stride = own->tile_stride;
+    const int64_t end = next < in->rows ? next : in->rows;
+    const int is_gated = in == &layer->gate, is_gelu = run->model->activation == GELU;
     float *gates = own->tile, *ups = own->tile + n * stride;
-    ISA(product)(&layer->gate, first, end, own->normed, run->hidden_stride, n, gates, stride);
-    ISA(product)(&layer->up, first, end, own->normed, run->hidden_stride, n, ups, stride);
+    ISA(product)(in, first, end, own->normed, run->hidden_stride, n, gates, stride);
+    if (is_gated)
+        ISA(product)(&layer->up, first, end, own->normed, run->hidden_stride, n, ups, stride);
     for (int64_t row = 0; row < n; row++) {
         float *gate = gates + row * stride;
         const float *up = ups + row * stride;
         for (int64_t o = 0; o < end - first; o += 16) {
-            vec x = ISA(load)(gate + o), one = ISA(set)(1);
-            vec share = ISA(add)(one, ISA(exp)(ISA(mul)(x, ISA(set)(-1))));
-            ISA(store)(gate + o, ISA(mul)(ISA(div)(x, share), ISA(load)(up + o)));
+            vec x = ISA(load)(gate + o), one = ISA(set)(1), power = ISA(mul)(x, ISA(set)(-1));
+            if (is_gelu) { /* 2 sqrt(2 / pi) (x + 0.044715 x^3) */
+                vec cubic = ISA(fma)(ISA(mul)(x, x), ISA(set)(0.044715f), one);
+                power = ISA(mul)(ISA(mul)(power, ISA(set)(1.5957691216f)), cubic);
+            }
+            vec active = ISA(div)(x, ISA(add)(one, ISA(exp)(power)));
+            ISA(store)(gate + o, is_gated ? ISA(mul)(active, ISA(load)(up + o)) : active);
         }
         memcpy(run->active + row * run->inner_stride + first, gate, (end - first) * sizeof *gate);
     }
@@ -430,8 +484,11 @@ static TARGET void ISA(layers)(void *argument) {
             int own_items = 0, item;
             own.turn = 0;
             while ((item = take_item(run, &own, number * NUM_PHASES + kind, total)) >= 0) {
-                if (!own_items && kind == QKV) ISA(normalise)(run, layer->attention_norm, own.normed);
-                if (!own_items && kind == MLP) ISA(normalise)(run, layer->mlp_norm, own.normed);
+                if (!own_items && kind == QKV)
+                    ISA(normalise)(run, layer->attention_norm, layer->attention_norm_bias,
+                                   own.normed);
+                if (!own_items && kind == MLP)
+                    ISA(normalise)(run, layer->mlp_norm, layer->mlp_norm_bias, own.normed);
                 own_items++;
                 switch (kind) {
                 case QKV: ISA(project)(run, &own, number, item); break;
@@ -464,7 +521,7 @@ static TARGET void ISA(logits)(void *argument) {
     const int64_t rows = 4 * ITEM_ROWS;
     const int total = (head->rows + rows - 1) / rows;
     int own_items = 0, item;
-    ISA(normalise)(run, run->model->norm, own.normed);
+    ISA(normalise)(run, run->model->norm, run->model->norm_bias, own.normed);
     while ((item = take_item(run, &own, 0, total)) >= 0) {
         const int64_t first = item * rows, next = first + rows;
         const int64_t end = next < head->rows ? next : head->rows;

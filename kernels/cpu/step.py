@@ -26,6 +26,7 @@ from .c_types import CLayer, CMatrix, CModel, CStep
 _DENSE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BLOCK_KINDS = {"Q4_0": 3, "Q4_1": 4, "Q8_0": 5}
 ISAS = ("generic", "avx2", "avx512")
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 _ALIGNMENT = 64
 # Steps with one thread after other threads did not help; doubled each time, up to the second.
 _STEPS_ALONE = (8, 64)
@@ -64,8 +65,13 @@ class StepLayer:
         qkv: queries, keys and values: one fused matrix or three.
         output: the attention's output projection.
         mlp_norm: (hidden_size,) float.
-        gate_up: gate and up: one fused matrix or two.
+        gate_up: gate and up: one fused matrix or two; without a gate one of the inner width.
         down: the MLP's output projection.
+        query_norm: (head_dim,) float that every query is normed by before it is rotated, or None.
+        key_norm: likewise of keys.
+        window: slots that a row sees, by position, its own among them; 0: all before it.
+        attention_norm_bias: (hidden_size,) float, of LayerNorm; or None.
+        mlp_norm_bias: likewise.
     """
 
     attention_norm: Tensor
@@ -74,17 +80,32 @@ class StepLayer:
     mlp_norm: Tensor
     gate_up: Sequence[Linear]
     down: Linear
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    window: int = 0
+    attention_norm_bias: Tensor | None = None
+    mlp_norm_bias: Tensor | None = None
 
     @classmethod
-    def of(cls, norms: Mapping[str, Tensor], projections: Mapping[str, Linear]) -> StepLayer:
+    def of(
+        cls,
+        norms: Mapping[str, tuple[Tensor, Tensor | None]],
+        projections: Mapping[str, Linear],
+        window: int = 0,
+    ) -> StepLayer:
         """Make a layer whose queries, keys and values, and whose gate and up, are fused."""
         return cls(
-            norms["attention_norm"],
+            norms["attention_norm"][0],
             [projections["qkv"]],
             projections["output"],
-            norms["mlp_norm"],
+            norms["mlp_norm"][0],
             [projections["gate_up"]],
             projections["down"],
+            norms.get("query_norm", (None, None))[0],
+            norms.get("key_norm", (None, None))[0],
+            window,
+            norms["attention_norm"][1],
+            norms["mlp_norm"][1],
         )
 
     def linears(self) -> list[Linear]:
@@ -146,6 +167,10 @@ class CpuStep:
         num_kv_heads: int,
         eps: float,
         interleaved: bool,
+        norm_bias: Tensor | None = None,
+        layer_norm: bool = False,
+        activation: str = "silu",
+        is_gated: bool = True,
     ) -> None:
         """Take the weights; nothing is copied but the norms and biases.
 
@@ -158,6 +183,10 @@ class CpuStep:
             num_kv_heads: key and value heads; divides `num_heads`.
             eps: of the norms.
             interleaved: pairs of the rotation, as in `reference.apply_rotary`.
+            norm_bias: (hidden_size,) of the final norm; or None.
+            layer_norm: the norms are LayerNorm, else RMSNorm.
+            activation: of the MLP, one of `ACTIVATIONS`.
+            is_gated: the MLP has a gate.
 
         Raises:
             ValueError: a matrix is of a dtype, shape or place that the library cannot read; what
@@ -180,16 +209,27 @@ class CpuStep:
         for at, layer in zip(native, layers, strict=True):
             at.attention_norm = self._vector(layer.attention_norm)
             at.mlp_norm = self._vector(layer.mlp_norm)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                at.query_norm = self._vector(layer.query_norm)
+                at.key_norm = self._vector(layer.key_norm)
+            if layer.attention_norm_bias is not None and layer.mlp_norm_bias is not None:
+                at.attention_norm_bias = self._vector(layer.attention_norm_bias)
+                at.mlp_norm_bias = self._vector(layer.mlp_norm_bias)
+            at.window = layer.window
             hidden = self.hidden_size
             at.queries, at.keys, at.values = self._matrices(layer.qkv, heads, hidden)
             (at.output,) = self._matrices([layer.output], [hidden], heads[0])
-            at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
+            if is_gated:
+                at.gate, at.up = self._matrices(layer.gate_up, [inner, inner], hidden)
+            else:
+                (at.up,) = self._matrices(layer.gate_up, [inner], hidden)
             (at.down,) = self._matrices([layer.down], [hidden], inner)
         (native_head,) = self._matrices([(head, None)], [head.shape[0]], self.hidden_size)
         self._kept.append(native)
         self._model = CModel(
             ctypes.addressof(native),
             self._vector(norm),
+            None if norm_bias is None else self._vector(norm_bias),
             native_head,
             len(layers),
             self.hidden_size,
@@ -198,6 +238,8 @@ class CpuStep:
             num_kv_heads,
             self.head_dim,
             interleaved,
+            layer_norm,
+            ACTIVATIONS.index(activation),
             eps,
         )
 
@@ -328,13 +370,22 @@ class CpuStep:
         part.num_layers = len(layers)
         return part
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs."""
+    def logits(self, hidden: Tensor, head: Matrix | None = None) -> Tensor:
+        """Return the (n, vocab_size) float32 logits of (n, hidden_size) last-layer outputs.
+
+        Args:
+            hidden: (n, hidden_size).
+            head: rows of the head, (m, hidden_size), for the logits of so many tokens; None: all.
+        """
         hidden = hidden.to(torch.float32).contiguous()
         _check("hidden", hidden, (len(hidden), self.hidden_size), torch.float32)
-        logits = torch.empty(len(hidden), self._model.head.rows)
+        model = self._model
+        if head is not None:
+            model = CModel.from_buffer_copy(model)
+            model.head = _described(head)
+        logits = torch.empty(len(hidden), model.head.rows)
         step = CStep(hidden=hidden.data_ptr(), logits=logits.data_ptr(), n=len(hidden))
-        self._run(step, self._model)
+        self._run(step, model)
         return logits
 
     def _run(self, step: CStep, of: CModel) -> None:
@@ -381,14 +432,19 @@ class CpuStep:
         return [self._matrix(matrix, bias) for matrix, bias in parts]
 
     def _matrix(self, matrix: Matrix, bias: Tensor | None) -> CMatrix:
-        data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
-        is_dense = not isinstance(matrix, BlockMatrix)
-        kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
-        self._kept.append(data)
-        rows, columns = matrix.shape
-        row_bytes = data.stride(0) * data.element_size()
-        address = None if bias is None else self._vector(bias)
-        return CMatrix(data.data_ptr(), address, rows, columns, row_bytes, kind)
+        self._kept.append(matrix)
+        described = _described(matrix)
+        described.bias = None if bias is None else self._vector(bias)
+        return described
+
+
+def _described(matrix: Matrix) -> CMatrix:
+    """Return what the library reads a matrix by; it must be kept as long."""
+    data = matrix.blocks if isinstance(matrix, BlockMatrix) else matrix
+    is_dense = not isinstance(matrix, BlockMatrix)
+    kind = _DENSE_KINDS[data.dtype] if is_dense else _BLOCK_KINDS[matrix.kind]
+    rows, columns = matrix.shape
+    return CMatrix(data.data_ptr(), None, rows, columns, data.stride(0) * data.element_size(), kind)
 
 
 def _rows(matrix: Matrix, start: int, end: int) -> Matrix:

@@ -153,6 +153,7 @@ def params_of(
         seed=seed if seed >= 0 else settings.seed,
         stop=stop,
         time_budget_ms=time_budget_ms,
+        depth=str(settings.depth),
     )
 
 

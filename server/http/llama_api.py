@@ -18,7 +18,10 @@ from .fields import MOST_TOKENS, Asked, flag_of, number_of, params_of, text_of, 
 
 log = logging.getLogger(__name__)
 
-_STOP_TYPES = {"end": "eos", "stop": "word", "length": "limit", "time": "limit"}
+_STOP_TYPES = {
+    **{"end": "eos", "stop": "word", "length": "limit", "time": "limit"},
+    "low_confidence": "limit",
+}
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

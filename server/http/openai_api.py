@@ -18,7 +18,10 @@ from . import fim_marks
 from .dialect import Piece
 from .fields import Asked, flag_of, params_of, text_of, whole_of
 
-_FINISH = {"end": "stop", "stop": "stop", "length": "length", "time": "length"}
+_FINISH = {
+    **{"end": "stop", "stop": "stop", "length": "length", "time": "length"},
+    "low_confidence": "length",
+}
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

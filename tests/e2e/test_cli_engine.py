@@ -66,15 +66,19 @@ def test_complete_prints_the_contracts_fields(code_file, tiny_model, call) -> No
     assert list(figures) == FIGURES
     assert figures["model"] == model
     assert figures["text"]
-    layers = str(figures["num_layers_run"])
-    assert call("complete", place, *flags, "--depth", layers).stdout == figures["text"] + "\n"
+    for depth in ("full", "2"):
+        whole = json.loads(call("complete", place, *flags, "--json", "--depth", depth).stdout)
+        assert (whole["text"], whole["num_layers_run"]) == (figures["text"], 2.0)
+    first = json.loads(call("complete", place, *flags, "--json", "--depth", "1").stdout)
+    assert first["num_layers_run"] == 1.0
+    assert first["text"] != figures["text"]
     several = json.loads(call("complete", place, *flags, "--json", "--candidates", "3").stdout)
     assert list(several) == [*FIGURES, "candidates"]
     assert several["candidates"][0] == several["text"] == figures["text"]
     assert 1 < len(set(several["candidates"])) == len(several["candidates"]) <= 3
     refused = call("complete", place, *flags, "--depth", "99")
     assert refused.returncode == 2
-    assert f"only full or {layers}" in refused.stderr
+    assert "a number from 1 to 2" in refused.stderr
 
 
 def test_the_same_seed_gives_the_same_text(code_file, tiny_model, call) -> None:

@@ -37,6 +37,7 @@ class Case:
         kind: transformers' class before "ForCausalLM", and the module that has it.
         changes: what its config has beside `SIZES`.
         gguf: the architecture that llama.cpp's converter writes; "" where none is read.
+        fim: the format that its models fill in the middle with; "" if they only continue a text.
     """
 
     name: str
@@ -44,6 +45,13 @@ class Case:
     kind: tuple[str, str]
     changes: dict[str, Any] = field(default_factory=dict)
     gguf: str = ""
+    fim: str = ""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its `config.json`, as far as a layer is concerned."""
+        kinds = {"gemma3": "gemma3_text"}
+        return {"model_type": kinds.get(self.kind[1], self.kind[1]), **SIZES, **self.changes}
 
     @property
     def is_there(self) -> bool:
@@ -68,13 +76,21 @@ _LAYERS = ["sliding_attention"] * 3 + ["full_attention"]
 CASES = (
     Case(
         "Qwen2.5-Coder, Sweep Next-Edit",
-        "Qwen/Qwen2.5-Coder-1.5B, sweepai/sweep-next-edit-1.5B",
+        "Qwen/Qwen2.5-Coder-1.5B",
         ("Qwen2", "qwen2"),
         {"tie_word_embeddings": True},
         gguf="qwen2",
+        fim="Qwen2.5-Coder",
     ),
-    Case("Qwen3", "Qwen/Qwen3-1.7B-Base", ("Qwen3", "qwen3"), _HEADS, gguf="qwen3"),
-    Case("Granite 4.1", "ibm-granite/granite-4.1-3b", ("Granite", "granite"), _GRANITE, "granite"),
+    Case("Qwen3", "Qwen/Qwen3-1.7B-Base", ("Qwen3", "qwen3"), _HEADS, "qwen3", "Qwen2.5-Coder"),
+    Case(
+        "Granite 4.1",
+        "ibm-granite/granite-4.1-3b",
+        ("Granite", "granite"),
+        _GRANITE,
+        "granite",
+        "Granite",
+    ),
     Case(
         "Granite 4.0, dense",
         "ibm-granite/granite-4.0-350m-base",
@@ -87,12 +103,15 @@ CASES = (
             "position_embedding_type": "rope",
             "tie_word_embeddings": True,
         },
+        gguf="granite",
+        fim="Granite",
     ),
     Case(
-        "Llama: Mellum, Code Llama, Seed-Coder, Zeta-2",
+        "Mellum, Code Llama, Seed-Coder, Zeta-2",
         "JetBrains/Mellum-4b-base",
         ("Llama", "llama"),
         gguf="llama",
+        fim="each its own",
     ),
     Case(
         "DeepSeek-Coder (linear scaling)",
@@ -100,6 +119,7 @@ CASES = (
         ("Llama", "llama"),
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100000.0}},
         gguf="llama",
+        fim="DeepSeek-Coder",
     ),
     Case(
         "Llama 3 (bands)",
@@ -115,12 +135,14 @@ CASES = (
                 "original_max_position_embeddings": TRAINED,
             }
         },
+        gguf="llama",
     ),
     Case(
         "StarCoder2",
         "bigcode/starcoder2-3b",
         ("Starcoder2", "starcoder2"),
         {"sliding_window": WINDOW},
+        fim="StarCoder",
     ),
     Case(
         "StarCoder2, its window not reached",
@@ -128,6 +150,7 @@ CASES = (
         ("Starcoder2", "starcoder2"),
         {"sliding_window": None},
         gguf="starcoder2",
+        fim="StarCoder",
     ),
     Case(
         "Mistral, Codestral",
@@ -135,6 +158,7 @@ CASES = (
         ("Mistral", "mistral"),
         {"sliding_window": None},
         gguf="llama",
+        fim="Codestral",
     ),
     Case(
         "Mistral 7B (sliding)",
@@ -148,16 +172,20 @@ CASES = (
         ("StableLm", "stablelm"),
         {"use_qkv_bias": True},
         gguf="stablelm",
+        fim="StarCoder",
     ),
     Case(
         "StableLM, side by side",
         "stabilityai/stablelm-2-1_6b",
         ("StableLm", "stablelm"),
         {"use_parallel_residual": True},
+        gguf="stablelm",
     ),
     Case("Phi", "microsoft/phi-2", ("Phi", "phi"), {}, gguf="phi2"),
     Case("SmolLM3", "HuggingFaceTB/SmolLM3-3B-Base", ("SmolLM3", "smollm3"), {}, gguf="smollm3"),
-    Case("CodeGemma, Gemma", "google/codegemma-2b", ("Gemma", "gemma"), _HEADS, gguf="gemma"),
+    Case(
+        "CodeGemma, Gemma", "google/codegemma-2b", ("Gemma", "gemma"), _HEADS, "gemma", "CodeGemma"
+    ),
     Case(
         "Gemma 2",
         "google/gemma-2-2b",
@@ -204,6 +232,7 @@ CASES = (
             "layer_types": _LAYERS,
             "rope_parameters": _BY_LAYER,
         },
+        fim="Mellum",
     ),
 )
 

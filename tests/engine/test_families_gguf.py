@@ -30,6 +30,27 @@ def permuted(rows, heads):
     return rows.reshape(heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def bands(rope, head_dim):
+    """Return what Llama 3's frequencies are divided by, as the converter writes it."""
+    trained, factor = rope["original_max_position_embeddings"], rope["factor"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    frequencies = rope["rope_theta"] ** -(np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip((trained * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
+def split(state):
+    """Yield names and values; a dense Granite 4.0's MLP as it is split."""
+    for name, tensor in state.items():
+        values = tensor.numpy()
+        if "shared_mlp.input_linear" in name:
+            gate, up = np.split(values, 2)
+            yield name.replace("shared_mlp.input_linear", "mlp.gate_proj"), gate
+            yield name.replace("shared_mlp.input_linear", "mlp.up_proj"), up
+        else:
+            yield name.replace("shared_mlp.output_linear", "mlp.down_proj"), values
+
+
 def write(path, case, model, tokenizer, kind="F32"):
     config, arch = model.config, case.gguf
     number = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
@@ -39,7 +60,8 @@ def write(path, case, model, tokenizer, kind="F32"):
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    inner = getattr(config, "shared_intermediate_size", None) or config.intermediate_size
+    writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     if arch in ("qwen3", "gemma", "gemma2", "gemma3"):
@@ -71,6 +93,8 @@ def write(path, case, model, tokenizer, kind="F32"):
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if rope["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", bands(rope, head_dim))
     raw = json.loads(tokenizer.read_text())
     names = sorted(raw["model"]["vocab"], key=raw["model"]["vocab"].get)
     writer.add_tokenizer_model("gpt2")
@@ -79,10 +103,9 @@ def write(path, case, model, tokenizer, kind="F32"):
     writer.add_token_types([3 if name[:1] == "<" and len(name) > 1 else 1 for name in names])
     writer.add_token_merges([" ".join(pair) for pair in raw["model"]["merges"]])
     known = gguf.get_tensor_name_map(number, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, values in split(model.state_dict()):
         if name.startswith("lm_head") and config.tie_word_embeddings:
             continue
-        values = tensor.numpy()
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):

@@ -1,10 +1,12 @@
 """Every family's prompt is the one that its source documents."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from keyturn.engine.engine import Engine
 from keyturn.engine.files.catalog import EMBEDDED_FILE
 from keyturn.engine.files.gguf_file import GGUFFile
 from keyturn.engine.files.tokenizer_files import gguf_tokenizer
@@ -12,6 +14,7 @@ from keyturn.engine.prompt.fim import find_template, read_sidecar
 from keyturn.engine.prompt.fim_families import FAMILIES
 from keyturn.engine.prompt.layout import lay_out
 from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
 
 GOLDEN = json.loads(Path(__file__).with_name("fim_prompts.json").read_text(encoding="utf-8"))
 PLACE = GOLDEN["place"]
@@ -81,3 +84,30 @@ def test_ids_of_the_embedded_model_with_its_real_tokenizer():
     prompt = encoder.encode(text, len(PLACE["prefix"]), len(PLACE["prefix"]))
     found = [int(at) for part in prompt.tokens.values() for at in part]
     assert found == GOLDEN["ids"]["keyturn-135m"]
+
+
+@pytest.fixture
+def suffix_first(tiny_model, tmp_path):
+    """The tiny model with Mellum's name: SUF suffix PRE prefix MID."""
+    folder = tmp_path / "Mellum-tiny"
+    shutil.copytree(tiny_model, folder)
+    return str(folder)
+
+
+def test_typing_before_a_mark_that_stands_last_turns_one_row(suffix_first):
+    def session(text, policy):
+        engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+        return engine.open("a", text, path="a.py", model=suffix_first, policy=policy)
+
+    def complete(opened, offset):
+        return opened.complete(offset, CompletionParams(6, 0.0, 1.0, 0, (), 0.0), lambda: None)
+
+    before, after = "def area(w, h):\n    return w", "\n\nprint(area(2, 3))\n" * 8
+    typed = session(before + after, "prefix")
+    complete(typed, len(before))
+    typed.edit([(len(before), len(before), " * h")])
+    found = complete(typed, len(before) + 4)
+    fresh = complete(session(before + " * h" + after, "full"), len(before) + 4)
+    assert (found.text, found.token_ids) == (fresh.text, fresh.token_ids)
+    num_computed = found.num_prompt_tokens - found.num_reused_tokens
+    assert num_computed <= len(" * h") + 2  # what was typed, a token that it changed, the mark

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.engine.generation.generate import ForcedPrefix, Sampler, generate
+from keyturn.engine.tokens.tokenizer import TokenBytes
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.engine.wire.errors import Cancelled, ContextTooLong, ModelLoadError
 
-PIECES = [b"", b"a", b"b", b"\n", b"  ", b" ", b"    ", b"ab", b"\xc3", b"\xa9", b" x", b"\n    "]
+PIECES = TokenBytes(
+    [b"", b"a", b"b", b"\n", b"  ", b" ", b"    ", b"ab", b"\xc3", b"\xa9", b" x", b"\n    "]
+)
 END = 0
 
 
@@ -214,7 +217,7 @@ def test_logits_that_are_no_numbers_are_an_error(temperature):
         run([torch.full((len(PIECES),), float("nan"))], temperature=temperature)
 
 
-WORDS = [b"", b"", b"foo", b"bar", b" = ", b"1", b"("]
+WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"("])
 
 
 def doubtful(script, min_probability, on_text=None):
@@ -257,3 +260,9 @@ def test_doubt_ends_before_the_token_that_brings_it_and_leaves_no_part_of_a_word
 def test_first_token_in_doubt_leaves_nothing():
     result = doubtful([(2, 0.4)], 0.5)
     assert (result.text, result.token_ids, result.stop_reason) == ("", (), "doubt")
+
+
+def test_what_is_given_up_ends_with_what_there_is():
+    after = iter([logits_for(2), None])
+    result = run(scripted(1), step=lambda token_id: next(after))
+    assert (result.text, result.stop_reason) == ("ab", "low_confidence")

@@ -31,6 +31,7 @@ PARAMS = {
     "min_probability": 0.0,
     "assumed": "",
     "num_candidates": 1,
+    "depth": "full",
 }
 
 

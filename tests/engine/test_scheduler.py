@@ -23,6 +23,7 @@ PARAMS = {
     "min_probability": 0.0,
     "assumed": "",
     "num_candidates": 1,
+    "depth": "full",
 }
 
 

@@ -418,3 +418,16 @@ def test_candidates_are_what_the_model_writes_after_another_token(tiny_model):
         assumed = replace(GREEDY, assumed=text[:-2])
         assert session.complete(place, assumed, check).text.startswith(text[-2:])
     assert session.complete(place, GREEDY, check).text == alone.text
+
+
+def test_a_number_of_layers_is_what_is_run_and_leaves_no_half_rows(opened) -> None:
+    session = opened("a = [1, 2, 3]\nb = ", "turn", key="depth")
+    full = session.complete(18, GREEDY, check)
+    assert full.num_layers_run == 2.0
+    rows = cache_of(session).num_rows
+    first = session.complete(18, replace(GREEDY, depth="1"), check)
+    assert first.num_layers_run == 1.0
+    assert cache_of(session).num_rows == session.prompt.num_tokens < rows
+    assert session.complete(18, replace(GREEDY, depth="2"), check).text == full.text
+    with pytest.raises(BadRequest, match="a number from 1 to 2"):
+        session.complete(18, replace(GREEDY, depth="3"), check)

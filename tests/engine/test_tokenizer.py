@@ -53,6 +53,7 @@ KINDS = {
     "llama3": (split(LLAMA3), None),
     "qwen2-nfc": (split(QWEN2), normalizers.NFC()),
     "deepseek": (named("deepseek-coder"), normalizers.Sequence([])),
+    "seed-coder": (named("seed-coder"), None),
     "prefix-space": (pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True), None),
     "unknown-regex": (split(r"\w+|\W+(?=x)|\W"), None),
     "whole": (pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), None),
@@ -62,7 +63,7 @@ KINDS = {
         normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
     ),
 }
-LOCAL = {"digits-gpt2", "gpt2", "llama3", "qwen2-nfc", "deepseek", "prefix-space"}
+LOCAL = {"digits-gpt2", "gpt2", "llama3", "qwen2-nfc", "deepseek", "seed-coder", "prefix-space"}
 PIECES = {"metaspace", "llama2"}  # a SentencePiece alphabet, the others spell bytes
 
 

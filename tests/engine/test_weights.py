@@ -141,8 +141,8 @@ def test_embedded_files_are_those_that_were_measured():
 
 def test_embedded_tokenizer_file_is_the_metadata_one(embedded, tmp_path):
     (tmp_path / "alone.gguf").symlink_to(EMBEDDED)
-    from keyturn.engine.files.gguf_config import build_tokenizer
     from keyturn.engine.files.gguf_file import GGUFFile
+    from keyturn.engine.files.gguf_vocabulary import build_tokenizer
 
     file = GGUFFile(tmp_path / "alone.gguf")
     built = build_tokenizer(file)
@@ -592,6 +592,29 @@ def test_start_and_end_tokens_of_a_folder(tiny_model, tmp_path):
     raw.post_processor = processors.TemplateProcessing(f"{name} $A", special_tokens=[(name, 5)])
     raw.save(str(folder / "tokenizer.json"))
     assert load_model(folder, torch.float32).tokenizer.bos_id == 5
+
+
+def test_separators_of_files_and_repositories_end_a_text_that_is_only_continued(
+    continuing_model,
+):
+    from tokenizers import AddedToken, Tokenizer
+
+    names = ["<filename>", "<|repo_name|>", "<end_of_turn>"]
+    raw = Tokenizer.from_file(str(continuing_model / "tokenizer.json"))
+    first = raw.get_vocab_size()
+    raw.add_special_tokens([AddedToken(name, special=True) for name in names])
+    raw.save(str(continuing_model / "tokenizer.json"))
+    folder = continuing_model
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = torch.cat([embedding, embedding[: len(names)]])
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += len(names)
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(folder, torch.float32)
+    assert model.fim is None and model.tokenizer.eos_id == 0
+    assert model.tokenizer.end_ids == {0, first, first + 1, first + 2}
 
 
 def test_start_token_of_a_gguf_only_where_it_is_added(tmp_path):

@@ -42,6 +42,11 @@ class Shape:
     dtype: torch.dtype = torch.float32
     layers: int = 2
     vocab: int = 301
+    head_norms: bool = False
+    window: int = 0
+    layer_norm: bool = False
+    gelu: bool = False
+    gated: bool = True
 
 
 class Model:
@@ -56,12 +61,20 @@ class Model:
                 [self.linear(rows, shape.hidden) for rows in (width, kv_width, kv_width)],
                 self.linear(shape.hidden, width),
                 1 + self.normal(shape.hidden) / 5,
-                [self.linear(2 * shape.inner, shape.hidden)],
+                [self.linear((1 + shape.gated) * shape.inner, shape.hidden)],
                 self.linear(shape.hidden, shape.inner),
+                *(2 * [1 + self.normal(shape.dim) / 5] if shape.head_norms else (None, None)),
+                shape.window * (number % 2),  # every other layer slides
+                *(
+                    (self.normal(shape.hidden) / 5, self.normal(shape.hidden) / 5)
+                    if shape.layer_norm
+                    else (None, None)
+                ),
             )
-            for _ in range(shape.layers)
+            for number in range(shape.layers)
         ]
         self.norm = 1 + self.normal(shape.hidden) / 5
+        self.norm_bias = self.normal(shape.hidden) if shape.layer_norm else None
         self.head = self.linear(shape.vocab, shape.hidden)[0]
         self.step = self.build(isa)
 
@@ -77,6 +90,10 @@ class Model:
             num_kv_heads=self.shape.kv_heads,
             eps=1e-5,
             interleaved=self.shape.interleaved,
+            norm_bias=self.norm_bias,
+            layer_norm=self.shape.layer_norm,
+            activation=cpu_step.ACTIVATIONS[self.shape.gelu],
+            is_gated=self.shape.gated,
         )
 
     def normal(self, *size):
@@ -124,10 +141,12 @@ class Model:
         cos, sin = inputs["cos"].double()[:, None], inputs["sin"].double()[:, None]
         hides = inputs["row_positions"][:, None] < inputs["slot_positions"][None]
         for number, layer in enumerate(self.layers):
-            normed = norm(hidden, layer.attention_norm)
+            normed = self.normed(hidden, layer.attention_norm, layer.attention_norm_bias)
             qkv = torch.cat([product(normed, linear) for linear in layer.qkv], -1)
             qkv = qkv.view(len(hidden), -1, shape.dim)
             queries, keys, values = qkv.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
+            if layer.query_norm is not None:
+                queries, keys = norm(queries, layer.query_norm), norm(keys, layer.key_norm)
             keys, values = (new.transpose(0, 1).to(shape.dtype) for new in (keys, values))
             caches[0][number][:, slots] = keys
             turned = rotate(keys.transpose(0, 1).double(), cos, sin, shape.interleaved)
@@ -141,14 +160,25 @@ class Model:
                 for cache in caches[1:]
             )
             scores = queries @ keys.transpose(1, 2) * shape.dim**-0.5
-            shares = scores.masked_fill(hides, float("-inf")).softmax(-1)
+            apart = inputs["row_positions"][:, None] - inputs["slot_positions"][None]
+            hidden_ones = hides | (apart >= layer.window) if layer.window else hides
+            shares = scores.masked_fill(hidden_ones, float("-inf")).softmax(-1)
             recorded.append(shares.mean(0))
             mixed = (shares @ values).transpose(0, 1).flatten(1)
             hidden = hidden + product(mixed, layer.output)
-            normed = norm(hidden, layer.mlp_norm)
-            gate, up = product(normed, layer.gate_up[0]).chunk(2, -1)
-            hidden = hidden + product(functional.silu(gate) * up, layer.down)
+            normed = self.normed(hidden, layer.mlp_norm, layer.mlp_norm_bias)
+            gate, up = product(normed, layer.gate_up[0]), 1
+            if shape.gated:
+                gate, up = gate.chunk(2, -1)
+            gelu = functional.gelu(gate, approximate="tanh")
+            active = gelu if shape.gelu else functional.silu(gate)
+            hidden = hidden + product(active * up, layer.down)
         return hidden, caches, recorded
+
+    def normed(self, x, weight, bias):
+        if not self.shape.layer_norm:
+            return norm(x, weight)
+        return functional.layer_norm(x, x.shape[-1:], weight.double(), bias.double(), 1e-5)
 
 
 def norm(x, weight):
@@ -194,6 +224,14 @@ SHAPES = [
     Shape(heads=4, kv_heads=4, dim=80, rotary=80, hidden=64),
     Shape(hidden=40, heads=4, kv_heads=2, dim=10, rotary=10, inner=52, kind=torch.float32),
     Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.bfloat16),
+    Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.float32, head_norms=True),
+    Shape(heads=4, kv_heads=2, dim=80, rotary=40, head_norms=True, dtype=torch.bfloat16),
+    Shape(heads=6, kv_heads=2, window=7),
+    Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.float32, layer_norm=True),
+    Shape(layer_norm=True, gelu=True, gated=False, bias=True),
+    Shape(gelu=True, dtype=torch.bfloat16),
+    Shape(hidden=40, heads=5, dim=8, rotary=4, inner=17, kind=torch.bfloat16, gated=False),
+    Shape(window=130, head_norms=True, kind=torch.bfloat16, dtype=torch.bfloat16),
 ]
 
 
@@ -400,3 +438,15 @@ def _embedded_step():
         interleaved=config.rope_interleaved,
     )
     return step, head
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_chunks_that_a_window_has_left_add_nothing(isa):
+    model = Model(Shape(window=9), isa)
+    inputs = model.inputs(2, 400)
+    inputs["slot_positions"] = torch.arange(400)  # all of the first chunks lie before the window
+    inputs["slots"] = torch.tensor([399, 3])
+    inputs["row_positions"] = inputs["slots"].clone()
+    hidden, _ = run(model.step, inputs)
+    expected, _, _ = model.expect(inputs)
+    assert_close(hidden, expected, torch.float32)

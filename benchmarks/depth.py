@@ -1,0 +1,311 @@
+"""Ways to compute a completion's tokens side by side: how fast, and whether the text is the same.
+
+At places of three kinds (HumanEval's single lines, held-out packages, after edits in traces) the
+cache is made ready, the last key is typed, and every method completes in turn, several times over.
+Each has a record of its own of what drafts were worth, and drafts from the same past texts.
+
+    python benchmarks/depth.py --data HumanEval-SingleLine*.jsonl.gz --traces FOLDER --places 100
+    python benchmarks/depth.py --device cuda --dtype bfloat16 --data ... --traces ... --places 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+import harness
+import numpy as np
+from bench_just_opened import chosen
+from quality import fim_fetch
+from quality.fim_tasks import read_human_eval
+
+from keyturn.engine.engine import Engine
+from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.prompt.growing_window import WHOLE
+from keyturn.engine.replay.trace import Complete, Cursor, Edit, map_back, read_trace
+from keyturn.engine.session import Session
+from keyturn.engine.wire.config import Completion, CompletionParams
+from keyturn.server.settings import COMMAND_LINE
+from keyturn.server.suggestion import asked
+
+GROUPS = ("single lines", "held-out", "after edits")
+# Two logits that are closer than this may change places when several rows are computed at once.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.13}
+NUM_DRAWS = 2000
+
+
+class Method(NamedTuple):
+    """One way to compute tokens: the depth that is asked for, and how its record begins."""
+
+    depth: str
+    record: DraftRecord
+
+
+def methods() -> dict[str, Method]:
+    """Return what is compared, the baseline first; each with a record of its own."""
+    lookup, exits = frozenset({"lookup"}), frozenset({"exits"})
+    return {
+        "plain": Method("full", DraftRecord()),
+        "lookup": Method("exact", DraftRecord(sources=lookup)),
+        # Whatever it gains: otherwise it would be left out where it gains nothing.
+        "first layers": Method("exact", DraftRecord(sources=exits, exit_gain=math.inf)),
+        "exact": Method("exact", DraftRecord()),
+    }
+
+
+class Place(NamedTuple):
+    """Where a completion is asked for: a text, what is done to it, and the cursor then."""
+
+    group: str
+    path: str
+    text: str
+    edits: list[list[tuple[int, int, str]]]
+    anchor: int
+    offset: int
+
+
+@dataclass
+class Measured:
+    """What one method gave, place by place."""
+
+    decode_ms: list[float] = field(default_factory=list)
+    whole_ms: list[float] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    num_layers: list[float] = field(default_factory=list)
+    num_equal: int = 0
+    num_excused: int = 0
+    different: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Run, print, and save if asked to."""
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("--places", type=int, default=100, help="of each kind")
+    parser.add_argument("--repeats", type=int, default=3, help="of every method at every place")
+    parser.add_argument("--data", type=Path, help="HumanEval's single lines, .jsonl.gz")
+    parser.add_argument("--traces", type=Path, help="folder of evaluation sets, see make_traces.py")
+    parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
+    parser.add_argument("--confidence", default="any", help="the gate, as the setting")
+    parser.add_argument("--methods", nargs="+", help="only these, besides plain")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time of whole completions, for a busy machine; with --threads 1",
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    args = parser.parse_args()
+    settings = replace(COMMAND_LINE, num_threads=args.threads, device=args.device, dtype=args.dtype)
+    engine = Engine(settings.engine_config())
+    engine.load(args.model)
+    compared = methods()
+    if args.methods:
+        compared = {name: compared[name] for name in ("plain", *args.methods)}
+    tolerance = TOLERANCE[str(engine.dtype).removeprefix("torch.")]
+    found = {group: {name: Measured() for name in compared} for group in GROUPS}
+    for number, place in enumerate(places(args)):
+        measure(engine, args, place, compared, found[place.group], tolerance)
+        if number % 10 == 9:
+            print(f"{number + 1} places", flush=True)
+    rows = [
+        row_of(group, name, measured, of_group["plain"], compared[name].record, args.seed)
+        for group, of_group in found.items()
+        for name, measured in of_group.items()
+        if measured.num_tokens
+    ]
+    harness.table(list(rows[0])[:-1], [list(row.values())[:-1] for row in rows])
+    for row in rows:
+        for text in row["different"]:
+            print(f"{row['group']}, {row['method']}: {text}")
+    figures = {"device": str(engine.device), "dtype": str(engine.dtype), "runs": rows}
+    harness.finish("depth", args, figures, checks(rows, found, engine.device.type))
+
+
+def places(args: argparse.Namespace) -> Iterator[Place]:
+    """Yield the places of all kinds, each with a last key or edit that is still to be made."""
+    rng = random.Random(args.seed)
+    if args.data:
+        tasks = list(read_human_eval(args.data))
+        for task in rng.sample(tasks, min(args.places, len(tasks))):
+            yield typed(GROUPS[0], task.path, task.prefix + task.suffix, len(task.prefix))
+    for place in chosen(fim_fetch.held_out_files(args.cache), args.places, args.seed):
+        lines = place.text.split("\n")
+        offset = sum(len(line) + 1 for line in lines[: place.row]) + place.column
+        yield typed(GROUPS[1], place.path, place.text, offset)
+    if args.traces:
+        files = sorted(args.traces.glob("*/*.jsonl"))
+        rng.shuffle(files)
+        edited = filter(None, map(after_edits, files))
+        for _, place in zip(range(args.places), edited, strict=False):
+            yield place
+
+
+def typed(group: str, path: str, text: str, offset: int) -> Place:
+    """Return a place whose last character before the cursor is typed last."""
+    last = max(0, offset - 1)
+    before = text[:last] + text[offset:]
+    return Place(group, path, before, [[(last, last, text[last:offset])]], last, offset)
+
+
+def after_edits(path: Path) -> Place | None:
+    """Return the first completion of a trace that comes after edits; None if there is none."""
+    trace = read_trace(path)
+    edits: list[list[tuple[int, int, str]]] = []
+    anchor = None
+    for record in trace.records:
+        if isinstance(record, Cursor) and not edits:
+            anchor = record.offset
+        elif isinstance(record, Edit):
+            edits.append(list(record.edits))
+        elif isinstance(record, Complete):
+            if not edits:
+                return None
+            if anchor is None:
+                anchor = record.offset
+                for done in reversed(edits):
+                    anchor = map_back(anchor, tuple(done))
+            return Place(GROUPS[2], trace.path, trace.text, edits, anchor, record.offset)
+    return None
+
+
+def measure(
+    engine: Engine,
+    args: argparse.Namespace,
+    place: Place,
+    compared: dict[str, Method],
+    found: dict[str, Measured],
+    tolerance: float,
+) -> None:
+    """Complete at one place with every method in turn, round after round."""
+    session = engine.open("depth", place.text, path=place.path, model=args.model, policy="repair")
+    session.cold_limit = WHOLE
+    session.set_cursor(place.anchor)
+    session.sync(_go_on)
+    started_at = time.perf_counter()
+    for edits in place.edits:
+        session.edit(edits)
+    session.set_cursor(place.offset)
+    session.sync(_go_on)
+    key_ms = (time.perf_counter() - started_at) * 1e3
+    params = asked(session.text, place.offset, COMMAND_LINE.completion_params(), args.confidence)
+    session.complete(place.offset, replace(params, max_tokens=1), _go_on)  # repairs
+    past, names = session.past, list(compared)
+    made: dict[str, list[Completion]] = {name: [] for name in names}
+    for number in range(args.repeats):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            session.past, session.drafts = copy.deepcopy(past), compared[name].record
+            asked_for = replace(params, depth=compared[name].depth)
+            started_at = time.process_time()
+            one = session.complete(place.offset, asked_for, _go_on)
+            if args.cpu_time:
+                total_ms = (time.process_time() - started_at) * 1e3
+                one = replace(one, ttft_ms=0.0, total_ms=total_ms)
+            made[name].append(one)
+    plain = made["plain"][0]
+    for name, completions in made.items():
+        of_method, one = found[name], completions[-1]
+        of_method.decode_ms.append(median(each.total_ms - each.ttft_ms for each in completions))
+        of_method.whole_ms.append(key_ms + median(each.total_ms for each in completions))
+        of_method.num_tokens.append(len(one.token_ids))
+        of_method.num_layers.append(one.num_layers_run)
+        compare(session, params, plain, one, of_method, tolerance)
+    engine.close("depth")
+
+
+def compare(
+    session: Session,
+    params: CompletionParams,
+    plain: Completion,
+    one: Completion,
+    found: Measured,
+    tolerance: float,
+) -> None:
+    """Count a completion as equal, as excused by two logits that are nearly the same, or not."""
+    if one.token_ids == plain.token_ids and one.stop_reason == plain.stop_reason:
+        found.num_equal += 1
+        return
+    pairs = zip([*plain.token_ids, -1], [*one.token_ids, -1], strict=False)
+    at = next(at for at, (wanted, other) in enumerate(pairs) if wanted != other)
+    logits = session.prompt.score([*plain.token_ids[:at], 0], _go_on)[-1]
+    first, second = logits.topk(2).values.tolist()
+    if first - second < tolerance:
+        found.num_excused += 1
+    else:
+        found.different.append(f"{plain.text!r} is {one.text!r}, apart {first - second:.3g}")
+
+
+def row_of(
+    group: str, name: str, found: Measured, plain: Measured, record: DraftRecord, seed: int
+) -> dict[str, Any]:
+    """Return the figures of one method at the places of one kind."""
+    low, high = interval(plain.decode_ms, found.decode_ms, seed)
+    return {
+        "group": group,
+        "method": name,
+        "places": len(found.num_tokens),
+        "tokens": sum(found.num_tokens),
+        "mean ms": mean(found.decode_ms),
+        "median ms": median(found.decode_ms),
+        "tokens/s": sum(found.num_tokens) / max(sum(found.decode_ms), 1e-9) * 1e3,
+        "times as fast": sum(plain.decode_ms) / max(sum(found.decode_ms), 1e-9),
+        "low": low,
+        "high": high,
+        # Over all kinds of places.
+        "accepted": record.num_accepted / record.num_drafted if record.num_drafted else None,
+        "layers": mean(found.num_layers),
+        "equal": found.num_equal,
+        "excused": found.num_excused,
+        "key to whole, median ms": median(found.whole_ms),
+        "different": found.different,
+    }
+
+
+def interval(plain: list[float], other: list[float], seed: int) -> tuple[float, float]:
+    """Return the 95 % interval of how many times as fast, by resampling places."""
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(plain), (NUM_DRAWS, len(plain)))
+    sums = (np.array(each)[draws].sum(1) for each in (plain, other))
+    ratios = next(sums) / np.maximum(next(sums), 1e-9)
+    return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
+
+
+def checks(
+    rows: list[dict[str, Any]], found: dict[str, dict[str, Measured]], device: str
+) -> list[dict[str, Any]]:
+    """Hold what is promised of `exact` against its targets."""
+    exact = [row for row in rows if row["method"] == "exact"]
+    if not exact:
+        return []
+    both = [[of["plain"], of["exact"]] for of in found.values() if of["plain"].num_tokens]
+    plain_ms, exact_ms = (sum(sum(pair[at].decode_ms) for pair in both) for at in (0, 1))
+    whole = [median([ms for pair in both for ms in pair[at].whole_ms]) for at in (0, 1)]
+    target = 1.4 if device == "cuda" else 1.2
+    num_same = sum(row["equal"] + row["excused"] for row in exact)
+    return [
+        harness.check("completions that are the same", num_same, "places", ">= 500"),
+        harness.check(
+            "completions that differ", sum(len(row["different"]) for row in exact), "", "<= 0"
+        ),
+        harness.check("times as fast as plain", plain_ms / exact_ms, "", f">= {target}"),
+        *(
+            harness.check(f"slower, {row['group']}", 1 / row["times as fast"], "times", "<= 1.03")
+            for row in exact
+        ),
+        harness.check("key to whole, of plain's", whole[1] / whole[0], "", "<= 1"),
+    ]
+
+
+def _go_on() -> None:
+    """Never cancel."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""How a completion's tokens are computed, by the setting `depth`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from ..model.decoder import Check
+from ..prompt.prompt_cache import PromptCache
+from ..wire.config import DEPTHS, CompletionParams
+from ..wire.errors import BadRequest
+from .draft import PromptLookup
+from .speculation import DraftRecord, SpeculativeSteps
+from .steps import PlainSteps, Steps
+
+
+def steps_of(
+    params: CompletionParams,
+    prompt: PromptCache,
+    check: Check,
+    *,
+    lookup: Callable[[], PromptLookup],
+    record: DraftRecord,
+    end_ids: Collection[int],
+    token_bytes: Sequence[bytes],
+) -> Steps:
+    """Return the decode steps after a prompt, whose logits are there and nothing generated yet.
+
+    Args:
+        params: its `depth` decides; its stop strings and `max_tokens` bound what is drafted.
+        prompt: the prompt's rows.
+        check: called between layers.
+        lookup: makes what finds drafts in texts.
+        record: what the model's drafts have been worth.
+        end_ids: tokens that end a completion.
+        token_bytes: bytes of each token.
+
+    Raises:
+        BadRequest: there is no such depth, or the model has fewer layers.
+    """
+    depth, num_layers = params.depth, prompt.decoder.config.num_layers
+    if depth == "full":
+        return PlainSteps(prompt, num_layers, check)
+    if depth in DEPTHS:
+        stops = [string.encode("utf-8", "replace") for string in params.stop if string]
+
+        def is_last(token_id: int) -> bool:
+            return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
+
+        return SpeculativeSteps(
+            prompt,
+            check,
+            lookup() if "lookup" in record.sources else None,
+            record,
+            exits="exits" in record.sources,
+            is_last=is_last,
+            max_tokens=params.max_tokens,
+        )
+    if not depth.isdecimal() or not 0 < int(depth[:9]) <= num_layers:
+        known = ", ".join(DEPTHS)
+        raise BadRequest(f"depth {depth:.20}: must be {known} or a number from 1 to {num_layers}")
+    return PlainSteps(prompt, int(depth), check)

@@ -1,0 +1,152 @@
+"""Drafts from text that is there, and how often drafts of each kind come true.
+
+Prompt lookup (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding): what followed the last
+tokens where they stood before is likely to follow them again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+# Nothing is searched for longer than this; longer matches come true about as often.
+LONGEST_MATCH = 8
+# Stands between texts, and is no token.
+_GAP = -1
+# Texts that are remembered, and how long one may be, in characters.
+_PAST_TEXTS, _PAST_CHARS = 6, (4, 4000)
+# Of what was learnt before, so much counts beside the newest draft.
+_KEPT = 0.95
+
+
+class Draft(NamedTuple):
+    """Tokens that may come next.
+
+    Attributes:
+        token_ids: in order.
+        num_matched: so many tokens before them are the same where they were found.
+    """
+
+    token_ids: list[int]
+    num_matched: int
+
+
+NOTHING = Draft([], 0)
+
+
+class PromptLookup:
+    """Finds what followed the last tokens elsewhere; made anew for every request.
+
+    It is searched in one array: the text behind the cursor, the text before it and what is
+    generated, then other texts. Of equally long matches the last counts: other texts before the
+    document, the newest of them first, and in the document what is near before what is far.
+    """
+
+    def __init__(
+        self, before: Ints, behind: Ints, others: Sequence[Ints] = (), *, max_tokens: int
+    ) -> None:
+        """Take the texts.
+
+        Args:
+            before: tokens before the cursor.
+            behind: tokens behind it.
+            others: tokens of texts that are in neither, the newest last.
+            max_tokens: so many are taken at most.
+        """
+        gap = np.array([_GAP])
+        room = np.full(max_tokens + 1, _GAP)
+        parts = [behind, gap, before, room]
+        for other in others:
+            parts += [other, gap]
+        self._text: Ints = np.concatenate(parts).astype(np.int64)
+        self._start = len(behind) + 1  # of what may be matched
+        self._limit = self._start + len(before) + max_tokens
+        self._end = self._first = self._start + len(before)
+
+    @property
+    def num_taken(self) -> int:
+        """Tokens that were generated."""
+        return self._end - self._first
+
+    def take(self, token_id: int) -> None:
+        """Note that a token was generated."""
+        if self._end < self._limit:
+            self._text[self._end] = token_id
+        self._end += 1
+
+    def replace(self, num_tokens: int, token_ids: Sequence[int]) -> None:
+        """Take other tokens in place of the last ones."""
+        self._end -= num_tokens
+        self._text[self._end : self._limit + 1] = _GAP
+        for token_id in token_ids:
+            self.take(token_id)
+
+    def draft(self, max_tokens: int) -> Draft:
+        """Return what may come next: the tokens behind the longest match, the last of several."""
+        text, end = self._text, self._end
+        if max_tokens < 1 or not self._start < end <= self._limit:
+            return NOTHING
+        found = np.flatnonzero(text[:-1] == text[end - 1])
+        # Something must follow, so this is not the end itself.
+        found = found[text[found + 1] != _GAP]
+        if not len(found):
+            return NOTHING
+        length = 1
+        while length < min(LONGEST_MATCH, end - self._start):
+            longer = found[text[found - length] == text[end - 1 - length]]
+            if not len(longer):
+                break
+            found, length = longer, length + 1
+        at = int(found[-1]) + 1
+        token_ids = text[at : at + max_tokens]
+        gaps = np.flatnonzero(token_ids == _GAP)
+        return Draft(token_ids[: gaps[0] if len(gaps) else None].tolist(), length)
+
+
+class PastTexts:
+    """What was just deleted, and what was just completed: it often comes back."""
+
+    def __init__(self, encode: Callable[[str], Ints]) -> None:
+        """Start with nothing; `encode` makes tokens of a text."""
+        self._encode = encode
+        self._texts: deque[str | Ints] = deque(maxlen=_PAST_TEXTS)
+
+    def deleted(self, text: str) -> None:
+        """Note that a text is no longer there; short ones, and very long ones, are passed over."""
+        if _PAST_CHARS[0] <= len(text.strip()) and len(text) <= _PAST_CHARS[1]:
+            self._texts.append(text)
+
+    def completed(self, token_ids: Sequence[int]) -> None:
+        """Note what was suggested; part of it may be typed, or asked for again."""
+        if len(token_ids) > 1:
+            self._texts.append(np.array(token_ids, dtype=np.int64))
+
+    def token_ids(self) -> list[Ints]:
+        """Return the tokens of each text, the newest last."""
+        for at, text in enumerate(self._texts):
+            if isinstance(text, str):
+                self._texts[at] = self._encode(text)
+        return [text for text in self._texts if not isinstance(text, str)]
+
+
+class Rates:
+    """How often drafted tokens come true, by how promising they looked: moving averages."""
+
+    def __init__(self, guesses: Sequence[float]) -> None:
+        """Start with a guess for each class, from the least to the most promising."""
+        self._values = list(guesses)
+
+    def of(self, number: int) -> float:
+        """Return the rate of a class; those above the last are counted with it."""
+        return self._values[min(number, len(self._values) - 1)]
+
+    def note(self, number: int, *, came_true: bool) -> None:
+        """Take one case into account."""
+        at = min(number, len(self._values) - 1)
+        self._values[at] += (1 - _KEPT) * (came_true - self._values[at])

@@ -1,0 +1,265 @@
+"""Speculative decoding that changes nothing but the time: drafts, verified by the whole model.
+
+A draft is a fixed token. It is accepted if the token that is picked from the whole model's logits
+is the same: what is picked is what would have been picked without drafts, greedily or from the same
+seed. (For such drafts the acceptance rule of Leviathan et al., arXiv 2211.17192, section 2.3,
+accepts as often.) Where drafts come from:
+
+- Prompt lookup: what followed the last tokens where they stood before.
+- Self-speculation (LayerSkip, arXiv 2404.16710, section 4.3): what the first layers say through the
+  final norm and the head. The remaining layers then verify several rows at once, from the hidden
+  states and the cache that the first ones left.
+
+How much is drafted, nothing included, and from where, is decided at each step by what it is
+expected to gain for its cost (goodput: SmartSpec, arXiv 2406.14066, section 4).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model.decoder import Check
+from ..model.pass_cost import StepCost
+from ..model.passes import DraftHead
+from ..prompt.prompt_cache import PromptCache
+from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
+from .steps import common_length
+
+SOURCES = frozenset({"lookup", "exits"})
+# Rows of one step at most: so many go through the C library in one call.
+MOST_ROWS = 16
+# Of the layers, those that draft: of the embedded model's 30 the first 6, which were trained as an
+# exit, have the last one's likeliest token three times in four; the first 14 four times in five,
+# and cost more than twice as much.
+_DRAFTING_SHARE = 6 / 30
+# How often drafts come true that match 0, 1, 2, ... tokens, and that the first layers give a
+# probability of 0.0, 0.1, ...: of the embedded model in held-out files.
+_LOOKUP_GUESSES = (0.1, 0.3, 0.6, 0.65, 0.65, 0.65, 0.75, 0.75, 0.9)
+_EXIT_GUESSES = (0.1, 0.3, 0.35, 0.45, 0.45, 0.55, 0.7, 0.85, 0.9, 0.97)
+# Until it is known what self-speculation gains it counts as so much quicker than no draft. Where it
+# gains nothing it is tried again after so many steps.
+_EXIT_GAIN, _TRIED_AGAIN = 1.15, 128
+_FOLLOW_GAIN = 0.05
+
+
+@dataclass
+class DraftRecord:
+    """What one model's drafts have been worth so far, for all documents.
+
+    Attributes:
+        lookup: how often a token behind a match comes true, by the length of the match.
+        exits: how often the first layers' likeliest token does, by its probability there.
+        exit_gain: tokens that self-speculation gives in the time of one without a draft.
+        waited: steps since it was tried last.
+        num_drafted: tokens that were drafted.
+        num_accepted: those of them that came true.
+        sources: where drafts may come from.
+    """
+
+    lookup: Rates = field(default_factory=lambda: Rates(_LOOKUP_GUESSES))
+    exits: Rates = field(default_factory=lambda: Rates(_EXIT_GUESSES))
+    exit_gain: float = _EXIT_GAIN
+    waited: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    sources: frozenset[str] = SOURCES
+
+
+class _Ahead(NamedTuple):
+    """A drafted token, the logits after it if its row is there, and whom it counts for."""
+
+    token_id: int
+    logits: Tensor | None
+    rates: Rates
+    number: int
+
+
+class SpeculativeSteps:
+    """Decode steps that run ahead of what is taken; rows that were of no use are dropped."""
+
+    def __init__(
+        self,
+        prompt: PromptCache,
+        check: Check,
+        lookup: PromptLookup | None,
+        record: DraftRecord,
+        *,
+        exits: bool,
+        is_last: Callable[[int], bool],
+        max_tokens: int,
+    ) -> None:
+        """Take nothing yet.
+
+        Args:
+            prompt: the prompt's rows; nothing is generated.
+            check: called between layers.
+            lookup: finds drafts in texts; None: there are none.
+            record: what drafts have been worth, kept up to date.
+            exits: whether the first layers may draft.
+            is_last: whether a completion ends with a token: nothing is drafted behind it.
+            max_tokens: so many are taken, about; nothing is drafted beyond.
+        """
+        self._prompt, self._check = prompt, check
+        self._lookup, self._record = lookup, record
+        self._is_last, self._max_tokens = is_last, max_tokens
+        decoder = prompt.decoder
+        self._cost: StepCost = decoder.step_cost
+        self._num_layers = num_layers = decoder.config.num_layers
+        num_first = max(1, round(num_layers * _DRAFTING_SHARE))
+        self._first, self._rest = range(num_first), range(num_first, num_layers)
+        self._has_exits = exits and num_first < num_layers
+        self._taken: list[int] = []  # tokens that have rows
+        self._ahead: deque[_Ahead] = deque()
+        self._num_steps = self._num_layer_runs = 0
+
+    def __call__(self, token_id: int) -> Tensor:
+        """Take one more token, as `Step` says."""
+        self._num_steps += 1
+        if self._lookup is not None:
+            self._lookup.take(token_id)
+        if self._ahead:
+            drafted = self._ahead.popleft()
+            is_right = drafted.token_id == token_id
+            drafted.rates.note(drafted.number, came_true=is_right)
+            self._record.num_accepted += is_right
+            if is_right and drafted.logits is not None:
+                self._taken.append(token_id)
+                return drafted.logits
+            self._drop_ahead()
+        logits = self._compute(token_id)
+        self._taken.append(token_id)
+        return logits
+
+    @property
+    def mean_layers(self) -> float:
+        """Layers that were run for a token, those of useless drafts included."""
+        if not self._num_steps:
+            return float(self._prompt.decoder.config.num_layers)
+        return self._num_layer_runs / self._num_steps
+
+    def branch_off(self, token_ids: Sequence[int]) -> Tensor:
+        """Go on from other tokens, as `Steps` says."""
+        num_kept = common_length(self._taken, token_ids[:-1])
+        if self._lookup is not None:
+            self._lookup.replace(len(self._taken) - num_kept, token_ids[num_kept:])
+        del self._taken[num_kept:]
+        self._drop_ahead()
+        starts = range(num_kept, len(token_ids), MOST_ROWS)
+        return [self._known(token_ids[start : start + MOST_ROWS]) for start in starts][-1]
+
+    def _known(self, token_ids: Sequence[int]) -> Tensor:
+        """Compute tokens that are taken already; return the logits after the last."""
+        logits = self._prompt.decode_several(token_ids, self._check)[-1]
+        self._num_layer_runs += len(token_ids) * self._num_layers
+        self._num_steps += len(token_ids)
+        self._taken += token_ids
+        return logits
+
+    def end(self) -> None:
+        """Drop what was drafted and not taken."""
+        self._drop_ahead()
+
+    def _drop_ahead(self) -> None:
+        self._ahead.clear()
+        self._prompt.drop_generated(len(self._taken))
+
+    @cached_property
+    def _draft_head(self) -> DraftHead:
+        return self._prompt.decoder.draft_head(self._prompt.token_ids)
+
+    # What to draft
+
+    def _compute(self, token_id: int) -> Tensor:
+        """Compute a token's row, and the rows of as many drafts as are worth it."""
+        # The last token of a completion needs no row.
+        most = min(MOST_ROWS, self._prompt.room, self._max_tokens - 1 - len(self._taken)) - 1
+        draft, gain = self._looked_up(most)
+        record = self._record
+        if self._has_exits and most > 0:
+            record.waited += 1
+            may = record.exit_gain > 1 or record.waited > _TRIED_AGAIN
+            if may and gain <= max(record.exit_gain, 1.0):
+                record.waited = 0
+                return self._from_first_layers(token_id, most)
+        return self._verified(token_id, draft)
+
+    def _looked_up(self, most: int) -> tuple[Draft, float]:
+        """Return the part of a looked up draft that gains most, and tokens in the time of one."""
+        if self._lookup is None:
+            return Draft([], 0), 1.0
+        found = self._lookup.draft(most)
+        slots, rates = self._prompt.num_rows, self._record.lookup
+        plain_ms = self._cost.ms(1, slots)
+        expected = reached = best = 1.0
+        num_best = 0
+        for at, token_id in enumerate(found.token_ids):
+            reached *= rates.of(min(found.num_matched + at, LONGEST_MATCH))
+            expected += reached
+            gain = expected * plain_ms / self._cost.ms(at + 2, slots)
+            if gain > best:
+                best, num_best = gain, at + 1
+            if self._is_last(token_id):
+                break
+        return Draft(found.token_ids[:num_best], found.num_matched), best
+
+    # Drafting and verifying
+
+    def _verified(self, token_id: int, draft: Draft) -> Tensor:
+        """Compute a token and a draft in one pass."""
+        num_rows, num_slots = 1 + len(draft.token_ids), self._prompt.num_rows
+        started_at = time.perf_counter()
+        if draft.token_ids:
+            logits = self._prompt.decode_several([token_id, *draft.token_ids], self._check)
+        else:
+            logits = self._prompt.decode(token_id, self._check)[None]
+        if not logits.is_cuda:  # a GPU is still at work
+            self._cost.observe(num_rows, num_slots, (time.perf_counter() - started_at) * 1e3)
+        self._num_layer_runs += num_rows * self._num_layers
+        self._record.num_drafted += len(draft.token_ids)
+        for at, (drafted, after) in enumerate(zip(draft.token_ids, logits[1:], strict=True)):
+            number = min(draft.num_matched + at, LONGEST_MATCH)
+            self._ahead.append(_Ahead(drafted, after, self._record.lookup, number))
+        return logits[0]
+
+    def _from_first_layers(self, token_id: int, most: int) -> Tensor:
+        """Draft with the first layers as long as it pays, then verify all with the rest."""
+        prompt, record, head = self._prompt, self._record, self._draft_head
+        num_slots, started_at = prompt.num_rows, time.perf_counter()
+        share = len(self._first) / self._num_layers
+        ms = partial(
+            self._cost.drafting_ms, num_slots=num_slots, share=share, head_share=head.share
+        )
+        hidden: list[Tensor] = []
+        drafted: list[tuple[int, int]] = []  # tokens, and the classes of their probabilities
+        expected = reached = 1.0
+        fed = token_id
+        while True:
+            hidden.append(prompt.begin([fed], self._check, self._first))
+            fed, probability = head.best(hidden[-1])
+            number = int(10 * probability)
+            drafted.append((fed, number))
+            num_rows = len(hidden)
+            reached *= record.exits.of(number)
+            is_over = num_rows > most or self._is_last(fed)
+            if is_over or (expected + reached) * ms(num_rows) <= expected * ms(num_rows + 1):
+                break
+            expected += reached
+        logits = prompt.finish(torch.cat(hidden), self._check, self._rest)
+        self._num_layer_runs += num_rows * self._num_layers
+        if not logits.is_cuda:
+            self._cost.observe_drafting(ms(num_rows), (time.perf_counter() - started_at) * 1e3)
+        gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
+        record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
+        record.num_drafted += len(drafted)
+        for at, (drafted_id, number) in enumerate(drafted):
+            after = logits[at + 1] if at + 1 < num_rows else None
+            self._ahead.append(_Ahead(drafted_id, after, record.exits, number))
+        return logits[0]

@@ -1,0 +1,271 @@
+"""Drafts change nothing but the time: a tiny random model, and drafts that are right or wrong."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keyturn.engine.engine import Engine
+from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
+from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.model.pass_cost import STEP_SIZES, StepCost
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.engine.wire.errors import Cancelled
+
+TEXT = "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
+AT = TEXT.index("return \n") + len("return ")
+PARAMS = CompletionParams(24, 0.0, 1.0, 0, (), 0.0, depth="exact")
+
+
+def check():
+    pass
+
+
+@pytest.fixture(scope="module")
+def session(tiny_model):
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+    return engine.open("a", TEXT, path="a.py", model=str(tiny_model), policy="turn")
+
+
+@pytest.fixture
+def drafting(session, monkeypatch):
+    """Give drafts of one's own, which cost nothing, in place of looked up ones; or use exits."""
+
+    def drafting_(source, find=None):
+        fresh = DraftRecord(sources=frozenset({source}), exit_gain=float("inf"))
+        for name, value in vars(fresh).items():
+            monkeypatch.setattr(session.model.drafts, name, value)
+        if find is not None:
+            monkeypatch.setattr(PromptLookup, "draft", find)
+            monkeypatch.setattr(StepCost, "ms", lambda *_: 1.0)
+
+    return drafting_
+
+
+def mixed(random, token_ids):
+    """Return a `draft` of tokens that are to come, some of them replaced at random."""
+    starts = []
+
+    def find(lookup, max_tokens):
+        if not starts or lookup not in starts:
+            starts[:] = [lookup, lookup.num_taken - 1]
+        done = lookup.num_taken - starts[1]
+        ahead = list(token_ids[done : done + int(random.integers(0, 7))])
+        wrong = random.random(len(ahead)) < random.choice([0.0, 0.2, 1.0])
+        ahead = [5 if is_wrong else each for each, is_wrong in zip(ahead, wrong, strict=True)]
+        return Draft(ahead[: max(0, max_tokens)], LONGEST_MATCH)
+
+    return find
+
+
+def decoded(session, **changes):
+    """Complete; return what came of it, and the rows in order of position."""
+    made = session.complete(AT, replace(PARAMS, **changes), check)
+    cache = session.prompt.rows
+    order = cache.by_position()
+    rows = [part[:, :, torch.from_numpy(order.copy())] for part in cache.storage]
+    return made, (cache.token_ids[order].tolist(), cache.positions[order].tolist()), rows
+
+
+def assert_equal(found, expected):
+    made, wanted = found[0], expected[0]
+    assert (made.text, made.token_ids, made.stop_reason) == (
+        wanted.text,
+        wanted.token_ids,
+        wanted.stop_reason,
+    )
+    assert made.probabilities == pytest.approx(wanted.probabilities, rel=1e-4)
+    assert made.other_texts == wanted.other_texts
+    assert found[1] == expected[1]
+    for one, other in zip(found[2], expected[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+CASES = [
+    {},
+    {"temperature": 1.0, "seed": 3},
+    {"temperature": 1.5, "top_p": 0.9, "seed": 4},
+    {"max_tokens": 7},
+    {"min_probability": 1e-9},
+    {"num_candidates": 3},
+    {"assumed": "a + "},
+]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize("source", ["lookup", "exits"])
+def test_text_probabilities_and_rows_are_those_without_drafts(
+    session, drafting, source, changes
+) -> None:
+    plain = decoded(session, depth="full", **changes)
+    random = np.random.default_rng(1)
+    for _ in range(6 if source == "lookup" else 1):
+        drafting(source, mixed(random, plain[0].token_ids) if source == "lookup" else None)
+        assert_equal(decoded(session, **changes), plain)
+
+
+def test_a_stop_string_amid_accepted_drafts_ends_the_text(session, drafting) -> None:
+    plain = decoded(session, depth="full")[0]
+    assert len(plain.text) > 6
+    stop = (plain.text[4:6],)
+    expected = decoded(session, depth="full", stop=stop)
+    drafting("lookup", lambda lookup, _: Draft(list(plain.token_ids[lookup.num_taken :])[:9], 8))
+    assert_equal(decoded(session, stop=stop), expected)
+
+
+def test_the_same_seed_draws_the_same_tokens_whatever_is_drafted(session, drafting) -> None:
+    # So the distribution is the same, which accepting by chance would only be over many seeds.
+    random = np.random.default_rng(2)
+    for seed in range(20):
+        sampled = {"temperature": 1.0, "seed": seed, "max_tokens": 8}
+        plain = session.complete(AT, replace(PARAMS, depth="full", **sampled), check)
+        drafting("lookup", mixed(random, plain.token_ids))
+        assert session.complete(AT, replace(PARAMS, **sampled), check).token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("source", ["lookup", "exits"])
+def test_cancelled_anywhere_it_leaves_no_drafted_row(session, drafting, source) -> None:
+    plain = decoded(session, depth="full")
+    random = np.random.default_rng(3)
+    num_rows = session.prompt.num_tokens
+    for last in range(3, 60, 4):
+        drafting(source, mixed(random, plain[0].token_ids) if source == "lookup" else None)
+        calls = iter(range(last))
+
+        def cancelled(calls=calls):
+            if next(calls, None) is None:
+                raise Cancelled("enough")
+
+        try:
+            session.complete(AT, PARAMS, cancelled)
+        except Cancelled:
+            cache = session.prompt.rows
+            made = cache.token_ids[cache.by_position()[num_rows:]].tolist()
+            assert made == list(plain[0].token_ids[: len(made)])
+        assert_equal(decoded(session, depth="full"), plain)
+
+
+def test_drafts_that_come_true_are_used_and_others_cost_layers(session, drafting) -> None:
+    plain = session.complete(AT, replace(PARAMS, depth="full"), check)
+    assert plain.num_layers_run == 2.0
+    tokens = list(plain.token_ids)
+    drafting("lookup", lambda lookup, most: Draft(tokens[lookup.num_taken :][:most][:5], 8))
+    assert session.complete(AT, PARAMS, check).num_layers_run == 2.0
+    drafting("lookup", lambda *_: Draft([5, 5, 5], 8))
+    assert session.complete(AT, PARAMS, check).num_layers_run > 4
+
+
+def found(before, behind=(), others=(), taken=(), most=4):
+    as_array = [np.array(each, dtype=np.int64) for each in (before, behind)]
+    lookup = PromptLookup(
+        *as_array, [np.array(each, dtype=np.int64) for each in others], max_tokens=20
+    )
+    for token_id in taken:
+        lookup.take(token_id)
+    return lookup.draft(most)
+
+
+def test_the_longest_match_drafts_and_of_several_the_last() -> None:
+    assert found([1, 2, 3, 9, 2, 4, 1], taken=[2]).token_ids == [3, 9, 2, 4]
+    assert found([2, 3, 7, 2, 5, 6], taken=[2]) == Draft([5, 6, 2], 1)
+    assert found([1, 2], [1, 2, 8, 8]) == Draft([8, 8], 2)
+    assert found([2, 3, 2, 5], others=[[2, 6], [2, 7, 7]], taken=[2]) == Draft([7, 7], 1)
+    assert found([1, 2, 3], taken=[4]).token_ids == found([1, 2, 3], most=0).token_ids == []
+    assert found([], taken=[1]).token_ids == []
+
+
+def test_a_match_does_not_reach_into_another_text() -> None:
+    assert found([5, 1, 2], [5]).token_ids == []
+    assert found([1, 2], others=[[1], [2, 3]]) == Draft([3], 1)
+
+
+@given(st.lists(st.integers(0, 3), max_size=30), st.lists(st.integers(0, 3), min_size=1))
+def test_what_is_found_stood_there(before, taken) -> None:
+    draft = found(before, taken=taken[:20])
+    text = before + taken[:20]
+    if draft.token_ids:
+        wanted = text[len(text) - draft.num_matched :] + draft.token_ids
+        places = range(len(text) - len(wanted) + 1)
+        assert any(text[at : at + len(wanted)] == wanted for at in places)
+    else:
+        assert text[-1] not in text[:-1]
+
+
+def test_other_tokens_in_place_of_those_taken() -> None:
+    lookup = PromptLookup(np.array([1, 2, 3, 1, 5]), np.array([9]), max_tokens=9)
+    for token_id in (7, 8):
+        lookup.take(token_id)
+    lookup.replace(2, [1])
+    assert lookup.num_taken == 1
+    assert lookup.draft(2) == Draft([5, 1], 1)
+
+
+def test_past_texts_are_few_the_newest_last_and_no_scraps() -> None:
+    past = PastTexts(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int64))
+    past.completed([1])
+    past.deleted("  x ")
+    past.deleted("y" * 5000)
+    assert past.token_ids() == []
+    for number in range(10):
+        past.completed([number, number])
+    past.deleted("word")
+    assert [each.tolist() for each in past.token_ids()][-2:] == [[9, 9], list(b"word")]
+    assert len(past.token_ids()) < 10
+
+
+def test_step_cost_follows_what_is_measured_and_observed() -> None:
+    cost = StepCost()
+    assert cost.ms(1, 100) < cost.ms(2, 100) < cost.ms(16, 100)
+    layers = {(size, slots): 10 + size + slots / 100 for size in STEP_SIZES for slots in (100, 400)}
+    cost.learn(layers, dict.fromkeys(STEP_SIZES, 2.0))
+    assert cost.ms(4, 100) == pytest.approx(17, rel=0.1)
+    assert cost.ms(4, 800) == pytest.approx(24, rel=0.1)
+    assert cost.ms(16, 100) > cost.ms(8, 100)
+    ratio = cost.ms(4, 100) / cost.ms(1, 100)
+    for _ in range(100):
+        cost.observe(4, 100, 34.0)
+        cost.observe(1, 100, cost.ms(1, 100))
+    assert cost.ms(4, 100) / cost.ms(1, 100) > 1.2 * ratio
+
+
+def test_drafting_follows_what_it_takes() -> None:
+    cost = StepCost()
+    parts = {"num_slots": 100, "share": 0.2, "head_share": 0.2}
+    assert cost.ms(1, 100) < cost.drafting_ms(1, **parts) < cost.drafting_ms(2, **parts)
+    before = cost.drafting_ms(2, **parts) / cost.ms(1, 100)
+    for _ in range(100):
+        cost.observe_drafting(cost.drafting_ms(2, **parts), 1.2 * cost.drafting_ms(2, **parts))
+        cost.observe(1, 100, 0.8 * cost.ms(1, 100))
+    assert cost.drafting_ms(2, **parts) / cost.ms(1, 100) > 1.5 * before
+
+
+def test_first_layers_that_gain_nothing_rest_and_are_tried_again(session, drafting) -> None:
+    drafting("exits")
+    record = session.model.drafts
+    record.exit_gain = 0.9
+    made = session.complete(AT, PARAMS, check)
+    assert record.num_drafted == 0
+    assert record.waited == len(made.token_ids) - 2
+    record.waited = 1000
+    session.complete(AT, PARAMS, check)
+    assert record.num_drafted > 0
+    assert record.waited < 1000
+
+
+@pytest.mark.parametrize("layout", ["psm", None])
+def test_other_layouts_and_white_space_written_again(tiny_model, continuing_model, layout) -> None:
+    model = str(tiny_model if layout else continuing_model)
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+    session = engine.open("a", TEXT, path="a.py", model=model, policy="turn", layout=layout)
+    assert session.layout_name == (layout or "prefix")
+    session.drafts.exit_gain = 0.5  # only what is looked up
+    for text in ("", "a", "first(a"):
+        session.edit([(AT, AT, text)])
+        plain = session.complete(AT + len(text), replace(PARAMS, depth="full"), check)
+        for _ in range(3):
+            made = session.complete(AT + len(text), PARAMS, check)
+            assert (made.text, made.token_ids) == (plain.text, plain.token_ids)
+    assert session.drafts.num_accepted > 0
