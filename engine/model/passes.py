@@ -273,29 +273,9 @@ class StepPass:
 
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
         """Compute rows, as `Pass` says; `check` is called before each 16 of them."""
-        count = len(rows.slots)
-        if count <= _STEP_ROWS:
-            check()
-            return self._few(cache, rows)
-        # Rows see those at lower positions: these come first.
-        order = np.argsort(cache.positions[rows.slots], kind="stable")
-        hidden = torch.empty(count, self._stack.config.hidden_size)
-        recorded: dict[int, Tensor] = {}
-        for start in range(0, count, _STEP_ROWS):
-            check()
-            at = order[start : start + _STEP_ROWS]
-            record = None if rows.record is None else AttentionRecord(rows.record.layers)
-            given = None if rows.hidden is None else rows.hidden[at]
-            hidden[at] = self._few(cache, Rows(rows.slots[at], rows.layers, given, record))
-            for layer, weights in () if record is None else record.weights.items():
-                whole = recorded.setdefault(layer, weights.new_empty(count, weights.shape[1]))
-                whole[at] = weights
-        if rows.record is not None:
-            for layer, weights in recorded.items():
-                rows.record.keep(layer, weights, count)
-        return hidden
-
-    def _few(self, cache: KVCache, rows: Rows) -> Tensor:
+        if len(rows.slots) > _STEP_ROWS:
+            return self._many(cache, rows, check)
+        check()
         slots, record, hidden = rows.slots, rows.record, rows.hidden
         index, positions = torch.from_numpy(slots), torch.from_numpy(cache.positions)
         if hidden is None:
@@ -323,6 +303,29 @@ class StepPass:
         if record is not None:
             for layer, each in weights.items():
                 record.keep(layer, each, len(slots))
+        return hidden
+
+    def _many(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows 16 at a time. They see those at lower positions: these come first."""
+        count = len(rows.slots)
+        order = np.argsort(cache.positions[rows.slots], kind="stable")
+        # What lies at rows that are not written yet counts for nothing, unless it is no number.
+        values = cache.storage[2][rows.layers.start : rows.layers.stop]
+        index = torch.from_numpy(rows.slots)
+        values[:, :, index] = values[:, :, index].nan_to_num(0, 0, 0)
+        hidden = torch.empty(count, self._stack.config.hidden_size)
+        recorded: dict[int, Tensor] = {}
+        for start in range(0, count, _STEP_ROWS):
+            at = order[start : start + _STEP_ROWS]
+            record = None if rows.record is None else AttentionRecord(rows.record.layers)
+            given = None if rows.hidden is None else rows.hidden[at]
+            hidden[at] = self.run(cache, Rows(rows.slots[at], rows.layers, given, record), check)
+            for layer, weights in () if record is None else record.weights.items():
+                whole = recorded.setdefault(layer, weights.new_empty(count, weights.shape[1]))
+                whole[at] = weights
+        if rows.record is not None:
+            for layer, weights in recorded.items():
+                rows.record.keep(layer, weights, count)
         return hidden
 
 

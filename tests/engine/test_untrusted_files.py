@@ -132,6 +132,12 @@ CASES = {
         tokenizer__ggml__scores=np.zeros(VOCAB, np.float32),
         tokenizer__ggml__token_type=np.full(VOCAB, 6, np.int32),
     ),
+    "pieces without an end": with_metadata(
+        tokenizer__ggml__model="llama",
+        tokenizer__ggml__tokens=["x" * 300_000, *map(str, range(VOCAB - 1))],
+        tokenizer__ggml__scores=np.zeros(VOCAB, np.float32),
+        tokenizer__ggml__token_type=np.ones(VOCAB, np.int32),
+    ),
     "token types that do not fit": with_metadata(tokenizer__ggml__token_type=np.ones(7, np.int32)),
     "merges of nothing": with_metadata(tokenizer__ggml__merges=[""]),
     # ollama #17042: memory for as much as the header announces.
