@@ -326,10 +326,10 @@ def checks_of_fast(found: dict[str, dict[str, Measured]], seed: int) -> list[dic
         for some in (plain, fast)
     ]
     whole = [sum(sum(of.decode_ms) for of in some) for some in (exact, fast)]
-    known = [[each for of in some for each in of.similarity] for some in (plain, fast)]
-    worst, _ = change(*known, seed)
+    known, other = ([each for of in some for each in of.similarity] for some in (plain, fast))
+    worst, _ = change(known, other, seed)
     return [
-        harness.check("fast: places", len(known[0]), "", ">= 1000"),
+        harness.check("fast: places", len(known), "", ">= 1000"),
         harness.check("fast: layers, of plain's", layers[1] / layers[0], "", "<= 0.75"),
         harness.check("fast: time, of exact's", whole[1] / whole[0], "", "<= 0.85"),
         harness.check("fast: change of edit similarity", worst, "%", ">= -1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ import torch
 from ..kernels import dispatch
 from .exits import depth_file
 from .exits.controller import Exits
+from .files.adapter import AdapterFiles, find_adapter, read_adapter
 from .files.catalog import resolve
+from .files.packed_cache import user_cache
+from .files.packing import Packing
 from .files.weights import load_model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
@@ -20,7 +23,7 @@ from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
 from .session import Model, Session
-from .wire.config import QUANTS, EngineConfig
+from .wire.config import PACKED, QUANTS, EngineConfig
 from .wire.errors import BadRequest, OutOfMemory, memory_error
 
 # Rows beyond the window: what may be generated or scored there.
@@ -34,6 +37,7 @@ _MEASURED_SLOTS = 1024
 # A GPU takes so many rows at once in the time of a processor's few hundred.
 _GPU_CHUNK_TOKENS = 2048
 
+_THROUGH = object()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -61,6 +65,7 @@ class Engine:
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, self.device)
         self._kernels = dispatch.choose(self.device)
+        self._packing = Packing(config.quant, user_cache()) if config.quant in PACKED else None
         self._plane_bits = self._planes(config.quant)
         self._chunk_tokens = config.chunk_tokens
         if self.device.type == "cuda":
@@ -69,6 +74,8 @@ class Engine:
             torch.set_num_threads(config.num_threads)
         self.sessions: OrderedDict[Hashable, Session] = OrderedDict()
         self._models: dict[str, Model] = {}
+        self._adapters: dict[str, AdapterFiles | None] = {}
+        self._warming: list[Iterator[None]] = []  # what is left to be compiled
 
     def load(self, model: str, progress: Callable[[str, int], None] | None = None) -> Model:
         """Load a model, or return it if it is loaded.
@@ -82,15 +89,17 @@ class Engine:
         """
         if model not in self._models:
             try:
-                files = load_model(resolve(model), self.dtype, progress)
+                files = load_model(
+                    *(resolve(model), self.dtype, progress),
+                    packing=self._packing,
+                    device=self.device,
+                )
                 most = self._most_rows(files.config)
                 spare = min(_SPARE_TOKENS, most // 2)
                 own = (files.fim.window_tokens if files.fim else 0) or _UNKNOWN_WINDOW_TOKENS
                 window = min(self.config.window_tokens or own, most - spare)
-                tensors = {name: part.to(self.device) for name, part in files.tensors.items()}
-                files.tensors.clear()
                 config = files.config.within(window + spare)
-                decoder = Decoder(config, tensors, self._plane_bits)
+                decoder = Decoder(config, files.tensors, self._plane_bits)
             except Exception as error:
                 if memory_error(error) is None or isinstance(error, OutOfMemory):
                     raise
@@ -111,15 +120,52 @@ class Engine:
                 exits=None if rule is None else Exits(rule, decoder),
             )
             if self.device.type == "cuda":
-                if progress is not None:
-                    progress("compiling kernels", 100)
-                decoder.warm_up(window + spare)
-            measure_steps(decoder, min(window, _MEASURED_SLOTS))
+                self._warming.append(_warm_up(decoder, window + spare, window))
+            else:
+                measure_steps(decoder, min(window, _MEASURED_SLOTS))
         return self._models[model]
+
+    def warm(self) -> bool:
+        """Run one kind of pass that nothing has needed yet, so that it is compiled when it is.
+
+        On a GPU that takes up to seconds, for each of some six, when nothing is compiled yet. What
+        a completion needs before is compiled as it is needed.
+
+        Returns:
+            Whether there was one.
+        """
+        while self._warming:
+            if next(self._warming[0], _THROUGH) is not _THROUGH:
+                return True
+            self._warming.pop(0)
+        return False
+
+    def adapt(self, model: str, adapter: str | None) -> None:
+        """Serve a LoRA adapter beside a model's weights, in place of the one before.
+
+        The model is not loaded again; its documents' rows are taken for stale.
+
+        Args:
+            model: as for `load`; loaded already.
+            adapter: a folder in PEFT's format; None: none.
+
+        Raises:
+            ModelNotFound: there is no such folder; the adapter before stays.
+            ModelLoadError: it cannot be served beside this model; likewise.
+        """
+        wanted = None if adapter is None else find_adapter(adapter)
+        if wanted == self._adapters.get(model):
+            return
+        decoder = self._models[model].decoder
+        decoder.adapt({} if wanted is None else read_adapter(wanted.folder, decoder.config))
+        self._adapters[model] = wanted
+        for session in self.sessions.values():
+            if session.model is self._models[model]:
+                session.note_other_weights()
 
     def _planes(self, quant: str | None) -> int | None:
         """Return how many bit planes the layers' matrices are rounded to; None: not at all."""
-        if quant is None or quant == "none":
+        if quant is None or quant == "none" or quant in PACKED:
             return None
         if quant not in QUANTS:
             raise BadRequest(
@@ -238,6 +284,9 @@ class Engine:
             "models_with_exits": sorted(
                 name for name, model in self._models.items() if model.exits is not None
             ),
+            "adapters": {
+                model: str(files.folder) for model, files in self._adapters.items() if files
+            },
             "repair_budget_ms": self.config.repair_budget_ms,
             "heal": self.config.heal,
             "cold_budget_ms": self.config.cold_budget_ms,
@@ -245,6 +294,12 @@ class Engine:
             "cache_bytes": sum(session.prompt.num_bytes for session in self.sessions.values()),
             "cache_budget_bytes": self.config.cache_bytes,
         }
+
+
+def _warm_up(decoder: Decoder, capacity: int, window: int) -> Iterator[None]:
+    """Compile what a decoder has, a piece at a time, and then measure it."""
+    yield from decoder.warm_up(capacity)
+    measure_steps(decoder, min(window, _MEASURED_SLOTS))
 
 
 def choose_device(name: str) -> torch.device:

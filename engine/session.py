@@ -223,6 +223,10 @@ class Session:
         self.prompt.drop()
         self._laid_out = None
 
+    def note_other_weights(self) -> None:
+        """Take what is computed for stale: the model's weights have changed."""
+        self.prompt.note_other_weights()
+
     def sync(self, check: Check) -> None:
         """Patch the cache to the text and the anchor under the policy; without an anchor, nothing.
 

@@ -12,7 +12,7 @@ from .settings import COMMAND_LINE, Settings, with_values
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Flags that are called as the settings they set.
 _GIVEN_AS_CALLED = (
-    *("model", "layout", "device", "dtype", "quant"),
+    *("model", "adapter", "layout", "device", "dtype", "quant"),
     *("max_tokens", "temperature", "top_p", "depth"),
 )
 
@@ -23,7 +23,11 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     threads, seed = getattr(arguments, "threads", None), getattr(arguments, "seed", None)
     settings = with_values(COMMAND_LINE, **given, num_threads=threads, seed=seed)
     if getattr(arguments, "download", False):
-        resolve(settings.model, download=True)
+        from .model_list import DownloadShown
+
+        shown = DownloadShown()
+        resolve(settings.model, download=True, progress=shown.note)
+        shown.end()
     return settings
 
 

@@ -98,10 +98,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_flags(doctor)
     models = commands.add_parser(
         "models",
-        help="list model families and what is on this disk",
-        description="List the model families that can be used, and the models on this disk.",
+        help="list models, what is on this disk and what suits this machine; fetch one",
+        description="List published models with their memory here, which of them suits this "
+        "machine, and the models on this disk; or fetch one into the Hugging Face cache.",
+        epilog="HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean to Hugging Face's own tools.",
     )
     models.add_argument("--json", action="store_true", help="one JSON object")
+    models.add_argument(
+        "--download",
+        metavar="NAME",
+        help="fetch owner/name, or owner/name/file.gguf; goes on where it stopped, and checks sums",
+    )
     completion = commands.add_parser(
         "completion",
         help="print a script that completes this command in a shell",
@@ -318,7 +325,8 @@ def _add_quant_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         metavar="Q",
-        help="b2 to b8: round the model's matrices to so many bit planes; needs a GPU",
+        help="q4 or q8: round the model's matrices to 4 or 8 bits when it is loaded; b2 to b8: to "
+        "so many bit planes, on a GPU",
     )
 
 
@@ -333,6 +341,7 @@ def _add_depth_flag(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="which model; by default the embedded one")
+    parser.add_argument("--adapter", metavar="PATH", help="LoRA adapter of that model (PEFT)")
     parser.add_argument("--layout", metavar="L", help="spm or psm; by default the model's own")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0 is torch's choice")
     parser.add_argument("--device", metavar="D", help="auto, cpu, or a torch device such as cuda:0")

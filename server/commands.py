@@ -23,10 +23,10 @@ from .shown import print_text
 from .transport import LOOPBACK
 
 # Arguments for which a shell offers files.
-_FILE_ARGUMENTS = ("place", "trace", "model", "token_file", "socket", "paths", "out")
+_FILE_ARGUMENTS = ("place", "trace", "model", "adapter", "token_file", "socket", "paths", "out")
 _MIN_TOKEN_CHARS = 16
 # Flags of `serve` that say what a language client's settings say otherwise.
-_OF_HTTP = ("model", "layout", "threads", "device", "dtype")
+_OF_HTTP = ("model", "adapter", "layout", "threads", "device", "dtype")
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -46,9 +46,14 @@ def replay(arguments: argparse.Namespace) -> int:
     from ..engine.prompt.repair import RepairLimit
     from ..engine.replay.replay import run, write
 
+    engine = Engine(settings.engine_config())
+    engine.load(settings.model)
+    engine.adapt(settings.model, settings.adapter)
+    while engine.warm():  # a measurement waits for no compiler
+        pass
     rows = run(
         trace,
-        engine=Engine(settings.engine_config()),
+        engine=engine,
         model=settings.model,
         policy=policy,
         oracle=not arguments.no_oracle,
@@ -189,9 +194,16 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def models(arguments: argparse.Namespace) -> int:
-    """Print known model families and what is on this disk."""
-    from .doctor import list_models, models_report
+    """Print known models and what is on this disk; or fetch one."""
+    from .model_list import download, list_models, models_report
 
+    if arguments.download is not None:
+        path = download(arguments.download)
+        name = arguments.download
+        print_text(
+            json.dumps({"name": name, "path": path}) + "\n" if arguments.json else path + "\n"
+        )
+        return 0
     found = list_models()
     print_text(json.dumps(found, indent=2) + "\n" if arguments.json else models_report(found))
     return 0

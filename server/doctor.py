@@ -1,4 +1,4 @@
-"""What works here and what to do if it does not; which models there are.
+"""What works here and what to do if it does not.
 
 Loads the model for real: a check that does less would find less. Torch comes with it, lazily.
 """
@@ -112,6 +112,7 @@ def _examine_model(found: dict[str, Any], settings: Settings) -> None:
     examine_device(found, settings, engine.status())
     started_at = time.perf_counter()
     engine.load(settings.model)
+    engine.adapt(settings.model, settings.adapter)
     load_ms = (time.perf_counter() - started_at) * 1e3
     session = engine.open(
         "doctor",
@@ -205,39 +206,3 @@ def _tell(found: dict[str, Any], error: EngineError, otherwise: str) -> None:
     """Note an EngineError: what is wrong, and after a semicolon what to do."""
     problem, _, remedy = str(error).partition("; ")
     _problem(found, problem, remedy or otherwise, fatal=True)
-
-
-def list_models() -> dict[str, Any]:
-    """Return the known families and the models on this disk, as plain data."""
-    from ..engine.files.architectures import ARCHITECTURES
-    from ..engine.files.catalog import on_disk
-    from ..engine.prompt.fim_families import FAMILIES
-
-    return {
-        "architectures": list(ARCHITECTURES),
-        "families": [
-            {"name": family.name, "layouts": list(family.layouts), "example": family.example}
-            for family in FAMILIES
-            if family.example
-        ],
-        "on_disk": on_disk(),
-    }
-
-
-def models_report(found: dict[str, Any]) -> str:
-    """Return the models for people."""
-    lines = ["On this disk:"]
-    for model in found["on_disk"]:
-        lines.append(f"  {model['name']:<40} {model['num_bytes'] / 1e6:8.1f} MB  {model['path']}")
-    lines += ["", "Families whose fill-in-the-middle format is known:"]
-    for family in found["families"]:
-        layouts = "/".join(family["layouts"])
-        lines.append(f"  {family['name']:<16} {layouts:<8} for instance {family['example']}")
-    lines += [
-        "",
-        "Architectures that load, from a folder (config.json, safetensors, tokenizer.json) or a",
-        f".gguf file: {', '.join(found['architectures'])}.",
-        "--model PATH. Nothing is downloaded unless you say --download, for instance:",
-        "  keyturn complete FILE:1:0 --download --model " + found["families"][0]["example"],
-    ]
-    return "\n".join(lines) + "\n"

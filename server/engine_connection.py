@@ -109,6 +109,8 @@ class EngineConnection:
             self._set_state(STARTING, "the engine settings have changed")
         elif _opening(settings) != _opening(before):
             self._load_and_open(self.link)
+        elif settings.adapter != before.adapter:
+            self._load(self.link)  # documents stay open, and what is computed of them
 
     async def restart(self) -> None:
         """End the host and start another, on which the documents are opened anew."""
@@ -232,6 +234,10 @@ class EngineConnection:
             link.close()
 
     def _load_and_open(self, link: Link) -> None:
+        self._load(link)
+        self._on_loading()
+
+    def _load(self, link: Link) -> None:
         self._load_error = None
         self.languages = ()
         self._set_state(LOADING, f"loading model {self.settings.model}")
@@ -240,9 +246,9 @@ class EngineConnection:
             if self._state == LOADING:
                 self._set_state(LOADING, fields["what"], fields["percent"])
 
-        self._latest_load = link.request("load", {"model": model_name(self.settings)}, on_progress)
+        wanted = {"model": model_name(self.settings), "adapter": adapter_path(self.settings)}
+        self._latest_load = link.request("load", wanted, on_progress)
         self._latest_load.add_done_callback(lambda load: self._note_loaded(load))
-        self._on_loading()
 
     def _note_loaded(self, load: asyncio.Future[Any]) -> None:
         error = None if load.cancelled() else load.exception()
@@ -270,6 +276,12 @@ def model_name(settings: Settings) -> str:
     path = Path(settings.model)
     is_path = path.suffix == ".gguf" or len(path.parts) > 1
     return str(path.absolute()) if is_path and path.exists() else settings.model
+
+
+def adapter_path(settings: Settings) -> str | None:
+    """Return the adapter's folder as the host understands it."""
+    adapter = settings.adapter
+    return None if adapter is None else str(Path(adapter).expanduser().absolute())
 
 
 def _opening(settings: Settings) -> tuple[str, str | None, str]:

@@ -11,7 +11,7 @@ from ..engine.wire.address import default_address
 from ..engine.wire.config import Completion, CompletionParams, EngineConfig
 from ..engine.wire.errors import HostUnavailable
 from ..engine.wire.protocol import from_plain
-from .engine_connection import model_name
+from .engine_connection import adapter_path, model_name
 from .engine_link import join, look
 from .heartbeat import HEARTBEAT, until_silent
 from .settings import Settings
@@ -99,6 +99,7 @@ class Here:
         loaded = engine.load(
             settings.model, lambda what, percent: watcher.progress(f"{what}, {percent} %")
         )
+        engine.adapt(settings.model, settings.adapter)
         self._languages = loaded.languages
         self._session = engine.open(
             asked.path,
@@ -151,14 +152,20 @@ async def complete_in_host(
             "layout": settings.layout,
             "stream": True,
         }
-        return await _answer(request, wanted if may_configure else None, watcher)
+        loading = {"model": model_name(settings), "adapter": adapter_path(settings)}
+        return await _answer(request, loading, wanted if may_configure else None, watcher)
     except HostUnavailable:
         if insists:
             raise
         return None
 
 
-async def _answer(request: dict[str, Any], engine: EngineConfig | None, watcher: Watcher) -> Answer:
+async def _answer(
+    request: dict[str, Any],
+    loading: dict[str, str | None],
+    engine: EngineConfig | None,
+    watcher: Watcher,
+) -> Answer:
     try:
         link = await join(default_address(), engine)
     except (OSError, ValueError) as error:
@@ -178,7 +185,7 @@ async def _answer(request: dict[str, Any], engine: EngineConfig | None, watcher:
 
     async def ask() -> Answer:
         nonlocal languages
-        loaded = await link.request("load", {"model": request["model"]}, on_event)
+        loaded = await link.request("load", loading, on_event)
         languages = tuple(loaded["languages"])
         completion = await link.request("complete_file", request, on_event)
         return from_plain(Completion, completion), languages
@@ -205,6 +212,8 @@ def _gives_the_same(found: dict[str, Any], settings: Settings) -> bool:
     """Return whether a host completes as an engine of this process would, without any loading."""
     asked, real = asdict(settings.engine_config()), found["engine"]
     if real is None or model_name(settings) not in found.get("models", ()):
+        return False
+    if found.get("adapters", {}).get(model_name(settings)) != adapter_path(settings):
         return False
     for name in _NOT_OF_FILES:
         asked.pop(name)

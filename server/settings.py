@@ -6,6 +6,7 @@ Not a setting, for it is about the machine and not the user: the environment var
 KEYTURN_KERNELS is "auto" (Triton on a GPU; on a CPU the C library and weights that oneDNN ordered;
 what does not work is replaced by torch), "reference" (torch always) or "triton" (also in Triton's
 interpreter, if TRITON_INTERPRET is set; for tests). `keyturn doctor` shows what came of it.
+KEYTURN_PACKED_BYTES bounds the folder where weights that `quant` q4 or q8 rounded are kept.
 KEYTURN_EARLY_LAUNCH=0 keeps kernels on Hopper from starting early, see
 `kernels/matmul/early_launch.py`.
 """
@@ -79,8 +80,12 @@ def _flag() -> Check:
     return Check("true or false", lambda value: isinstance(value, bool))
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
 def _text(what: str) -> Check:
-    return Check(what, lambda value: isinstance(value, str) and value.strip() != "")
+    return Check(what, _is_text)
 
 
 def _setting(default: Any, check: Check, doc: str) -> Any:  # noqa: ANN401 - a dataclass field
@@ -96,6 +101,11 @@ class Settings:
         "embedded",
         _text('"embedded", a folder, a .gguf file or a Hugging Face id in the local cache'),
         "model that completes",
+    )
+    adapter: str | None = _setting(
+        None,
+        Check("a folder, or null", lambda value: value is None or _is_text(value)),
+        "LoRA adapter in PEFT's format that is served beside the model's weights",
     )
     layout: str | None = _setting(
         None, _choice(None, "spm", "psm"), "order of prefix and suffix; null is the model's own"
@@ -127,7 +137,8 @@ class Settings:
     quant: str | None = _setting(
         None,
         _choice(None, "none", *QUANTS),
-        "bit planes that a GPU rounds the model's matrices to; null leaves them as they are",
+        "what matrices are rounded to when the model is loaded: q4 or q8, blocks of 4 or 8 bits; "
+        "b2 to b8, bit planes, on a GPU; null leaves them as they are",
     )
     num_threads: int = _setting(0, _whole(0, 1024), "CPU threads; 0 leaves torch's choice")
     cache_bytes: int = _setting(

@@ -141,6 +141,8 @@ class FakeEngine:
         self.config = config
         self.sessions: dict[Hashable, FakeSession] = {}
         self.loaded: list[str] = []
+        self.num_opened = self.num_warmed = 0
+        self.adapters: dict[str, str | None] = {}
         self.log: list[tuple[str, str]] = []
         self.num_checks = 0
 
@@ -157,6 +159,17 @@ class FakeEngine:
             self.loaded.append(model)
         return FakeModel(("python",) if model == "python only" else ())
 
+    def warm(self) -> bool:
+        if self.num_warmed == 3:
+            return False
+        self.num_warmed += 1
+        return True
+
+    def adapt(self, model: str, adapter: str | None) -> None:
+        if adapter is not None and adapter.endswith("missing"):
+            raise ModelNotFound("adapter 'missing' is not here; give another")
+        self.adapters[model] = adapter
+
     def open(
         self,
         key: Hashable,
@@ -168,6 +181,7 @@ class FakeEngine:
         layout: str | None = None,
     ) -> FakeSession:
         self.load(model)
+        self.num_opened += 1
         self.sessions[key] = FakeSession(self, text, path, model, policy)
         return self.sessions[key]
 
@@ -177,6 +191,8 @@ class FakeEngine:
     def status(self) -> dict[str, Any]:
         return {
             "models": sorted(self.loaded),
+            "adapters": {model: path for model, path in self.adapters.items() if path},
+            "num_opened": self.num_opened,
             "num_documents": len(self.sessions),
             "num_checks": self.num_checks,
             "device": self.config.device,

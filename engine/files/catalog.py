@@ -1,36 +1,47 @@
 """Which model a name means, and which models are on this disk. No torch here, and no network.
 
-Only `resolve(..., download=True)` fetches anything.
+Only `fetch` touches one, and `resolve(..., download=True)` through it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..wire.errors import ModelNotFound
+from ..wire.errors import ModelLoadError, ModelNotFound
 from .hf_config import SUPPORTED
 
 EMBEDDED = "embedded"
 
 EMBEDDED_FILE = Path(__file__).parents[1] / "embedded" / "keyturn-135m-q4_1.gguf"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# What a model consists of; repositories often hold the same weights in other formats, too.
-_WANTED = ("*.json", "*.safetensors")
+# Told a file's name, its bytes that are here, and all of them.
+Progress = Callable[[str, int, int], None]
+# Weights as torch saves them. Reading them can run what somebody put in.
+_PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLE = (
+    "is a pickle, which may run any code when it is opened, and is never read; use the model's "
+    "safetensors or a .gguf file, or convert it where that code may do no harm: "
+    "huggingface.co/spaces/safetensors/convert"
+)
 
 
-def resolve(model: str, *, download: bool = False) -> Path:
+def resolve(model: str, *, download: bool = False, progress: Progress | None = None) -> Path:
     """Return the file or folder of a model, for `weights.load_model`.
 
     Args:
         model: "embedded", a folder, a .gguf file, or a Hugging Face id that is in the local cache.
         download: fetch an id that is not in the cache.
+        progress: of a download, as for `fetch`.
 
     Raises:
         ModelNotFound: there is no such model here.
+        DownloadFailed: from `fetch`.
+        ModelLoadError: its weights are a pickle.
     """
     if model == EMBEDDED:
         if not EMBEDDED_FILE.is_file():
@@ -40,6 +51,8 @@ def resolve(model: str, *, download: bool = False) -> Path:
     if model and path.is_dir():
         return _in_folder(model, path)
     if model and path.is_file():
+        if _is_pickle(path):
+            raise ModelLoadError(f"model '{model}': {path.name} {PICKLE}")
         return path
     if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
         raise ModelNotFound(
@@ -48,11 +61,11 @@ def resolve(model: str, *, download: bool = False) -> Path:
         )
     snapshot = _snapshot(_hub_cache() / ("models--" + model.replace("/", "--")))
     if download and (snapshot is None or not any(_parts(snapshot))):
-        snapshot = _download(model)
+        snapshot = fetch(model, progress)
     if snapshot is None:
         raise ModelNotFound(
             f"model '{model}' is not in the local cache {_hub_cache()}; "
-            "keyturn complete and replay fetch it with --download"
+            f"keyturn models --download {model} fetches it"
         )
     return _in_folder(model, snapshot)
 
@@ -77,6 +90,14 @@ def on_disk() -> list[dict[str, Any]]:
     return found
 
 
+def _is_pickle(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith(_PICKLE_STARTS)
+    except OSError:
+        return False  # who reads the file says what is wrong with it
+
+
 def _entry(name: str, path: Path, parts: Iterable[Path]) -> dict[str, Any]:
     return {
         "name": name,
@@ -97,6 +118,9 @@ def _in_folder(model: str, folder: Path) -> Path:
         raise ModelNotFound(
             f"model '{model}': {folder} holds several .gguf files ({names}); give the path of one"
         )
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLE_ENDS)
+    if pickles and (folder / "config.json").is_file():
+        raise ModelLoadError(f"model '{model}': {folder / pickles[0]} {PICKLE}")
     raise ModelNotFound(
         f"model '{model}': {folder} holds neither config.json with safetensors nor a .gguf file; "
         "fetch the model again or give another folder"
@@ -137,13 +161,8 @@ def _snapshot(repository: Path) -> Path | None:
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download
+def fetch(model: str, progress: Progress | None = None) -> Path:
+    """Fetch what is missing of a model into the cache; arguments and result as for `download`."""
+    from .download import download  # the HTTP client takes a while to import
 
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(_WANTED)))
-    except Exception as error:  # network, access, disk: the library has no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelNotFound(
-            f"model '{model}' could not be downloaded ({reason}); check the name and the network"
-        ) from None
+    return download(model, _hub_cache(), progress)

@@ -161,6 +161,8 @@ class GGUFFile:
         num_tensors, num_keys = self._count(24), self._count(12)
         for _ in range(num_keys):
             key = self._string()
+            if key in self.metadata:
+                raise self.damaged(f"the key {key!r:.80} occurs twice")
             self.metadata[key] = self._value(self._scalar("<I"))
         places = [self._tensor() for _ in range(num_tensors)]
         alignment = self.metadata.get("general.alignment", 32)
@@ -192,21 +194,23 @@ class GGUFFile:
         self._at = start + size
         return self._data[start : self._at].decode("utf-8")
 
-    def _value(self, kind: int, *, nested: bool = False) -> Any:  # noqa: ANN401
+    def _value(self, kind: int) -> Any:  # noqa: ANN401
         if kind == _STRING:
             return self._string()
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind])
-        if kind != _ARRAY or nested:
+        if kind != _ARRAY:
             raise self.damaged(f"a value of type {kind} at byte {self._at}")
         item_kind = self._scalar("<I")
-        if item_kind in _SCALARS:
-            dtype = np.dtype(_SCALARS[item_kind])
-            count = self._count(dtype.itemsize)
-            values = np.frombuffer(self._data, dtype, count, self._at)
-            self._at += count * dtype.itemsize
-            return values
-        return [self._value(item_kind, nested=True) for _ in range(self._count(8))]
+        if item_kind == _STRING:
+            return [self._string() for _ in range(self._count(8))]
+        if item_kind not in _SCALARS:  # arrays of arrays are in no model's header
+            raise self.damaged(f"an array of type {item_kind} at byte {self._at}")
+        dtype = np.dtype(_SCALARS[item_kind])
+        count = self._count(dtype.itemsize)
+        values = np.frombuffer(self._data, dtype, count, self._at)
+        self._at += count * dtype.itemsize
+        return values
 
     def _tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int, int]:
         name = self._string()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from ..wire.errors import ModelLoadError
 from .gguf_file import GGUFFile
 
 # Token types: for what is not in the vocabulary, special, and text that is never split.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+_BYTE_NAME = re.compile("<0x[0-9A-F]{2}>")
+# Characters of pieces, squared, together: a million where the longest are spaces. It is what
+# looking for all their splits takes.
+_MOST_SPLITS = 200_000_000
 _SPACE = "\u2581"
 
 
@@ -99,6 +104,11 @@ def _pieces(file: GGUFFile, words: list[str], types: NDArray[np.int32]) -> token
     scores = file.metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) != len(words):
         raise file.damaged("the vocabulary's scores do not fit it")
+    for at in np.flatnonzero(types == _BYTE):
+        if not _BYTE_NAME.fullmatch(words[at]):
+            raise file.damaged(f"token {words[at]!r:.40} names no byte")
+    if sum(len(word) ** 2 for word in words) > _MOST_SPLITS:
+        raise file.damaged("pieces of the vocabulary are too long")
     ids = {word: token_id for token_id, word in enumerate(words)}
     plain = np.isin(types, (_UNKNOWN, _CONTROL), invert=True)
     merges: list[tuple[str, str]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,23 @@ from torch import Tensor
 
 from ...kernels.weights.linear import Matrix
 from ..model.config import ModelConfig
+from ..model.kv_cache import KVCache
 from ..model.passes import refuse_unsupported
 from ..model.tensors import expected_shapes
 from ..prompt.fim import SIDECAR, FimTemplate, find_template
 from ..tokens.tokenizer import Tokenizer
-from ..wire.errors import ModelLoadError
+from ..wire.errors import EngineError, ModelLoadError, memory_error
 from . import gguf_config, gguf_vocabulary, hf_config
 from .architectures import INSTEAD
 from .gguf_file import GGUFFile
+from .packed_cache import key_of
+from .packing import Packing
 from .stored import Stored, in_gguf, in_safetensors
 from .tokenizer_files import gguf_tokenizer, hf_tokenizer, is_chat_tuned
 
 Progress = Callable[[str, int], None]
+# Of a message: its beginning names the file, its end the remedy.
+_MOST_CHARS, _LAST_CHARS = 700, 150
 
 
 @dataclass(slots=True)
@@ -45,28 +50,63 @@ class ModelFiles:
     fim: FimTemplate | None
 
 
-def load_model(path: Path, dtype: torch.dtype, progress: Progress | None = None) -> ModelFiles:
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What is asked for beside the model; as for `load_model`."""
+
+    dtype: torch.dtype
+    progress: Progress | None
+    packing: Packing | None
+    device: torch.device
+
+
+def load_model(
+    path: Path,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    *,
+    packing: Packing | None = None,
+    device: torch.device | None = None,
+) -> ModelFiles:
     """Load a model.
+
+    One tensor after another goes to its device, so that no model is in memory twice.
 
     Args:
         path: a .gguf file, or a folder with `config.json`, `tokenizer.json` and safetensors.
         dtype: what the weights are converted to, tensor by tensor; matrices in blocks are not.
         progress: receives what is being done and the percentage.
+        packing: how matrices are rounded; None: not at all.
+        device: where the tensors go; None: the CPU.
 
     Raises:
         ModelLoadError: files are missing, damaged or of a kind that is not supported.
     """
-    if path.is_dir():
-        return _load_folder(path, dtype, progress)
-    return _load_gguf(path, dtype, progress)
+    how = _Load(dtype, progress, packing, device or torch.device("cpu"))
+    try:
+        return _load_folder(path, how) if path.is_dir() else _load_gguf(path, how)
+    except EngineError as error:
+        raise type(error)(_one_line(str(error))) from error
+    except Exception as error:  # a header can put any value anywhere: text for a number, a list
+        if memory_error(error) is not None:
+            raise
+        reason = _one_line(f"{type(error).__name__}: {error!s:.200}")
+        raise ModelLoadError(f"{path} is malformed ({reason}); fetch it again") from error
 
 
-def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
+def _one_line(message: str) -> str:
+    """Return a message that may quote anything a file says, on one line and not too long."""
+    line = " ".join(message.split())
+    return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]}… {line[-_LAST_CHARS:]}"
+
+
+def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     file = GGUFFile(path)
     config = gguf_config.read_config(file)
     refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
     wanted = _checked_shapes(path, config, found, in_gguf)
+    _try_rotary(config)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -85,19 +125,20 @@ def _load_gguf(path: Path, dtype: torch.dtype, progress: Progress | None) -> Mod
         blocks = file.blocks(stored.name, stored.order)
         if blocks is not None:
             return stored.changed_blocks(blocks)
-        first = torch.float32 if stored.is_changed else dtype
-        return stored.changed(file.tensor(stored.name, first, stored.order)).to(dtype)
+        first = torch.float32 if stored.is_changed else how.dtype
+        return stored.changed(file.tensor(stored.name, first, stored.order)).to(how.dtype)
 
-    return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
+    return ModelFiles(config, _tensors([path], config, read, how), tokenizer, fim)
 
 
-def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> ModelFiles:
+def _load_folder(path: Path, how: _Load) -> ModelFiles:
     config = hf_config.read_config(path / "config.json")
     refuse_unsupported(config, path)
     shards = _open_shards(path)
-    places = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
+    places = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
     wanted = _checked_shapes(path, config, found, in_safetensors)
+    _try_rotary(config)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -121,10 +162,11 @@ def _load_folder(path: Path, dtype: torch.dtype, progress: Progress | None) -> M
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
                 "or a .gguf file"
             )
-        # Not a view of the mapped file.
-        return stored.changed(tensor).to(dtype, copy=not stored.is_changed)
+        # Not a view of the mapped file, unless it is going to be rounded.
+        copies = how.packing is None and not stored.is_changed
+        return stored.changed(tensor).to(how.dtype, copy=copies)
 
-    return ModelFiles(config, _read_all(wanted, read, progress), tokenizer, fim)
+    return ModelFiles(config, _tensors(list(shards), config, read, how), tokenizer, fim)
 
 
 def _chat_only(path: Path) -> ModelLoadError:
@@ -134,7 +176,7 @@ def _chat_only(path: Path) -> ModelLoadError:
     )
 
 
-def _open_shards(path: Path) -> list[Any]:
+def _open_shards(path: Path) -> dict[Path, Any]:
     """Open a folder's safetensors; only headers are read."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.exists() or not index.exists():
@@ -144,19 +186,30 @@ def _open_shards(path: Path) -> list[Any]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelLoadError(f"{index} names no files; fetch the model again")
         names = sorted({str(name) for name in weight_map.values()})
-    shards = []
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelLoadError(
+                    f"{index} names {name!r:.80}, which is no safetensors file beside it; fetch "
+                    "the model again"
+                )
+    shards: dict[Path, Any] = {}
     for name in names:
         if not (path / name).is_file():
             raise ModelLoadError(
                 f"{path} has no {name}; fetch the model again (weights as safetensors)"
             )
         try:
-            shards.append(safe_open(path / name, framework="pt"))
+            shards[path / name] = safe_open(path / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(
                 f"{path / name} is damaged or incomplete ({error}); fetch it again"
             ) from None
     return shards
+
+
+def _try_rotary(config: ModelConfig) -> None:
+    """Raise whatever a cache's rotary table raises, now and not at the first document."""
+    KVCache(config, 1, torch.float32, torch.device("cpu"))
 
 
 def _checked_shapes(
@@ -192,16 +245,56 @@ def _checked_shapes(
     return wanted
 
 
-def _read_all(
-    names: Iterable[str], read: Callable[[str], Matrix], progress: Progress | None
+def _tensors(
+    files: list[Path],
+    config: ModelConfig,
+    read: Callable[[str], Matrix],
+    how: _Load,
 ) -> dict[str, Matrix]:
-    tensors: dict[str, Matrix] = {}
+    """Return the tensors on their device, rounded if asked for and then, if they can be, mapped.
+
+    Args:
+        files: that they are in.
+        config: which there are, and what is done to them on the way.
+        read: returns one of them by its name; it may be a view of its file.
+        how: what is asked for.
+    """
+    packing, wanted = how.packing, expected_shapes(config)
+    if packing is not None and packing.cache is not None:
+        cache = packing.cache
+        key = key_of(files, packing.quant, str(how.dtype), repr(config))
+        found = cache.load(key, wanted)
+        if found is None and cache.keep(key, _each(wanted, read, how)):
+            found = cache.load(key, wanted)
+        if found is not None:
+            if how.progress is not None:
+                how.progress("reading weights", 100)
+            return {name: found.pop(name).to(how.device) for name in wanted}
+    return dict(_each(wanted, read, how))
+
+
+def _each(
+    names: Iterable[str], read: Callable[[str], Matrix], how: _Load
+) -> Iterator[tuple[str, Matrix]]:
+    """Yield name and tensor, one after another, rounded if asked for."""
     names, percent = list(names), -1
+    what = "reading weights" if how.packing is None else "packing weights"
     for number, name in enumerate(names):
-        if progress is not None and number * 100 // len(names) > percent:
+        if how.progress is not None and number * 100 // len(names) > percent:
             percent = number * 100 // len(names)
-            progress("reading weights", percent)
-        tensors[name] = read(name)
-    if progress is not None:
-        progress("reading weights", 100)
-    return tensors
+            how.progress(what, percent)
+        tensor = read(name).to(how.device)
+        yield name, tensor if how.packing is None else _packed(how.packing, name, tensor)
+    if how.progress is not None:
+        how.progress(what, 100)
+
+
+def _packed(packing: Packing, name: str, tensor: Matrix) -> Matrix:
+    try:
+        packed = packing.packed(name, tensor)
+    except ValueError as error:
+        raise ModelLoadError(
+            f"tensor '{name}' holds {error}; use another model, or leave quant out"
+        ) from None
+    # What is left as it is must not stay a view of its file.
+    return tensor.clone() if isinstance(tensor, Tensor) and packed is tensor else packed

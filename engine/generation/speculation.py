@@ -16,6 +16,7 @@ expected to gain for its cost (goodput: SmartSpec, arXiv 2406.14066, section 4).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -57,7 +58,8 @@ class DraftRecord:
     Attributes:
         lookup: how often a token behind a match comes true, by the length of the match.
         exits: how often the first layers' likeliest token does, by its probability there.
-        exit_gain: tokens that self-speculation gives in the time of one without a draft.
+        exit_gain: tokens that self-speculation gives in the time of one without a draft; infinite:
+            it is used whatever it gains.
         waited: steps since it was tried last.
         num_drafted: tokens that were drafted.
         num_accepted: those of them that came true.
@@ -274,7 +276,8 @@ class SpeculativeSteps:
         first, *others = self._finished(fed_ids, torch.cat(hidden), ms(num_rows))
         assert first is not None, "what is not drafted is not wrong"
         gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
-        record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
+        if math.isfinite(record.exit_gain):
+            record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
         record.num_drafted += len(drafted)
         for at, (drafted_id, number) in enumerate(drafted):
             after = others[at] if at < len(others) else None

@@ -117,6 +117,17 @@ class HostedEngine(Protocol):
         """
         ...
 
+    def adapt(self, model: str, adapter: str | None) -> None:
+        """Serve an adapter beside a loaded model, in place of the one before; None: none.
+
+        Raises:
+            EngineError: it cannot be; the one before stays.
+        """
+
+    def warm(self) -> bool:
+        """Prepare a piece of what may be needed later; return whether there was any."""
+        ...
+
     def open(
         self,
         key: Hashable,

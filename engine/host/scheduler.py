@@ -150,12 +150,22 @@ class Scheduler:
     def _rest(self) -> None:
         self._on_working(None)
         self._note_status()
+        if self._prepare():
+            return
         to_heal = any(document.wants_healing for document in self._documents.values())
         wait_s = max(0.0, self._heal_after - time.monotonic()) if to_heal else self._drop_kept()
         with self._arrived:
             if not self._inbox:
                 self._is_idle = not to_heal
                 self._arrived.wait(wait_s)
+
+    def _prepare(self) -> bool:
+        """Prepare a piece of what may be needed later; return whether there was any."""
+        try:
+            return self._engine is not None and self._engine.warm()
+        except Exception as error:  # what cannot be prepared says so when it is needed
+            log.warning("not prepared: %s", self._plain(error))
+            return False
 
     def _drop_kept(self) -> float | None:
         """Close kept files that nobody asked for again; return the seconds until the next goes."""
@@ -335,13 +345,16 @@ class Scheduler:
             log.error("no engine: %s", self._engine_error)
 
     def _load(self, job: Job) -> None:
-        model = job.request.params["model"]
+        params = job.request.params
+        model = params["model"]
 
         def load() -> dict[str, Any]:
             def progress(what: str, percent: int) -> None:
                 job.on_event("progress", what=what, percent=percent)
 
-            loaded = self._need_engine().load(model, progress)
+            engine = self._need_engine()
+            loaded = engine.load(model, progress)
+            engine.adapt(model, params["adapter"])
             return {"model": model, "languages": list(loaded.languages)}
 
         self._answer(job, load)

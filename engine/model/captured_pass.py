@@ -36,8 +36,9 @@ def sees_every_slot(cache: KVCache, slots: Slots) -> bool:
 class CapturedPass:
     """A pass of one decoder's layers over one cache, on inputs of fixed size.
 
-    On CUDA it is captured when it first runs and replayed from then on; elsewhere the same launches
-    are made one by one. It belongs to the cache and does not keep it alive.
+    On CUDA it is captured when it runs for the second time and replayed from then on: a capture
+    takes as long as several passes. The first time, and elsewhere, the same launches are made one
+    by one. It belongs to the cache and does not keep it alive.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class CapturedPass:
         self._inputs = torch.zeros(num_inputs, dtype=torch.int64, device=stack.device)
         self._staged = torch.zeros(num_inputs, dtype=torch.int64, pin_memory=self._is_cuda)
         self._copied = torch.cuda.Event() if self._is_cuda else None
+        self._has_run = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Tensor | None = None
 
@@ -74,7 +76,8 @@ class CapturedPass:
         self._inputs[:count].copy_(self._staged[:count], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
-        if not self._is_cuda:
+        if not self._is_cuda or not self._has_run:
+            self._has_run = True
             return self._compute()
         if self._graph is None or self._result is None:
             self._capture()

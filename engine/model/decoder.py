@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from ...kernels import dispatch
 from ...kernels.cpu.step import CpuStep, StepLayer
 from ...kernels.weights.linear import Linear, Matrix
+from ...kernels.weights.low_rank import LowRank, adapted, side_by_side
 from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
@@ -101,12 +104,45 @@ class Decoder:
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]
         if step is not None:
-            passes.insert(0, StepPass(stack, step))
+            in_blocks = (
+                m for layer in in_step for m, _ in layer.linears() if not torch.is_tensor(m)
+            )
+            num_values = sum(math.prod(matrix.shape) for matrix in in_blocks)
+            dense_bytes = num_values * self.dtype.itemsize
+            passes.insert(0, StepPass(stack, step, dense_bytes=dense_bytes))
         if GraphPass.exists_for(stack):
             passes.insert(0, GraphPass(stack))
         # The first that serves some rows computes them; the last serves any.
-        self._passes = [each for each in passes if not any(each.lacks(block) for block in blocks)]
-        self._graphs = next((each for each in self._passes if isinstance(each, GraphPass)), None)
+        self._own_passes = [each for each in passes if not any(map(each.lacks, blocks))]
+        self._use(self._own_passes)
+
+    def _use(self, passes: list[Pass]) -> None:
+        self._passes = passes
+        self._graphs = next((each for each in passes if isinstance(each, GraphPass)), None)
+
+    def adapt(self, updates: Mapping[str, LowRank]) -> None:
+        """Serve an adapter beside the weights, in place of the one before; {} is none.
+
+        Rows that were computed before are of other weights. With an adapter all rows are launched
+        one by one: the C library and captured graphs read the weights themselves.
+
+        Args:
+            updates: name of a projection, as in files, to its update.
+        """
+        shapes = names.expected_shapes(self.config)
+        for number, layer in enumerate(self.stack.layers):
+            for field, parts in names.projections_of(self.config):
+                of_parts = [f"model.layers.{number}.{part.name}" for part in parts]
+                found = [updates.get(name) for name in of_parts]
+                rows = [shapes[f"{name}.weight"][0] for name in of_parts]
+                update = side_by_side(found, rows) if any(found) else None
+                if update is not None:
+                    update = update.to(self.device, self.dtype)
+                owner = layer if field in ("qkv", "output") else layer.mlp
+                if hasattr(owner, field):  # experts are never adapted
+                    setattr(owner, field, adapted(getattr(owner, field), update))
+        launches: list[Pass] = [p for p in self._own_passes if isinstance(p, EagerPass)]
+        self._use(launches if updates else self._own_passes)
 
     def _step(
         self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Norm, head: Matrix
@@ -217,18 +253,23 @@ class Decoder:
         """Return a head over the commonest tokens and these, for the output of any layer."""
         return DraftHead(self._head, self._in_c, self._head_rows, token_ids)
 
-    def warm_up(self, capacity: int) -> None:
-        """Run every kind of pass once over a cache of that capacity, so that all is compiled.
+    @torch.inference_mode()
+    def warm_up(self, capacity: int) -> Iterator[None]:
+        """Run every kind of pass once over a cache of that capacity, one with every `next`.
 
-        Otherwise the first keystrokes would wait for it. Triton keeps what it compiled on the disk
-        for the next start.
+        What is not compiled yet is compiled then, and not at a keystroke; Triton keeps it on the
+        disk for the next start. Nothing is captured: a graph belongs to one document's cache.
         """
         cache = KVCache(self.config, capacity, self.dtype, self.device)
         rows = min(capacity, PATCH_ROWS[-1] + 1)
         slots = cache.append(np.zeros(rows, dtype=np.int64), np.arange(rows))
-        for count in (rows, *PATCH_ROWS):
-            self.forward(cache, slots[:count], lambda: None)
+        self.forward(cache, slots, lambda: None)
+        yield
         self.last_logits(cache, slots[-1:], lambda: None)
+        yield
+        for count in PATCH_ROWS:
+            self.forward(cache, slots[:count], lambda: None)
+            yield
         if self.device.type == "cuda":
             self._calibrate(cache, slots)
 

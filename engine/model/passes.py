@@ -33,6 +33,8 @@ from .limited_attention import Limited, limited
 
 # On the CPU up to so many rows go through all layers in one call, and so many to logits.
 _STEP_ROWS, _STEP_LOGITS = 16, 64
+# Values that a CPU may keep of weights that are in blocks, to multiply many rows by.
+MOST_DENSE_BYTES = 1_000_000_000
 # A vocabulary that was learnt by merging has the commonest tokens first. In held-out code these are
 # 78 to 95 % of what is written; of the others nearly all stand in the prompt already.
 _COMMONEST = 8192
@@ -250,11 +252,23 @@ class GraphPass:
 
 
 class StepPass:
-    """The C library, for up to 16 rows on a CPU: all layers in one call."""
+    """The C library, for up to 16 rows on a CPU: all layers in one call.
 
-    def __init__(self, stack: LayerStack, step: CpuStep) -> None:
-        """Take the layers, for their embeddings, and the library that has their weights."""
+    It computes any number, 16 at a time, of a model whose dense copies would be large: launches one
+    by one multiply many rows up to twice as fast, and take the layers' weights as values for that:
+    for 1.5 billion weights in 4 bits 2.6 GB beside 1.1, made before the first token.
+    """
+
+    def __init__(self, stack: LayerStack, step: CpuStep, *, dense_bytes: int = 0) -> None:
+        """Take what computes.
+
+        Args:
+            stack: the layers, for their embeddings.
+            step: the library that has their weights.
+            dense_bytes: what the weights that it reads in blocks take as values.
+        """
         self._stack, self._step = stack, step
+        self._is_for_all = dense_bytes > MOST_DENSE_BYTES
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
@@ -263,10 +277,12 @@ class StepPass:
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""
-        return len(rows.slots) <= _STEP_ROWS
+        return self._is_for_all or len(rows.slots) <= _STEP_ROWS
 
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
-        """Compute rows, as `Pass` says; `check` is called once, before them."""
+        """Compute rows, as `Pass` says; `check` is called before each 16 of them."""
+        if len(rows.slots) > _STEP_ROWS:
+            return self._many(cache, rows, check)
         check()
         slots, record, hidden = rows.slots, rows.record, rows.hidden
         index, positions = torch.from_numpy(slots), torch.from_numpy(cache.positions)
@@ -296,6 +312,29 @@ class StepPass:
         if record is not None:
             for layer, each in weights.items():
                 record.keep(layer, each, len(slots))
+        return hidden
+
+    def _many(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
+        """Compute rows 16 at a time. They see those at lower positions: these come first."""
+        count = len(rows.slots)
+        order = np.argsort(cache.positions[rows.slots], kind="stable")
+        # What lies at rows that are not written yet counts for nothing, unless it is no number.
+        values = cache.storage[2][rows.layers.start : rows.layers.stop]
+        index = torch.from_numpy(rows.slots)
+        values[:, :, index] = values[:, :, index].nan_to_num(0, 0, 0)
+        hidden = torch.empty(count, self._stack.config.hidden_size)
+        recorded: dict[int, Tensor] = {}
+        for start in range(0, count, _STEP_ROWS):
+            at = order[start : start + _STEP_ROWS]
+            record = None if rows.record is None else AttentionRecord(rows.record.layers)
+            given = None if rows.hidden is None else rows.hidden[at]
+            hidden[at] = self.run(cache, Rows(rows.slots[at], rows.layers, given, record), check)
+            for layer, weights in () if record is None else record.weights.items():
+                whole = recorded.setdefault(layer, weights.new_empty(count, weights.shape[1]))
+                whole[at] = weights
+        if rows.record is not None:
+            for layer, weights in recorded.items():
+                rows.record.keep(layer, weights, count)
         return hidden
 
 

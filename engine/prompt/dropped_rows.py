@@ -86,6 +86,12 @@ class DroppedRows:
         self._max_bytes = min(num_bytes, self._most_bytes)
         self.trim()
 
+    def clear(self) -> None:
+        """Keep nothing of what is held."""
+        self._spans.clear()
+        self._span_bytes = 0
+        self._overwritten.clear()
+
     def trim(self) -> None:
         """Let the oldest spans go until the rest is within the bound."""
         if self._overwritten.num_bytes > _OVERWRITTEN_SHARE * self._max_bytes:

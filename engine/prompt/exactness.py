@@ -60,6 +60,12 @@ class Exactness:
         """Take rows for nothing: a pass begins to compute them, and may be left half done."""
         self._cache.record("seen")[slots] = 0
 
+    def forget_all(self) -> None:
+        """Take all rows for nothing: their weights are others now."""
+        self._cache.record("seen")[:] = 0
+        self._cache.record("standing")[:] = PATCHED
+        self._settled.clear()
+
     def was_settled(self) -> bool:
         """Return whether this very text was noted so, of late."""
         return len(self.histories) > 0 and int(self.histories[-1]) in self._settled

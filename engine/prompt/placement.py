@@ -159,6 +159,12 @@ class Placement:
             self.dropped.keep_overwritten(slots, self._debt(slots))
             self.dropped.exactness.forget(slots)
 
+    def forget_all(self) -> None:
+        """Take all rows for nothing, and keep none that were dropped: other weights made them."""
+        if self.dropped is not None:
+            self.dropped.clear()
+            self.dropped.exactness.forget_all()
+
     def note_exact(self, computed: Slots) -> None:
         """Let rows be fresh that are exact, again or just computed, as all before them are."""
         if self.dropped is not None:

@@ -110,6 +110,7 @@ class PromptCache:
         self._last_logits: _LastLogits | None = None
         self._is_owing = False  # rows have changed that others leaned on, and none is repaired
         self._owed_at_first: float | None = None  # by all rows, when healing by worth began
+        self._is_of_other_weights = False  # rows are, and healing is not through with them
 
     @property
     def token_ids(self) -> Ints:
@@ -150,6 +151,26 @@ class PromptCache:
         """Give the memory back; the next `patch` prefills."""
         self._cache = self.dependencies = self._placement = self._last_logits = None
         self._patched_version = -1
+
+    def note_other_weights(self) -> None:
+        """Take all rows for stale: the model's weights have changed, and nothing else.
+
+        A policy that repairs or turns keeps them, for repair and healing to compute again; under
+        another one the next `patch` prefills.
+        """
+        cache = self._cache
+        if cache is None:
+            return
+        if not self._policy.keeps_dropped:
+            self.drop()
+            return
+        cache.num_fresh = 0
+        cache.mark_changed()
+        self._places.forget_all()
+        if self.dependencies is not None:
+            self.dependencies.debt[:] = 1
+        self._is_owing = self._is_of_other_weights = True
+        self._owed_at_first = None
 
     # Following the prompt
 
@@ -240,8 +261,9 @@ class PromptCache:
     @property
     def num_worthwhile(self) -> int:
         """Rows that `heal_worthwhile` would still compute; 0 when little is left to gain."""
-        if self.dependencies is None or self.num_stale <= _SHORT_TAIL:
+        if self._is_healed_in_order():
             return self.num_stale
+        assert self.dependencies is not None, "else they are healed in order"
         owes = owed(self.dependencies)
         owes[self._places.is_done()] = 0
         of_stale = owes[stale_rows(self.rows, self.num_tokens)]
@@ -262,8 +284,9 @@ class PromptCache:
         Returns:
             The number of rows done; 0 when it is over.
         """
-        if self.num_stale <= _SHORT_TAIL or self.dependencies is None:
+        if self._is_healed_in_order():
             return self.heal(max_rows, check)
+        assert self.dependencies is not None, "else they are healed in order"
         if not (num_rows := self.num_worthwhile):
             self._settle()  # what repair would do is done
             return 0
@@ -273,6 +296,12 @@ class PromptCache:
         self._places.note_done(slots)
         self.num_rows_healed += len(with_last)
         return len(with_last)
+
+    def _is_healed_in_order(self) -> bool:
+        """Return whether every stale row is worth it: few are, or other weights computed them."""
+        self._is_of_other_weights = self._is_of_other_weights and self.num_stale > 0
+        is_short = self.num_stale <= _SHORT_TAIL or self.dependencies is None
+        return is_short or self._is_of_other_weights
 
     def heal_now(self, check: Check) -> None:
         """Heal to the end as part of serving a completion (policy "heal")."""

@@ -11,7 +11,9 @@ POLICIES = ("full", "prefix", "turn", "repair", "heal")
 HEALS = ("full", "worthwhile", "off")
 # How many layers a token runs through; or a number of them.
 DEPTHS = ("full", "exact", "fast")
-QUANTS = ("b2", "b3", "b4", "b5", "b6", "b7", "b8")
+PACKED = ("q4", "q8")
+PLANES = ("b2", "b3", "b4", "b5", "b6", "b7", "b8")
+QUANTS = (*PACKED, *PLANES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +29,10 @@ class EngineConfig:
         window_tokens: tokens of a document the model sees; 0 takes the model's own figure.
         chunk_tokens: rows computed in one forward pass at most; work is lost at most that far back
             when a pass is interrupted.
-        quant: "b2" to "b8": round the layers' matrices to so many bit planes, on a GPU; None or
-            "none" leaves them as they are. Absent it is None, which changes nothing: a client that
-            does not know it has said nothing about it.
+        quant: "q4" or "q8": round the model's matrices to blocks of 4 or 8 bits when it is loaded;
+            "b2" to "b8": the layers' to so many bit planes, on a GPU; None or "none" leaves them
+            as they are. Absent it is None, which changes nothing: a client that does not know it
+            has said nothing about it.
         repair_budget_ms: what repair may take before a completion, as `RepairLimit.max_ms`.
         heal: what idle time heals: "full": every stale row, in order; "worthwhile": by what rows
             are worth, until little is left to gain; "off": nothing.

@@ -34,6 +34,12 @@ class ModelLoadError(EngineError):
     code = "model-load-failed"
 
 
+class DownloadFailed(EngineError):
+    """A model could not be fetched, written, or is not what its source says."""
+
+    code = "download-failed"
+
+
 class ContextTooLong(EngineError):
     """A sequence does not fit the model's context."""
 

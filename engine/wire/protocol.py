@@ -17,7 +17,7 @@ import msgpack
 
 from .errors import BadRequest, EngineError, from_code
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 # A document of the largest size the server accepts by default (10 MB) fits several times over,
 # and a wrong length read from garbage cannot make either side allocate gigabytes.
@@ -35,7 +35,8 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #             and keeps no idle host alive. Result: pid, the EngineConfig in force (None: there is
 #             none yet), and what the host before this one died on (pid, client, doc; or None).
 #   ping      answered at once by the thread that reads the socket, whatever the engine does.
-#   load      load a model; "progress" events, then a reply when it is there.
+#   load      load a model, if it is not, and serve that adapter beside it; "progress" events, then
+#             a reply when it is there.
 #   open      hold a document, or hold it anew. `cursor` is where a completion is expected.
 #   edit      [start, end, text] in code points, each in the text after the one before it; turns
 #             version `base` into `version`, else the reply is version-mismatch.
@@ -63,7 +64,7 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
         "engine": (dict, type(None)),
     },
     "ping": {},
-    "load": {"model": (str,)},
+    "load": {"model": (str,), "adapter": (str, type(None))},
     "open": {
         "doc": (str,),
         "path": (str,),

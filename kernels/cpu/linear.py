@@ -10,8 +10,6 @@ few rows never come here.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +18,7 @@ from torch.nn import functional
 
 from ..weights.blocks import BlockMatrix
 from ..weights.linear import FEW_ROWS, Matrix, values_of, with_exact_top
+from ..weights.threads import one_thread
 
 # Up to how many rows torch's 4-bit product beats the dense one, by what the CPU has. It takes four
 # rows at a time, so the fifth costs as much as the first four. Measured on a Zen 5, with lesser
@@ -134,7 +133,7 @@ class CpuLinear:
     def _dense_weight(self) -> Tensor:
         if self._dense is None:
             assert self._matrix is not None
-            with _one_thread():
+            with one_thread():
                 dense = values_of(self._matrix, self._plan.dtype)
                 if self._plan.is_prepacked:
                     # The number of rows is a hint: the order is the same for all.
@@ -155,7 +154,7 @@ class CpuLinear:
             assert isinstance(self._matrix, BlockMatrix)
             packed = torch.empty(self.num_out, self.num_in // 2, dtype=torch.uint8)
             scales = torch.empty(self.num_in // _GROUP, self.num_out, 2, dtype=torch.bfloat16)
-            with _one_thread():
+            with one_thread():
                 for start in range(0, self.num_out, _INT4_PIECE):
                     at = slice(start, min(start + _INT4_PIECE, self.num_out))
                     piece = BlockMatrix(self._matrix.blocks[at], self._matrix.kind)
@@ -203,18 +202,3 @@ def _with_company(rows: Tensor, count: int) -> Tensor:
     if len(rows) >= count:
         return rows
     return torch.cat([rows, rows[-1:].expand(count - len(rows), -1)])
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch from sharing thousands of small steps among threads.
-
-    On a busy machine they wait for each other for a time slice each: packing a model of 135 M
-    parameters then took 53 s instead of 1.3.
-    """
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Bytes of one block, and its number of bytes before the codes: d, and for Q4_1 also m, in fp16.
 GGUF_BLOCKS = {"Q4_0": (18, 2), "Q4_1": (20, 4), "Q8_0": (34, 2)}
-_GGUF_GROUP = 32
+GGUF_GROUP = 32
 # Dequantised at a time on the CPU: a whole embedding at once takes gigabytes of temporaries, and
 # from 32,768 values on torch works with several threads, which wait for each other for seconds when
 # the machine is busy.
@@ -47,7 +47,12 @@ class BlockMatrix:
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
         size, _ = GGUF_BLOCKS[self.kind]
-        return self.blocks.shape[0], self.blocks.shape[1] // size * _GGUF_GROUP
+        return self.blocks.shape[0], self.blocks.shape[1] // size * GGUF_GROUP
+
+    @staticmethod
+    def row_bytes(kind: str, num_columns: int) -> int:
+        """Return the bytes of a row of so many columns, a multiple of 32."""
+        return num_columns // GGUF_GROUP * GGUF_BLOCKS[kind][0]
 
     def to(self, device: torch.device | str) -> BlockMatrix:
         """Return it on another device."""
@@ -97,7 +102,7 @@ class BlockMatrix:
         rows = self.blocks.reshape(self.blocks.shape[0], -1, size)
         halves = rows[..., :head].contiguous().view(torch.float16).float()
         codes = rows[..., head:]
-        shape = (*rows.shape[:2], _GGUF_GROUP)
+        shape = (*rows.shape[:2], GGUF_GROUP)
         groups = torch.empty(shape, dtype=torch.float32, device=self.blocks.device)
         if self.kind == "Q8_0":
             groups.copy_(codes.view(torch.int8))

@@ -99,5 +99,18 @@ def fused(matrices: list[Matrix], dtype: torch.dtype) -> Matrix:
     kinds = {part.kind if isinstance(part, BlockMatrix) else "" for part in matrices}
     if len(kinds) == 1 and "" not in kinds:
         parts = [part.blocks for part in matrices if isinstance(part, BlockMatrix)]
-        return BlockMatrix(torch.cat(parts), kinds.pop())
-    return torch.cat([values_of(part, dtype) for part in matrices])
+        return BlockMatrix(_joined(parts), kinds.pop())
+    values = [values_of(part, dtype) for part in matrices]
+    return values[0] if len(values) == 1 else torch.cat(values)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return rows one below the other; where they lie so already, mapped from a file, no copy."""
+    storage = parts[0].untyped_storage().data_ptr()
+    at = parts[0].data_ptr()
+    for part in parts:
+        is_next = part.data_ptr() == at and part.untyped_storage().data_ptr() == storage
+        if not is_next or not part.is_contiguous():
+            return torch.cat(parts)
+        at += part.nbytes
+    return parts[0].as_strided((sum(map(len, parts)), parts[0].shape[1]), parts[0].stride())

@@ -9,6 +9,8 @@ import torch
 
 from keyturn.engine.files.catalog import resolve
 from keyturn.engine.files.weights import load_model
+from keyturn.engine.model import passes
+from keyturn.engine.model.captured_pass import PATCH_ROWS
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
@@ -334,3 +336,50 @@ def test_interrupted_forward_stops_between_layers(token_ids):
         decoder.forward(cache, slots, stop_at_second_layer)
     assert len(calls) == 2
     assert cache.num_fresh == 0
+
+
+def test_warming_up_runs_every_kind_of_pass_a_piece_at_a_time(tiny_model):
+    files = load_model(tiny_model, torch.float32)
+    decoder = Decoder(files.config, dict(files.tensors))
+    pieces = decoder.warm_up(100)
+    assert decoder.cost.ms(4) is None
+    assert len(list(pieces)) == 2 + len(PATCH_ROWS)
+    cache = KVCache(files.config, 8, decoder.dtype, decoder.device)
+    slots = cache.append(np.arange(6), np.arange(6))
+    expected = decoder.forward(cache, slots, check)
+    assert torch.equal(decoder.forward(cache, slots, check), expected)
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_the_c_library_computes_many_rows_of_a_large_model(monkeypatch, is_recorded):
+    if isinstance(dispatch.choose(torch.device("cpu")).whole_step, type(None)):
+        pytest.skip("no C library")
+    files = load_model(resolve("embedded"), torch.float32)
+    kept, found = {}, {}
+    for most in (passes.MOST_DENSE_BYTES, 0):
+        monkeypatch.setattr(passes, "MOST_DENSE_BYTES", most)
+        decoder = Decoder(files.config, dict(files.tensors))
+        cache = KVCache(files.config, 64, decoder.dtype, decoder.device)
+        for part in cache.storage:
+            part.fill_(float("nan"))  # as memory that was somebody's may be
+        slots = cache.append(np.arange(40) * 7, np.arange(40))
+        record = AttentionRecord(frozenset({2}), [5, 39]) if is_recorded else None
+        shuffled = np.random.default_rng(2).permutation(slots)
+        hidden = decoder.forward(cache, shuffled, check, record)
+        found[most] = decoder.logits(hidden)
+        kept[most] = record.weights[2] if record else torch.zeros(1)
+    (expected, given), (attention, recorded) = found.values(), kept.values()
+    assert_close(given, expected, torch.bfloat16)
+    assert torch.allclose(recorded, attention, atol=1e-3) and recorded.shape == attention.shape
+
+
+def test_many_rows_are_left_between_sixteen_and_sixteen(monkeypatch):
+    if isinstance(dispatch.choose(torch.device("cpu")).whole_step, type(None)):
+        pytest.skip("no C library")
+    monkeypatch.setattr(passes, "MOST_DENSE_BYTES", 0)
+    files = load_model(resolve("embedded"), torch.float32)
+    decoder = Decoder(files.config, dict(files.tensors))
+    cache = KVCache(files.config, 64, decoder.dtype, decoder.device)
+    num_checks = []
+    decoder.forward(cache, cache.append(np.arange(40), np.arange(40)), lambda: num_checks.append(1))
+    assert len(num_checks) == 3

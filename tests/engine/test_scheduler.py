@@ -408,7 +408,7 @@ def test_document_of_a_missing_model_keeps_saying_why(driver):
     )  # fmt: skip
     driver.error(number, errors.ModelNotFound)
     driver.error(driver.complete("a", 1, 0), errors.ModelNotFound)
-    driver.error(driver.put("load", model="missing"), errors.ModelNotFound)
+    driver.error(driver.put("load", adapter=None, model="missing"), errors.ModelNotFound)
     driver.result(driver.open("a", "now it is there"))
     driver.result(driver.complete("a", 1, 0))
 
@@ -418,7 +418,7 @@ def test_engine_that_cannot_be_made_answers_every_request():
         raise errors.BadRequest(f"device '{config.device}' cannot be used")
 
     driver = Driver(fail)
-    driver.error(driver.put("load", model="m"), errors.BadRequest)
+    driver.error(driver.put("load", adapter=None, model="m"), errors.BadRequest)
     driver.error(driver.open("a", ""), errors.BadRequest)
     assert "device" in driver.error(driver.complete("a", 1, 0), errors.BadRequest)
     driver.scheduler.stop(5)
@@ -447,12 +447,14 @@ def test_forgotten_client_frees_its_documents_and_no_others(driver):
 
 
 def test_a_loaded_model_says_its_languages(driver):
-    assert driver.result(driver.put("load", model="python only"))["languages"] == ["python"]
-    assert driver.result(driver.put("load", model="m"))["languages"] == []
+    assert driver.result(driver.put("load", adapter=None, model="python only"))["languages"] == [
+        "python"
+    ]
+    assert driver.result(driver.put("load", adapter=None, model="m"))["languages"] == []
 
 
 def test_progress_and_text_are_streamed_piece_by_piece(driver):
-    driver.result(driver.put("load", model="m"))
+    driver.result(driver.put("load", adapter=None, model="m"))
     driver.open("a", "stream")
     driver.result(driver.complete("a", 1, 0))
     texts = [fields["text"] for _, name, fields in driver.events if name == "text"]
@@ -555,3 +557,19 @@ def test_completion_does_not_wait_for_a_growing_window_and_growth_is_resumed(dri
     wait_until(lambda: driver.scheduler.status()["is_idle"])
     assert driver.engine.sessions[("c", "a")].grown == "narrow"
     assert driver.engine.log.index(("grow", "a")) < driver.engine.log.index(("heal", "a"))
+
+
+def test_what_may_be_needed_later_is_prepared_when_nothing_is_to_be_done(driver):
+    driver.result(driver.open("a", "text"))
+    wait_until(lambda: driver.scheduler.status()["is_idle"])
+    assert driver.engine.num_warmed == 3
+
+
+def test_what_cannot_be_prepared_harms_nothing(driver, monkeypatch):
+    def fail():
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(driver.engine, "warm", fail)
+    driver.result(driver.open("a", "text"))
+    assert driver.result(driver.complete("a", 1, 2))
+    wait_until(lambda: driver.scheduler.status()["is_idle"])

@@ -253,6 +253,10 @@ def test_first_layers_that_gain_nothing_rest_and_are_tried_again(session, drafti
     session.complete(AT, PARAMS, check)
     assert record.num_drafted > 0
     assert record.waited < 1000
+    record.num_drafted, record.exit_gain = 0, float("inf")
+    session.complete(AT, PARAMS, check)
+    assert record.num_drafted > 2
+    assert record.exit_gain == float("inf")
 
 
 @pytest.mark.parametrize("layout", ["psm", None])

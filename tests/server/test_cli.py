@@ -277,7 +277,7 @@ def test_candidates_that_cannot_be_are_one_line(capfd, flags, message):
 
 
 @pytest.mark.parametrize("command", [("complete", "x.py:1:0"), ("replay", "t.jsonl"), ("engine",)])
-@pytest.mark.parametrize("value", ["b1", "b9", "4", "q4"])
+@pytest.mark.parametrize("value", ["b1", "b9", "4", "q5"])
 def test_unknown_quant_is_one_line(capfd, command, value):
     assert f"--quant {value}: must be one of" in error_of(capfd, *command, "--quant", value)
 

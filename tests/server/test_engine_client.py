@@ -555,6 +555,28 @@ def test_missing_model_is_reported_and_another_one_can_be_chosen(address):
     asyncio.run(run())
 
 
+def test_another_adapter_is_served_without_opening_anything_anew(address, tmp_path):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "a")
+            await editor.text("a")
+            before = await editor.client.host_status()
+            adapter = str(tmp_path / "adapter")
+            editor.client.configure(replace(SETTINGS, adapter=adapter))
+            assert await editor.text("a") == "<|a>"
+            found = await editor.client.host_status()
+            assert found["adapters"] == {"m": adapter} and found["num_documents"] == 1
+            assert (found["pid"], found["num_opened"]) == (before["pid"], before["num_opened"])
+            editor.client.configure(replace(SETTINGS, adapter="missing"))
+            with pytest.raises(ModelNotFound, match="give another"):
+                await editor.complete("a")
+            editor.client.configure(SETTINGS)
+            assert await editor.text("a") == "<|a>"
+            assert (await editor.client.host_status())["adapters"] == {}
+
+    asyncio.run(run())
+
+
 def test_other_engine_settings_take_effect_when_no_other_server_needs_the_old(address):
     async def run():
         async with editing(address) as editor:
