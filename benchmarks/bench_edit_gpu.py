@@ -49,7 +49,7 @@ MAX_HEALED_ERROR = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Lines that are deleted and inserted again, by turns at two sets of places.
+    """Lines that are deleted, and others inserted there, by turns at two sets of places.
 
     With one set the rows inserted last would lie at the cache's end when they are deleted; with two
     they have moved into the holes of the other, and every deletion has holes to fill.
@@ -62,10 +62,13 @@ class Edit:
     name: str
     places: tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
+    def at(self, number: int) -> Ints:
+        """Return the places of a set, (n,)."""
+        return np.concatenate([np.arange(*each) for each in self.places[number % 2]])
+
     def without(self, token_ids: Ints, number: int) -> Ints:
         """Return the tokens that a set of places leaves."""
-        gone = [np.arange(start, end) for start, end in self.places[number % 2]]
-        return np.delete(token_ids, np.concatenate(gone))
+        return np.delete(token_ids, self.at(number))
 
 
 def edits(num_tokens: int) -> list[Edit]:
@@ -99,8 +102,8 @@ class Run:
             edit_gpu_models.TINY if args.tiny else edit_gpu_models.MODELS[name]
         )
         num_tokens = TINY_TOKENS if args.tiny else NUM_TOKENS
-        random = np.random.default_rng(args.seed)
-        self._token_ids: Ints = random.integers(0, self.config.vocab_size, num_tokens)
+        self._random = np.random.default_rng(args.seed)
+        self._token_ids: Ints = self._random.integers(0, self.config.vocab_size, num_tokens)
         decoder = edit_gpu_models.random_decoder(self.config, torch.bfloat16, self._device)
         self._full, self._edited = (
             PromptCache(decoder, num_tokens + 64, find_policy(policy), args.chunk)
@@ -147,9 +150,12 @@ class Run:
     def _measure_edit(self, edit: Edit, full_ms: float) -> None:
         times: dict[str, list[tuple[float, float]]] = {"deletion": [], "insertion": []}
         for number in range(_WARM_UP + self._args.repeats):
-            shorter = edit.without(self._token_ids, number)
-            for kind, wanted in (("deletion", shorter), ("insertion", self._token_ids)):
+            shorter, longer = edit.without(self._token_ids, number), self._token_ids.copy()
+            at = edit.at(number)  # new text: what was deleted would only be brought back
+            longer[at] = self._random.integers(0, self.config.vocab_size, len(at))
+            for kind, wanted in (("deletion", shorter), ("insertion", longer)):
                 times[kind].append(self._serve(self._edited, wanted))
+            self._token_ids = longer
         floors = edit_gpu_models.floor_bytes(self.config, len(self._token_ids), 2)
         for kind, values in times.items():
             found = _quantiles(values[_WARM_UP:])

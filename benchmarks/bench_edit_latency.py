@@ -1,8 +1,9 @@
 """How soon a completion is ready after one edit, 1,000 tokens before the cursor, per policy.
 
-A line is inserted into a real file whose prompt has about 2,000 tokens; the policies take turns,
-each on its own session. Ready is the patch, the repair and the first token. After each edit a key
-is typed at the cursor and completed again, and held against one decode step.
+A new line is inserted into a real file whose prompt has about 2,000 tokens; the policies take
+turns, each on its own session. Ready is the patch, the repair and the first token. After each edit
+a key is typed at the cursor and completed again, and held against one decode step. Two prefills
+tell what the record of attention costs that repair ranks by.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from statistics import median
 
 import harness
@@ -27,7 +29,9 @@ POLICIES = ("full", "prefix", "turn", "repair")
 # As many rows as the figures of quality are for, whatever the machine makes of the budget.
 BY_SHARE = "repair, a full share"
 TYPING, DECODING = "repair, a key at the cursor", "repair, a decode step"
-LINE = "    value = convert(value)\n"
+# Another one each time: what was there before would only be brought back.
+LINE = "    value = convert(value, {})\n"
+PREFILLED = ("turn", "repair")
 ONE_TOKEN = Settings(max_tokens=1, time_budget_ms=0.0).completion_params()
 
 
@@ -59,20 +63,22 @@ def main() -> None:
         session.sync(go_on)
         sessions[name] = session
 
+    lines = {name: (LINE.format(number) for number in count(100)) for name in sessions}
+
     def ready_ms(policy: str) -> float:
-        session = sessions[policy]
+        session, line = sessions[policy], next(lines[policy])
         session.prompt.take_counts()
-        session.edit([(edit_at, edit_at, LINE)])
+        session.edit([(edit_at, edit_at, line)])
         start = time.perf_counter()
         session.sync(go_on)
         patched_ms = (time.perf_counter() - start) * 1e3
-        completion = session.complete(cursor + len(LINE), ONE_TOKEN, go_on)
+        completion = session.complete(cursor + len(line), ONE_TOKEN, go_on)
         counts[policy] = session.prompt.take_counts()
         return patched_ms + completion.ttft_ms
 
     def undone(policy: str) -> float:
         ready = ready_ms(policy)
-        sessions[policy].edit([(edit_at, edit_at + len(LINE), "")])
+        sessions[policy].edit([(edit_at, edit_at + len(LINE.format(100)), "")])
         sessions[policy].sync(go_on)
         return ready
 
@@ -96,10 +102,19 @@ def main() -> None:
         prompt.drop_generated()
         return took
 
+    def prefill_ms(policy: str) -> float:
+        session = sessions[policy]
+        session.drop_cache()
+        start = time.perf_counter()
+        session.sync(go_on)
+        return (time.perf_counter() - start) * 1e3
+
     runs: dict[str, Callable[[], float]] = {
         name: (lambda name=name: undone(name)) for name in sessions
     }
     runs |= {TYPING: typing_ms, DECODING: decoding_ms}
+    # Only under `repair` does a pass leave a record of what its rows leaned on.
+    runs |= {f"{each}, a prefill": (lambda each=each: prefill_ms(each)) for each in PREFILLED}
     times = harness.alternate(runs, repeats=args.repeats, warm_up=2)
     ready = {policy: median(values) for policy, values in times.items()}
     tail = {policy: percentile(values, 0.95) for policy, values in times.items()}
@@ -126,6 +141,12 @@ def main() -> None:
         harness.check(f"full / {BY_SHARE}", ready["full"] / ready[BY_SHARE], "times", ">= 6"),
         harness.check("repair, p95 / p50", (tail["repair"] or 0) / ready["repair"], "", "<= 3"),
         harness.check("a key / a decode step", ready[TYPING] / ready[DECODING], "", "<= 1.3"),
+        harness.check(
+            "a prefill with the record / without",
+            ready["repair, a prefill"] / ready["turn, a prefill"],
+            "",
+            "<= 1.05",
+        ),
     ]
     harness.finish("edit_latency", args, figures, checks)
 

@@ -171,7 +171,7 @@ def after_edits(path: Path) -> Place | None:
             if anchor is None:
                 anchor = record.offset
                 for done in reversed(edits):
-                    anchor = map_back(anchor, done)
+                    anchor = map_back(anchor, tuple(done))
             return Place(GROUPS[2], trace.path, trace.text, edits, anchor, record.offset)
     return None
 

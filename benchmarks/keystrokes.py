@@ -227,6 +227,7 @@ def main() -> None:
     parser = harness.parser(__doc__ or "")
     parser.add_argument("--keys", type=int, default=NUM_KEYS)
     parser.add_argument("--confidence", default=Settings().confidence)
+    parser.add_argument("--no-speculate", action="store_true", help="nothing is begun early")
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     args = parser.parse_args()
     figures = asyncio.run(typed(args))
@@ -245,7 +246,8 @@ def main() -> None:
         harness.check("pauses with a suggestion", figures["shown"], "", ">= 0.4"),
         harness.check("model calls by key", figures["calls_by_key"], "", "<= 0.15"),
     ]
-    harness.finish("keystrokes", args, {"confidence": args.confidence, **figures}, checks)
+    asked = {"confidence": args.confidence, "speculate": not args.no_speculate}
+    harness.finish("keystrokes", args, {**asked, **figures}, checks)
 
 
 async def typed(args: argparse.Namespace) -> dict[str, Any]:
@@ -260,6 +262,7 @@ async def typed(args: argparse.Namespace) -> dict[str, Any]:
     client.feature("keyturn/status")(lambda _: None)
     await client.start_io(KEYTURN, "serve", "--stdio")
     options = {"model": args.model, "num_threads": args.threads, "confidence": args.confidence}
+    options["speculate"] = not args.no_speculate
     await client.initialize_async(
         types.InitializeParams(
             process_id=os.getpid(),
@@ -344,6 +347,7 @@ def summarised(typists: list[Typist], counts: dict[str, Any]) -> dict[str, Any]:
         "replied": _share(warm, lambda pause: pause.ms is not None),
         "shown": _share(warm, lambda pause: pause.shown > 0),
         "calls_by_key": counts["num_asked"] / num_keys,
+        "begun_by_key": counts["num_begun"] / num_keys,
         "ahead_by_key": counts["num_asked_ahead"] / num_keys,
         "wrong_first_word": _share(shown, lambda pause: pause.is_wrong_first),
         "wrong_chars_of_shown": sum(p.wrong for p in shown) / max(1, sum(p.shown for p in shown)),

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import logging
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
-from ..engine.syntax.languages import language_of
-from ..engine.wire.address import default_address
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, WarmingUp
+from .begun import OnText
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Focus, Limits, Position
 from .engine_connection import TRYING_AGAIN
-from .events import Events, log_path
+from .event_notes import EventNotes
+from .events import log_path
 from .lsp_items import (
-    DID_ACCEPT,
-    accepted_chars,
     as_change,
     as_position,
     as_selected,
@@ -32,11 +28,11 @@ from .lsp_items import (
     completion_list,
     inline_items,
     path_of,
-    shown_item,
 )
+from .messages import REFRESH, STATUS, register
 from .progress import LoadingProgress
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
-from .secrets import HiddenSecrets
+from .secrets import EngineTexts
 from .settings import Settings, from_options
 from .summary import summary
 
@@ -45,16 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATUS = "keyturn/status"
-DOCUMENTS = "keyturn/documents"
-DID_FOCUS = "textDocument/didFocus"
-CURSOR = "keyturn/cursor"
-REFRESH = "keyturn/refresh"
-PAUSE = "keyturn/pause"
-RESTART = "keyturn/restart"
-# As Copilot's language server calls them.
-DID_SHOW = "textDocument/didShowCompletion"
-DID_ACCEPT_PARTLY = "textDocument/didPartiallyAcceptCompletion"
 # A model may go on behind anything. Editors ask by themselves inside words at the most; Neovim's
 # menu asks behind these characters only.
 _TRIGGER_CHARACTERS = ["\n", "\t", *map(chr, range(ord(" "), ord("~") + 1))]
@@ -72,6 +58,7 @@ class KeyturnServer(LanguageServer):
 
     Attributes:
         handle: handles one message from the client, given its body.
+        events: what becomes of suggestions.
     """
 
     protocol: Protocol  # type: ignore[assignment] - pygls makes what it is told to
@@ -92,6 +79,7 @@ class KeyturnServer(LanguageServer):
         self._encoding = UTF16
         self._can_refresh = False
         self._refreshing: dict[str, asyncio.Task[None]] = {}
+        self._refreshed: tuple[str, int, int] | None = None
         self._focus = Focus(self._show)
         self._completions = Completions(
             self._ask,
@@ -100,16 +88,20 @@ class KeyturnServer(LanguageServer):
             lambda: self.engine.languages,
             self._summarise,
         )
-        self._events = Events(lambda: self.settings.event_log, lambda: log_path(default_address()))
-        self._secrets = HiddenSecrets(lambda: self.settings.hide_secrets)
+        self.events = EventNotes(lambda: self.settings.event_log, log_path)
+        self._texts = EngineTexts(
+            engine,
+            lambda: self.settings.hide_secrets,
+            self._path_of,
+            lambda uri: uri == self._focus.uri,
+        )
         self._progress = LoadingProgress(self)
         self._told_failures: set[str] = set()
         self._told_summary: dict[str, Any] = {}
-        self._refreshed: tuple[str, int, int] | None = None
         self._connected = asyncio.Event()
         self._client_settings = ClientSettings(self, self._configure, self._warn)
         self.protocol.on_malformed = self._on_malformed
-        _register(self)
+        register(self)
 
     @property
     def exit_code(self) -> int | None:
@@ -118,7 +110,7 @@ class KeyturnServer(LanguageServer):
 
     async def close(self) -> None:
         """Let go of the engine host, which stays for others."""
-        self._events.close()
+        self.events.close()
         await self.engine.stop()
 
     def report_server_error(self, error: Exception, source: object) -> None:
@@ -188,7 +180,7 @@ class KeyturnServer(LanguageServer):
         )
         self.documents[item.uri] = document
         self._completions.edited(item.uri, None)
-        self._events.edited(item.uri, None)
+        self.events.edited(item.uri, None)
         self._submit_text(document)
         self._focus.perhaps_at(item.uri)
 
@@ -204,12 +196,13 @@ class KeyturnServer(LanguageServer):
         version = params.text_document.version
         edits = document.change(changes, base + 1 if version == UNKNOWN_VERSION else version)
         self._completions.edited(document.uri, edits, before)
-        self._events.edited(document.uri, edits)
+        self.events.edited(document.uri, edits)
         if edits is None or was_refused or document.refusal is not None:
             self._submit_text(document, was_refused=was_refused)
         else:
-            hidden = self._secrets.edited(document.uri, edits)
-            self.engine.edit(document.uri, base, document.version, hidden)
+            hidden = self._texts.hidden(document.uri, edits)
+            if hidden is not None:
+                self.engine.edit(document.uri, base, document.version, hidden)
         self._focus.perhaps_at(document.uri)
 
     def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
@@ -218,10 +211,9 @@ class KeyturnServer(LanguageServer):
         self.documents.pop(uri, None)
         self._refreshing.pop(uri, None)
         self._completions.closed(uri)
-        self._events.closed(uri)
+        self.events.closed(uri)
         self._focus.closed(uri)
-        self._secrets.closed(uri)
-        self.engine.close(uri)
+        self._texts.close(uri)
 
     def focus(self, params: object) -> None:
         """Warm the document the user looks at, and heal no longer the one before."""
@@ -263,17 +255,16 @@ class KeyturnServer(LanguageServer):
 
     def _submit_text(self, document: Document, was_refused: bool = False) -> None:
         if document.refusal is None:
-            folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
-            path = path_of(document.uri, folders, document.language_id)
-            visible = document.uri == self._focus.uri
-            text = self._secrets.whole(document)
-            self.engine.open(document.uri, document.version, text, path, visible=visible)
+            self._texts.submit(document)
             return
-        self.engine.close(document.uri)
-        self._secrets.closed(document.uri)
+        self._texts.close(document.uri)
         if not was_refused:
             self._warn([f"no completions in {document.uri}: {document.refusal}"])
             self._notify_status()
+
+    def _path_of(self, document: Document) -> str:
+        folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
+        return path_of(document.uri, folders, document.language_id)
 
     def _limits(self) -> Limits:
         return Limits(self.settings.max_document_bytes, self.settings.max_line_chars)
@@ -299,7 +290,8 @@ class KeyturnServer(LanguageServer):
             invoked=invoked,
             selected=selected and as_selected(document, selected),
         )
-        return inline_items(answer, document, self._name(answer, document, offset, invoked))
+        name = self.events.name(answer, document, offset, invoked=invoked)
+        return inline_items(answer, document, name)
 
     async def _menu(self, params: types.CompletionParams) -> types.CompletionList | None:
         document = self.documents.get(params.text_document.uri)
@@ -314,38 +306,8 @@ class KeyturnServer(LanguageServer):
             and not context.trigger_character
         )
         answer: Answer = await self._completions.complete(document, offset, invoked=invoked)
-        return completion_list(answer, document, self._name(answer, document, offset, invoked))
-
-    def _name(self, answer: Answer, document: Document, offset: int, invoked: bool) -> str:
-        """Return the id of what is suggested, for the client to say what became of it."""
-        if not answer.text:
-            return ""
-        return self._events.suggested(
-            document.uri,
-            answer.start,
-            answer.text,
-            language=language_of(document.language_id, document.uri),
-            invoked=invoked,
-            num_candidates=1 + len(answer.others),
-            num_typed=offset - answer.start,
-        )
-
-    def note_shown(self, params: object) -> None:
-        """Note that the user sees a suggestion (`textDocument/didShowCompletion`)."""
-        found = shown_item(params)
-        if found is not None:
-            self._events.shown(found[0])
-
-    def note_accepted(self, name: object = None, *_: object) -> None:
-        """Note that the user took a suggestion (the command of its item)."""
-        self._events.accepted(str(name))
-
-    def note_partly_accepted(self, params: object) -> None:
-        """Note that the user took a part (`textDocument/didPartiallyAcceptCompletion`)."""
-        found = shown_item(params)
-        if found is not None:
-            name, text = found
-            self._events.partly_accepted(name, accepted_chars(params, text))
+        name = self.events.name(answer, document, offset, invoked=invoked)
+        return completion_list(answer, document, name)
 
     async def answer_status(self, params: object) -> dict[str, Any]:
         """Answer keyturn/status; with {"host": true} the engine host is asked as well."""
@@ -353,6 +315,7 @@ class KeyturnServer(LanguageServer):
         if isinstance(params, dict) and params.get("host"):
             try:
                 status["host"] = await self.engine.host_status()
+                status["summary"] = self._summary(status["host"])
             except EngineError as error:
                 status["host"] = {"reason": str(error)}
         return status
@@ -374,13 +337,14 @@ class KeyturnServer(LanguageServer):
             "completions": self._completions.status(),
         }
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, host: dict[str, Any] | None = None) -> dict[str, Any]:
         completions = self._completions
         return summary(
             self.engine.status(),
             is_busy=completions.is_busy,
             is_paused=completions.is_paused(self._focus.uri),
             last_reason=completions.last_reason,
+            host=host,
         )
 
     def _summarise(self) -> None:
@@ -404,21 +368,31 @@ class KeyturnServer(LanguageServer):
         ]
 
     async def _ask(
-        self, document: Document, offset: int, params: CompletionParams, invoked: bool
+        self,
+        document: Document,
+        offset: int,
+        params: CompletionParams,
+        invoked: bool,
+        on_text: OnText | None,
     ) -> Completion:
         earlier = self._refreshing.pop(document.uri, None)
         if earlier is not None:
             earlier.cancel()
+        version = document.version  # what is typed while this waits is not what `offset` is of
         await self._connected.wait()
+        await self._texts.sent(document.uri)
         self._focus.at(document.uri)
         wait_ms = None if invoked else self.settings.cold_wait_ms or None
         try:
             completion = await self.engine.complete(
-                document.uri, document.version, offset, params, invoked=invoked, wait_ms=wait_ms
+                *(document.uri, version, offset, params),
+                invoked=invoked,
+                wait_ms=wait_ms,
+                on_text=on_text,
             )
-            return self._secrets.offered(document.uri, completion)
+            return self._texts.offered(document.uri, completion)
         except WarmingUp:
-            if self._can_refresh:
+            if self._can_refresh and document.version == version:
                 refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset))
                 self._refreshing[document.uri] = refresh
             raise
@@ -441,7 +415,7 @@ class KeyturnServer(LanguageServer):
 
     def _text_of(self, uri: str) -> str | None:
         document = self.documents.get(uri)
-        return None if document is None or document.refusal else self._secrets.held(document)
+        return None if document is None or document.refusal else self._texts.held(document)
 
     # What the server says by itself.
 
@@ -472,7 +446,7 @@ class KeyturnServer(LanguageServer):
         if malformed.method == types.TEXT_DOCUMENT_DID_CHANGE and document is not None:
             document.lose(f"a change could not be read ({malformed.message})")
             self._completions.edited(document.uri, None)
-            self._events.edited(document.uri, None)
+            self.events.edited(document.uri, None)
             self._submit_text(document)
 
     def _warn(self, messages: list[str]) -> None:
@@ -484,35 +458,3 @@ class KeyturnServer(LanguageServer):
 
     def _notify_status(self) -> None:
         self.protocol.notify(STATUS, self.status())
-
-
-def _register(server: KeyturnServer) -> None:
-    """Connect each message with its one call."""
-
-    def hear(method: str, handler: Callable[[Any], None]) -> None:
-        # What it raises, `Protocol.handle` logs; pygls' notes find no room on a bound method.
-        server.feature(method)(functools.partial(handler))
-
-    def on(method: str, handler: Callable[..., Any], otherwise: object = None) -> None:
-        server.feature(method)(guarded(handler, otherwise))
-
-    on(types.INITIALIZE, server.start)
-    on(types.INITIALIZED, lambda _: server.connect())
-    on(types.WORKSPACE_DID_CHANGE_CONFIGURATION, server.reconfigure)
-    hear(types.TEXT_DOCUMENT_DID_OPEN, server.open)
-    hear(types.TEXT_DOCUMENT_DID_CHANGE, server.change)
-    hear(types.TEXT_DOCUMENT_DID_SAVE, lambda _: None)
-    hear(types.TEXT_DOCUMENT_DID_CLOSE, server.close_document)
-    hear(DID_FOCUS, server.focus)
-    hear(CURSOR, server.follow_cursor)
-    hear(PAUSE, server.pause)
-    on(RESTART, server.restart, {})
-    hear(DID_SHOW, server.note_shown)
-    hear(DID_ACCEPT_PARTLY, server.note_partly_accepted)
-    server.command(DID_ACCEPT)(lambda *arguments: server.note_accepted(*arguments))
-    on(STATUS, server.answer_status, {})
-    on(DOCUMENTS, lambda _: server.held_documents(), [])
-    on(types.EXIT, lambda _: server.protocol.leave())
-    # Without options pygls does not advertise it.
-    options = types.InlineCompletionOptions()
-    server.feature(types.TEXT_DOCUMENT_INLINE_COMPLETION, options)(guarded(server.inline, []))

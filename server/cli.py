@@ -169,7 +169,7 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         help="suggest only in these languages (LSP identifiers such as python,sql); by default in "
         "those that the model was trained on",
     )
-    _add_depth_flag(complete)
+    _add_depth_flag(complete, "exact")
     where = complete.add_mutually_exclusive_group()
     where.add_argument(
         "--connect", action="store_true", help="run in the running engine host, or fail"
@@ -189,7 +189,7 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
     replay.add_argument("trace", metavar="TRACE.jsonl")
     _add_model_flags(replay)
     _add_quant_flag(replay)
-    _add_depth_flag(replay)
+    _add_depth_flag(replay, "full, so that rows do not depend on the machine")
     replay.add_argument(
         "--policy",
         default=None,
@@ -284,12 +284,12 @@ def _add_quant_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_depth_flag(parser: argparse.ArgumentParser) -> None:
+def _add_depth_flag(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--depth",
         metavar="D",
-        help="layers that a token runs through: full, exact (the same text sooner; the default), "
-        "fast, or a number of the first ones",
+        help="layers that a token runs through: full, exact (the same text sooner), fast, or a "
+        f"number of the first ones; by default {default}",
     )
 
 

@@ -9,42 +9,35 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError
+from .begun import Begun, OnText, heard_out
 from .documents import Document, Edit
 from .known_answers import Answer, KnownAnswers, Shown
 from .pace import Pace
+from .selected import Selected, continuing
 from .settings import Settings
 from .suggestion import asked, is_inside_word, offered, others_offered, untrained
-from .trim import first_line
 
 log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
+_REPLACED = "a newer request or edit took its place"
 
-Ask = Callable[[Document, int, CompletionParams, bool], Awaitable[Completion]]
+Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
 Warm = Callable[[Document, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Selected:
-    """What the editor's own menu would insert: `text` for `start:end` of the document."""
-
-    start: int
-    end: int
-    text: str
 
 
 class Completions:
     """Decide and answer, for all documents of one language server.
 
     Args:
-        ask: asks the engine: document, offset, parameters, whether the user asked for it. When the
-            task that awaits it is cancelled, the engine stops.
+        ask: asks the engine: document, offset, parameters, whether the user asked for it, what
+            hears the text as it comes. When the task that awaits it is cancelled, the engine stops.
         warm: tells the engine where the cursor is, so that the cache is there after the pause.
         settings: returns the settings in force.
         model_languages: returns what the model was trained on, as LSP identifiers; nothing while
@@ -68,6 +61,7 @@ class Completions:
         self._settings = settings
         self._running: dict[str, asyncio.Task[Answer]] = {}
         self._ahead: dict[str, asyncio.Task[None]] = {}
+        self._begun: dict[str, Begun] = {}
         self._shown: dict[str, Shown] = {}
         self._paces: dict[str, Pace] = {}
         self._known = KnownAnswers()
@@ -92,6 +86,9 @@ class Completions:
         shown = self._shown.get(uri)
         if shown is not None and (edits is None or not shown.follow(edits)):
             del self._shown[uri]
+        begun = self._begun.get(uri)
+        if begun is not None and (edits is None or not begun.follow(edits)):
+            self._drop_begun(uri)
         self._paces.setdefault(uri, Pace()).edited(edits, before)
         self._stop(uri)
 
@@ -99,12 +96,15 @@ class Completions:
         """Forget a document."""
         self._shown.pop(uri, None)
         self._paces.pop(uri, None)
+        self._drop_begun(uri)
         self._stop(uri)
 
     def reconfigured(self) -> None:
         """Forget what other settings have given."""
         self._known.clear()
         self._shown.clear()
+        for uri in [*self._begun]:
+            self._drop_begun(uri)
 
     def pause(self, uri: str | None, paused: bool) -> None:
         """Suggest nothing in a document, or anywhere (None), until that is taken back."""
@@ -143,7 +143,7 @@ class Completions:
             if self._running.get(document.uri) is task:
                 del self._running[document.uri]
         if task.cancelled():
-            answer = Answer("", offset, offset, "a newer request or edit took its place")
+            answer = Answer("", offset, offset, _REPLACED)
         else:
             answer = task.result()
         self._count(answer.reason)
@@ -152,7 +152,7 @@ class Completions:
 
     def status(self) -> dict[str, object]:
         """Return how requests ended, the latest reasons for none last, as plain data."""
-        names = ("requests", "suggested", "asked", "asked_ahead", "typed_through", "known")
+        names = ("requests", "suggested", "asked", "begun", "asked_ahead", "typed_through", "known")
         return {
             **{f"num_{name}": self._counts[name] for name in names},
             "recent_reasons": list(self._recent_reasons),
@@ -172,6 +172,11 @@ class Completions:
             if task is not None:
                 task.cancel()
 
+    def _drop_begun(self, uri: str) -> None:
+        begun = self._begun.pop(uri, None)
+        if begun is not None:
+            begun.stop()
+
     async def _answer(
         self, document: Document, offset: int, invoked: bool, selected: Selected | None
     ) -> Answer:
@@ -187,15 +192,15 @@ class Completions:
             return Answer("", offset, offset, reason)
         answer = None if invoked else self._reused(uri, text, offset)
         if answer is None:
-            if not invoked and settings.debounce_ms:
-                self._warm(document, offset)
-                await asyncio.sleep(pace.pause_s(settings.debounce_ms / 1000))
             try:
-                answer = await self._asked(document, offset, invoked, settings)
+                if invoked:
+                    self._drop_begun(uri)
+                    answer = await self._wanted(self._asked(document, offset, True, settings))
+                else:
+                    answer = await self._after_pause(document, offset, settings, pace)
+                    self._known.put(uri, text, answer)
             except EngineError as error:
                 return Answer("", offset, offset, str(error))
-            if not invoked:
-                self._known.put(uri, text, answer)
         is_fresh = not invoked and answer.origin != "typed through"
         if is_fresh and pace.was_deleted(offset, answer.text):
             return Answer("", offset, offset, "it was just deleted here")
@@ -205,7 +210,7 @@ class Completions:
             if settings.speculate and not answer.is_cut:
                 ahead = asyncio.ensure_future(self._look_ahead(document, answer, settings))
                 self._ahead[uri] = ahead
-        return _continue(selected, text, answer)
+        return continuing(selected, text, answer)
 
     def _reused(self, uri: str, text: str, offset: int) -> Answer | None:
         """Return what needs no model: what is left of the last suggestion, or a known answer."""
@@ -218,26 +223,74 @@ class Completions:
         self._counts["known"] += known is not None
         return known
 
-    async def _asked(
-        self, document: Document, offset: int, invoked: bool, settings: Settings
+    async def _after_pause(
+        self, document: Document, offset: int, settings: Settings, pace: Pace
     ) -> Answer:
-        text = document.text
-        confidence = "any" if invoked else settings.confidence
-        params = asked(text, offset, settings.completion_params(), confidence)
-        if invoked:
-            params = replace(params, num_candidates=settings.num_candidates)
+        """Answer when it is certain that this is a pause; the model may begin before that."""
+        shortest_s = settings.debounce_ms / 1000
+        pause_s = pace.pause_s(shortest_s)
+        before_s = pace.left_s(shortest_s if settings.speculate else pause_s, offset)
+        found = asyncio.ensure_future(self._begin(document, offset, settings, before_s))
+        found.add_done_callback(heard_out)
+        try:
+            await asyncio.sleep(pace.left_s(pause_s, offset))
+            answer = await self._wanted(found)
+            self._begun.pop(document.uri, None)
+        except EngineError:
+            self._begun.pop(document.uri, None)
+            raise
+        finally:
+            found.cancel()
+        return answer
+
+    async def _begin(
+        self, document: Document, offset: int, settings: Settings, before_s: float
+    ) -> Answer:
+        """Return what is left of what was begun before this place, or begin here after a while."""
+        now = asyncio.get_running_loop().time
+        begin_at = now() + before_s
+        begun = self._begun.get(document.uri)
+        answer = await begun.rest() if begun is not None and begun.is_at(offset) else None
+        if answer is not None:
+            return answer
+        self._drop_begun(document.uri)
+        if settings.debounce_ms:
+            self._warm(document, offset)
+            await asyncio.sleep(begin_at - now())
+        self._counts["begun"] += 1
+        begun = Begun(offset, lambda hear: self._asked(document, offset, False, settings, hear))
+        self._begun[document.uri] = begun
+        return await begun.rest() or Answer("", offset, offset, _REPLACED)
+
+    async def _wanted(self, answer: Awaitable[Answer]) -> Answer:
+        """Await what the engine computes, and what nobody's next key is going to end."""
         self._counts["asked"] += 1
         self._num_asking += 1
         self._on_change()
         try:
-            raw = await self._ask(document, offset, params, invoked)
+            return await answer
         finally:
             self._num_asking -= 1
+
+    async def _asked(
+        self,
+        document: Document,
+        offset: int,
+        invoked: bool,
+        settings: Settings,
+        on_text: OnText | None = None,
+    ) -> Answer:
+        text = document.text
+        confidence = "any" if invoked else settings.confidence
+        language = language_of(document.language_id, document.uri)
+        params = asked(text, offset, settings.completion_params(), confidence, language)
+        if invoked:
+            params = replace(params, num_candidates=settings.num_candidates)
+        raw = await self._ask(document, offset, params, invoked, on_text)
         # The model's languages may have come with it.
         reason = self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        language = language_of(document.language_id, document.uri)
         kept = offered(raw, text, offset, language)
         others = others_offered(raw, text, offset, language, kept.text)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
@@ -256,14 +309,15 @@ class Completions:
             if answer.origin == "typed through":
                 # Who types on ends this before it costs anything.
                 await asyncio.sleep(self._paces[uri].pause_s(settings.debounce_ms / 1000))
-            params = asked(text, after, settings.completion_params(), settings.confidence)
+            language = language_of(document.language_id, uri)
+            params = asked(text, after, settings.completion_params(), settings.confidence, language)
             self._counts["asked_ahead"] += 1
             params = replace(params, assumed=unified(answer.text))
-            raw = await self._ask(document, offset, params, False)
+            raw = await self._ask(document, offset, params, False, None)
         except EngineError as error:
             log.debug("nothing is computed ahead in %s: %s", uri, error)
             return
-        kept = offered(raw, text, after, language_of(document.language_id, uri))
+        kept = offered(raw, text, after, language)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
         self._known.put(uri, text, Answer(kept.text, after, after, kept.reason, is_cut))
 
@@ -284,7 +338,7 @@ def _reason_not_to_ask(
         return "completions are turned off (setting enabled)"
     if document.refusal is not None:
         return f"the document was refused: {document.refusal}"
-    if selected is not None and not _ends_at(selected, document.text, offset):
+    if selected is not None and not selected.ends_at(document.text, offset):
         return "the selected menu entry does not replace text of this line that ends at the cursor"
     if invoked:
         return None
@@ -293,21 +347,3 @@ def _reason_not_to_ask(
     if len(document.text) < 1000 and not document.text.strip():
         return "the document is empty"
     return None
-
-
-def _ends_at(selected: Selected, text: str, offset: int) -> bool:
-    replaced = text[selected.start : selected.end]
-    return selected.start <= offset == selected.end and first_line(replaced) == replaced
-
-
-def _continue(selected: Selected | None, text: str, answer: Answer) -> Answer:
-    """Return `answer` widened to the menu's range, or nothing when it does not continue it."""
-    if selected is None or not answer.text:
-        return answer
-    whole = text[selected.start : answer.start] + answer.text
-    if not whole.startswith(selected.text):
-        reason = f"the completion does not continue the selected entry {selected.text!r}"
-        return Answer("", answer.start, answer.end, reason)
-    before = text[selected.start : answer.start]
-    others = tuple(o for each in answer.others if (o := before + each).startswith(selected.text))
-    return Answer(whole, selected.start, answer.end, is_cut=answer.is_cut, others=others)

@@ -16,6 +16,7 @@ from typing import Any
 from ..engine.wire.address import default_address
 from ..engine.wire.errors import EngineError, HostUnavailable
 from .engine_link import look
+from .events import log_path
 from .host_place import try_place
 from .settings import Settings
 
@@ -52,7 +53,9 @@ def examine(settings: Settings) -> dict[str, Any]:
         except PackageNotFoundError:
             _problem(found, f"package {name} is missing", "install keyturn again", fatal=True)
     found["host"] = _examine_host(found)
-    found["log_files"] = [path for path in [found["host"]["log"]] if Path(path).exists()]
+    found["event_log"] = str(log_path())
+    logs = [found["host"]["log"], found["event_log"]]
+    found["log_files"] = [path for path in logs if Path(path).exists()]
     if not found["packages"].get("torch"):
         return found
     try:
@@ -87,7 +90,8 @@ def report(found: dict[str, Any]) -> str:
     if host["running"]:
         state = f"running, process {host['pid'] or 'not known: it does not answer'}"
     lines += [f"host       {state}; socket {host['socket']}"]
-    lines += [f"log        {path}" for path in found["log_files"]]
+    for name, path in (("log", host["log"]), ("events", found["event_log"])):
+        lines += [f"{name:<10} {path}" + ("" if path in found["log_files"] else " (none yet)")]
     for problem in found["problems"]:
         lines += [f"PROBLEM    {problem['problem']}", f"  remedy   {problem['remedy']}"]
     lines.append("completion works" if found["ok"] else "completion does not work")

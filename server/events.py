@@ -13,14 +13,13 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from ..engine.wire.address import Address, make_folder, open_private
-from ..engine.wire.errors import HostUnavailable
+from ..engine.wire.address import open_private
 from .documents import Edit
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,11 @@ _MAX_FOLLOWED_CHARS = 2000
 _FIRST_WORD = re.compile(r"\s*(?:\w+|[^\w\s]+|\Z)")
 
 
-def log_path(address: Address) -> Path:
-    """Return where the log is: beside the engine host's, one for all versions."""
-    return address.socket.parent / "events.jsonl"
+def log_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the log is: with what this user's programs keep, one for all versions."""
+    given = environ.get("XDG_STATE_HOME", "")
+    folder = Path(given) if os.path.isabs(given) else Path.home() / ".local" / "state"
+    return folder / "keyturn" / "events.jsonl"
 
 
 def older(path: Path) -> Path:
@@ -340,7 +341,7 @@ class Events:
             return
         path = self._path()
         try:
-            make_folder(path.parent)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_size > _MAX_LOG_BYTES:
                     path.replace(older(path))
@@ -352,7 +353,7 @@ class Events:
                 )
             finally:
                 os.close(file)
-        except (OSError, HostUnavailable) as error:
+        except OSError as error:
             log.warning("cannot write %s: %s", path, error)
 
 

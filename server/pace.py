@@ -38,6 +38,7 @@ class Pace:
         """Know nothing yet."""
         self._clock = clock
         self._last_at: float | None = None
+        self._cursor: int | None = None  # after the last edit
         self._pauses: deque[float] = deque(maxlen=_NUM_KEYS)
         self._num_deletions = 0
         self._deleted: _Deleted | None = None
@@ -53,10 +54,12 @@ class Pace:
         if self._last_at is not None and now - self._last_at < _LONGEST_PAUSE_S:
             self._pauses.append(now - self._last_at)
         self._last_at = now
+        self._cursor = None
         if edits is None or len(edits) != 1:
             self._num_deletions, self._deleted = 0, None
             return
         start, end, text = edits[0]
+        self._cursor = start + len(text)
         if text:
             self._num_deletions = 0
             self._written(start, end, text)
@@ -101,6 +104,15 @@ class Pace:
             return _FIRST_TIMES * least_s
         usual = statistics.quantiles(self._pauses, n=10, method="inclusive")[_TENTHS - 1]
         return min(max(least_s, usual), _MOST_TIMES * least_s)
+
+    def left_s(self, pause_s: float, offset: int) -> float:
+        """Return how much is left of a pause at a place, in seconds.
+
+        It began with the last key if that left the cursor there, else now: the cursor has moved.
+        """
+        if self._last_at is None or offset != self._cursor:
+            return pause_s
+        return max(0.0, pause_s - (self._clock() - self._last_at))
 
     def was_deleted(self, offset: int, text: str) -> bool:
         """Whether a suggestion at a place is what was just deleted there."""

@@ -62,7 +62,7 @@ def _depth() -> Check:
 
 
 def _is_count(digits: str) -> bool:
-    return digits.isdecimal() and len(digits) < 6 and int(digits) > 0
+    return digits.isascii() and digits.isdecimal() and len(digits) < 6 and int(digits) > 0
 
 
 def _languages() -> Check:
@@ -164,8 +164,8 @@ class Settings:
     depth: str | int = _setting(
         "exact",
         _depth(),
-        "layers that a token runs through: all of them by itself, all of them with drafts that "
-        "never change what is written, fewer where that costs little, or the first ones",
+        "layers that a token runs through: all, one token after the other; all, with drafts that "
+        "never change what is written; fewer where that costs little; so many of the first",
     )
 
     # When the language server asks. Most people leave 100 to 200 ms between two keys: a request
@@ -179,8 +179,8 @@ class Settings:
     debounce_ms: float = _setting(
         75.0,
         _number(0, 10_000),
-        "shortest pause in typing before an automatic completion is computed; up to four times "
-        "as much where somebody types slowly",
+        "shortest pause in typing before an automatic completion is shown; up to four times as "
+        "much where somebody types slowly",
     )
     confidence: str = _setting(
         "balanced",
@@ -192,7 +192,10 @@ class Settings:
         3, _whole(1, 3), "candidates at most, of a completion that was asked for"
     )
     speculate: bool = _setting(
-        True, _flag(), "compute ahead what comes after a suggestion, for when it is accepted"
+        True,
+        _flag(),
+        "compute ahead: from `debounce_ms` on, before it is certain that you pause, and what comes "
+        "after a suggestion, for when it is accepted",
     )
     # A request that waits costs nothing: the next key ends it. A stub, or silence, costs trust.
     cold_wait_ms: float = _setting(

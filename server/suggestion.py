@@ -11,6 +11,7 @@ from dataclasses import replace
 import regex
 
 from ..engine.syntax.languages import language_of
+from ..engine.syntax.surroundings import look, num_errors
 from ..engine.wire.config import Completion, CompletionParams
 from .trim import Trimmed, first_line, trim
 
@@ -28,6 +29,13 @@ LEAST = {
     "balanced": {"line": 0.3, "rest": 0.3, "gap": 0.4},
     "reserved": {"line": 0.6, "rest": 0.6, "gap": 0.7},
 }
+# What begins so has a body below it, and what ends so is gone on with there.
+_HEADER = regex.compile(
+    r"\s*(?:(?:export|default|async|public|private|protected|static|abstract|declare|const) )*"
+    r"(?:def|class|if|elif|else|for|while|with|try|except|finally|match|case|function|switch|catch|do|"
+    r"interface|enum|namespace|type)\b"
+)
+_OPENERS = (":", "{", "(", "[")
 _WORD_CHARACTER = regex.compile(r"[\w\p{M}]")
 _WORD_BOUNDARY = regex.compile(r"\b", regex.WORD)
 
@@ -44,22 +52,47 @@ def kind_of(text: str, offset: int) -> str:
     return "rest" if before[max(before.rfind("\n"), before.rfind("\r")) + 1 :].strip() else "line"
 
 
+def is_within_statement(text: str, offset: int, language: str | None) -> bool:
+    """Whether the line ends in a statement that is not whole: its rest is what is missing.
+
+    Not behind the beginning of a header, nor where something was just opened: those go on below.
+
+    Args:
+        text: the document.
+        offset: the cursor, at the end of its line.
+        language: an LSP identifier; without a grammar nothing is known.
+    """
+    before = text[max(0, offset - _MAX_REST) : offset]
+    line = before[max(before.rfind("\n"), before.rfind("\r")) + 1 :].strip()
+    if language is None or _HEADER.match(line) or line.endswith(_OPENERS):
+        return False
+    syntax = look(text, offset, offset, language)
+    # Something else may be wrong with the text.
+    return syntax is not None and syntax.num_errors > 0 and num_errors(line, language) != 0
+
+
 def asked(
-    text: str, offset: int, params: CompletionParams, confidence: str = "any"
+    text: str,
+    offset: int,
+    params: CompletionParams,
+    confidence: str = "any",
+    language: str | None = None,
 ) -> CompletionParams:
     """Return `params` with what ends a completion at `offset` before the model does.
 
-    Before other text on its line a completion fills in the line. The engine writes
-    line feeds, whatever the document has.
+    Before other text on its line, and within a statement, a completion fills in the line. The
+    engine writes line feeds, whatever the document has.
 
     Args:
         text: the document.
         offset: the cursor.
         params: budgets and sampling.
         confidence: how sure the model must be of all that is offered, see `LEAST`.
+        language: an LSP identifier, see `language_of`.
     """
     kind = kind_of(text, offset)
-    stop = ("\n",) if kind == "gap" else (_BLOCK_END,)
+    is_line = kind == "gap" or (kind == "rest" and is_within_statement(text, offset, language))
+    stop = ("\n",) if is_line else (_BLOCK_END,)
     return replace(params, stop=stop, min_probability=LEAST[confidence][kind])
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STARTING, LOADING, READY, COMPLETING, PAUSED, FAILED = (
+STARTING, LOADING, READY, COMPLETING, HEALING, PAUSED, FAILED = (
     "starting",
     "loading",
     "ready",
     "completing",
+    "healing",
     "paused",
     "failed",
 )
@@ -19,13 +20,19 @@ _HELP = {
     LOADING: "The model is being read; completions come when it is there.",
     READY: "Completions come when you pause.",
     COMPLETING: "A completion is being computed.",
+    HEALING: "What edits left stale is computed again while nobody waits; completions come first.",
     PAUSED: "Nothing is suggested until you resume.",
     FAILED: "No completions come. `keyturn doctor` says what to do, the log says what happened.",
 }
 
 
 def summary(
-    engine: Mapping[str, Any], *, is_busy: bool, is_paused: bool, last_reason: str | None
+    engine: Mapping[str, Any],
+    *,
+    is_busy: bool,
+    is_paused: bool,
+    last_reason: str | None,
+    host: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return `state`, `text` and `help`, and while the model is loaded `percent`.
 
@@ -34,6 +41,7 @@ def summary(
         is_busy: a completion is being computed.
         is_paused: suggestions are paused everywhere, or where somebody is.
         last_reason: why the last request gave nothing, None if it gave something.
+        host: `EngineClient.host_status`, if the host was asked.
     """
     state = engine["state"]
     if state == STARTING:
@@ -47,6 +55,8 @@ def summary(
         return _said(PAUSED, "paused")
     if is_busy:
         return _said(COMPLETING, "completing")
+    if last_reason is None and host and host.get("num_rows_to_heal") and not host.get("is_idle"):
+        return _said(HEALING, f"healing {host['num_rows_to_heal']} rows")
     return _said(READY, "ready" if last_reason is None else f"no suggestion: {last_reason}")
 
 

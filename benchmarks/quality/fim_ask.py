@@ -107,7 +107,7 @@ def _ask(engine: Engine, task: Task, model: str, layout: str | None) -> Answer:
         shown = raw = completion.text
     else:
         params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, (), 0.0)
-        stops = asked(text, cursor, params).stop
+        stops = asked(text, cursor, params, language=language_of("", task.path)).stop
         # One that does not know where a middle ends would fill the budget every time.
         params = params if session.model.template else replace(params, stop=stops)
         completion = session.complete(cursor, params, _go_on)

@@ -63,7 +63,7 @@ def steps_of(
             is_last=is_last,
             max_tokens=params.max_tokens,
         )
-    if not depth.isdecimal() or not 0 < int(depth[:6]) <= num_layers:
+    if not depth.isdecimal() or not 0 < int(depth[:9]) <= num_layers:
         known = ", ".join(DEPTHS)
         raise BadRequest(f"depth {depth:.20}: must be {known} or a number from 1 to {num_layers}")
     return PlainSteps(prompt, int(depth), check)

@@ -20,15 +20,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..model.decoder import Check
-from ..model.draft_head import DraftHead
-from ..model.step_cost import StepCost
+from ..model.pass_cost import StepCost
+from ..model.passes import DraftHead
 from ..prompt.prompt_cache import PromptCache
 from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
 from .steps import common_length
@@ -112,7 +112,7 @@ class SpeculativeSteps:
         self._is_last, self._max_tokens = is_last, max_tokens
         decoder = prompt.decoder
         self._cost: StepCost = decoder.step_cost
-        num_layers = decoder.config.num_layers
+        self._num_layers = num_layers = decoder.config.num_layers
         num_first = max(1, round(num_layers * _DRAFTING_SHARE))
         self._first, self._rest = range(num_first), range(num_first, num_layers)
         self._has_exits = exits and num_first < num_layers
@@ -152,11 +152,15 @@ class SpeculativeSteps:
             self._lookup.replace(len(self._taken) - num_kept, token_ids[num_kept:])
         del self._taken[num_kept:]
         self._drop_ahead()
-        more = token_ids[num_kept:]
-        logits = self._prompt.decode_several(more, self._check)[-1]
-        self._note_rows(len(more), len(self._first) + len(self._rest))
-        self._num_steps += len(more)
-        self._taken += more
+        starts = range(num_kept, len(token_ids), MOST_ROWS)
+        return [self._known(token_ids[start : start + MOST_ROWS]) for start in starts][-1]
+
+    def _known(self, token_ids: Sequence[int]) -> Tensor:
+        """Compute tokens that are taken already; return the logits after the last."""
+        logits = self._prompt.decode_several(token_ids, self._check)[-1]
+        self._num_layer_runs += len(token_ids) * self._num_layers
+        self._num_steps += len(token_ids)
+        self._taken += token_ids
         return logits
 
     def end(self) -> None:
@@ -166,9 +170,6 @@ class SpeculativeSteps:
     def _drop_ahead(self) -> None:
         self._ahead.clear()
         self._prompt.drop_generated(len(self._taken))
-
-    def _note_rows(self, num_rows: int, num_layers: int) -> None:
-        self._num_layer_runs += num_rows * num_layers
 
     @cached_property
     def _draft_head(self) -> DraftHead:
@@ -185,7 +186,7 @@ class SpeculativeSteps:
         if self._has_exits and most > 0:
             record.waited += 1
             may = record.exit_gain > 1 or record.waited > _TRIED_AGAIN
-            if may and gain < max(record.exit_gain, 1.0):
+            if may and gain <= max(record.exit_gain, 1.0):
                 record.waited = 0
                 return self._from_first_layers(token_id, most)
         return self._verified(token_id, draft)
@@ -221,7 +222,7 @@ class SpeculativeSteps:
             logits = self._prompt.decode(token_id, self._check)[None]
         if not logits.is_cuda:  # a GPU is still at work
             self._cost.observe(num_rows, num_slots, (time.perf_counter() - started_at) * 1e3)
-        self._note_rows(num_rows, len(self._first) + len(self._rest))
+        self._num_layer_runs += num_rows * self._num_layers
         self._record.num_drafted += len(draft.token_ids)
         for at, (drafted, after) in enumerate(zip(draft.token_ids, logits[1:], strict=True)):
             number = min(draft.num_matched + at, LONGEST_MATCH)
@@ -231,7 +232,11 @@ class SpeculativeSteps:
     def _from_first_layers(self, token_id: int, most: int) -> Tensor:
         """Draft with the first layers as long as it pays, then verify all with the rest."""
         prompt, record, head = self._prompt, self._record, self._draft_head
-        num_slots = prompt.num_rows
+        num_slots, started_at = prompt.num_rows, time.perf_counter()
+        share = len(self._first) / self._num_layers
+        ms = partial(
+            self._cost.drafting_ms, num_slots=num_slots, share=share, head_share=head.share
+        )
         hidden: list[Tensor] = []
         drafted: list[tuple[int, int]] = []  # tokens, and the classes of their probabilities
         expected = reached = 1.0
@@ -243,26 +248,18 @@ class SpeculativeSteps:
             drafted.append((fed, number))
             num_rows = len(hidden)
             reached *= record.exits.of(number)
-            now, with_one_more = (self._exit_ms(num_rows + more, num_slots) for more in (0, 1))
             is_over = num_rows > most or self._is_last(fed)
-            if is_over or (expected + reached) * now <= expected * with_one_more:
+            if is_over or (expected + reached) * ms(num_rows) <= expected * ms(num_rows + 1):
                 break
             expected += reached
         logits = prompt.finish(torch.cat(hidden), self._check, self._rest)
-        self._note_rows(num_rows, len(self._first) + len(self._rest))
-        plain_ms = self._cost.ms(1, num_slots)
-        gain = expected * plain_ms / self._exit_ms(num_rows, num_slots)
+        self._num_layer_runs += num_rows * self._num_layers
+        if not logits.is_cuda:
+            self._cost.observe_drafting(ms(num_rows), (time.perf_counter() - started_at) * 1e3)
+        gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
         record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
         record.num_drafted += len(drafted)
         for at, (drafted_id, number) in enumerate(drafted):
             after = logits[at + 1] if at + 1 < num_rows else None
             self._ahead.append(_Ahead(drafted_id, after, record.exits, number))
         return logits[0]
-
-    def _exit_ms(self, num_rows: int, num_slots: int) -> float:
-        """Return what it takes to draft with so many rows and verify them."""
-        cost, share = self._cost, len(self._first) / (len(self._first) + len(self._rest))
-        head_ms = self._draft_head.share * cost.head_ms(1)
-        drafting = num_rows * (share * cost.layers_ms(1, num_slots) + head_ms)
-        verifying = (1 - share) * cost.layers_ms(num_rows, num_slots) + cost.head_ms(num_rows)
-        return drafting + verifying

@@ -16,12 +16,12 @@ from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
-from .draft_head import DraftHead
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack
-from .pass_cost import PassCost
+from .pass_cost import PassCost, StepCost
 from .passes import (
     AttentionRecord,
+    DraftHead,
     EagerPass,
     GraphPass,
     Head,
@@ -32,7 +32,6 @@ from .passes import (
     head_over,
     refuse_unsupported,
 )
-from .step_cost import StepCost
 
 
 class Decoder:
@@ -201,6 +200,11 @@ class Decoder:
     def head_over(self, token_ids: Tensor) -> Head:
         """Return what gives (n, m) float32 logits of (m,) int64 tokens alone, as `logits` does."""
         return torch.inference_mode()(head_over(self.stack, self._in_c, self._head_rows, token_ids))
+
+    @property
+    def is_in_c(self) -> bool:
+        """Whether the C library has the weights."""
+        return self._in_c is not None
 
     def draft_head(self, token_ids: Slots) -> DraftHead:
         """Return a head over the commonest tokens and these, for the output of any layer."""

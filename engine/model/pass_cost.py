@@ -1,9 +1,21 @@
-"""What a forward pass over some rows takes on this machine: learnt from the passes that are run."""
+"""What passes over some rows take on this machine: learnt from those that are run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
 # Of what was learnt before, so much counts beside the newest pass: about the last twenty decide.
 _KEPT = 0.95
+# Rows of the decode steps that are timed, in order: the C library computes four at a time.
+STEP_SIZES = (1, 2, 4, 5, 8)
+_MOST_ROWS = 64
+# How fast figures follow what is observed: those of all steps, and those of one kind.
+_FOLLOW, _FOLLOW_ONE = 0.1, 0.05
+# Of the first row's time a further one costs this at least.
+_LEAST_SHARE = 0.05
 
 
 class PassCost:
@@ -56,3 +68,104 @@ class PassCost:
             else:
                 high = middle - 1
         return low
+
+
+class StepCost:
+    """Milliseconds of a decode step by its rows and the slots that they see, and of its logits.
+
+    Measured once, then kept up to date by the steps that are run: a busy machine slows them all
+    down, but not by the same factor.
+    """
+
+    def __init__(self) -> None:
+        """Start with a guess: each further row costs a third of the first."""
+        rows = np.arange(_MOST_ROWS + 1)
+        self._fixed, self._per_slot = (rows + 2) / 3, np.zeros(len(rows))
+        self._head = self._fixed / 5
+        self._rows_alone = 1
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._speed, self._drafting = 1.0, 1.0
+        self._shape = np.ones(_MOST_ROWS + 1)
+
+    def learn(
+        self,
+        layers: Mapping[tuple[int, int], float],
+        head: Mapping[int, float],
+        *,
+        rows_alone: int = 1,
+    ) -> None:
+        """Take over what was measured.
+
+        Args:
+            layers: (rows, slots) to milliseconds of all layers, for `STEP_SIZES` and two numbers of
+                slots.
+            head: rows to milliseconds of their logits.
+            rows_alone: a row that goes through some layers alone costs as much as so many.
+        """
+        few, many = sorted({slots for _, slots in layers})
+        at_few, at_many = (
+            _curve([layers[size, slots] for size in STEP_SIZES]) for slots in (few, many)
+        )
+        self._per_slot = np.maximum(at_many - at_few, 0) / (many - few)
+        self._fixed = np.maximum(at_few - few * self._per_slot, at_few / 10)
+        self._head = _curve([head[size] for size in STEP_SIZES])
+        self._rows_alone = rows_alone
+        self._start_anew()
+
+    def ms(self, num_rows: int, num_slots: int) -> float:
+        """Return what a whole step is expected to take."""
+        ms = self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
+        return ms * self._speed * float(self._shape[num_rows])
+
+    def drafting_ms(
+        self, num_rows: int, *, num_slots: int, share: float, head_share: float
+    ) -> float:
+        """Return what it takes to draft with some rows, one by one, and to verify them together.
+
+        Args:
+            num_rows: the rows.
+            num_slots: slots that they see.
+            share: of the layers, the first ones that draft.
+            head_share: of the head, the tokens that may be drafted.
+        """
+        alone_ms = share * self._layers_ms(self._rows_alone, num_slots)
+        drafting = num_rows * (alone_ms + head_share * float(self._head[1]))
+        verifying = (1 - share) * self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
+        return (drafting + verifying) * self._speed * self._drafting
+
+    def _layers_ms(self, num_rows: int, num_slots: int) -> float:
+        return float(self._fixed[num_rows] + self._per_slot[num_rows] * num_slots)
+
+    def observe(self, num_rows: int, num_slots: int, ms: float) -> None:
+        """Note what a whole step took."""
+        factor = _bounded(ms / self.ms(num_rows, num_slots))
+        self._speed *= factor**_FOLLOW
+        self._shape[num_rows] *= factor**_FOLLOW_ONE
+
+    def observe_drafting(self, expected_ms: float, ms: float) -> None:
+        """Note what drafting and verifying took, and what was expected of it."""
+        factor = _bounded(ms / expected_ms)
+        self._speed *= factor**_FOLLOW
+        self._drafting *= factor**_FOLLOW_ONE
+
+
+def _bounded(factor: float) -> float:
+    """Return a factor within bounds: a step that waited says little about the next."""
+    return min(2.0, max(0.5, factor))
+
+
+def _curve(measured: list[float]) -> NDArray[np.float64]:
+    """Return figures for 0 to `_MOST_ROWS` rows from those for `STEP_SIZES`.
+
+    What a busy machine has made of them is bounded: a row more costs something, and at most as much
+    as the first.
+    """
+    sizes, one = np.array(STEP_SIZES), measured[0]
+    least = one * (1 + _LEAST_SHARE * (sizes - 1))
+    bounded = np.maximum.accumulate(np.clip(measured, least, one * sizes))
+    *_, four, _, eight = bounded
+    last = STEP_SIZES[-1]
+    beyond = eight + (eight - four) / 4 * np.arange(1, _MOST_ROWS - last + 1)
+    return np.concatenate([np.interp(np.arange(last + 1), sizes, bounded), beyond])

@@ -8,6 +8,7 @@ serves it. Nothing is decided again further in.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ from .layers import Check, LayerStack
 
 # On the CPU up to so many rows go through all layers in one call, and so many to logits.
 _STEP_ROWS, _STEP_LOGITS = 16, 64
+# A vocabulary that was learnt by merging has the commonest tokens first. In held-out code these are
+# 78 to 95 % of what is written; of the others nearly all stand in the prompt already.
+_COMMONEST = 8192
 Head = Callable[[Tensor], Tensor]
 _HALVES = (torch.bfloat16, torch.float16)  # what the kernels of a GPU multiply
 
@@ -308,6 +312,69 @@ def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: 
         return functional.linear(normed, dense).float()
 
     return logits
+
+
+class DraftHead:
+    """Finds the likeliest token among the commonest ones and some more.
+
+    The head is a fifth of the embedded model, and a draft may be wrong. Where the C library has not
+    got the head, all of it is computed.
+
+    Attributes:
+        share: of the whole head's cost.
+    """
+
+    def __init__(
+        self,
+        whole: Head,
+        step: CpuStep | None,
+        head: Matrix,
+        token_ids: Slots,
+    ) -> None:
+        """Choose the tokens.
+
+        Args:
+            whole: (n, hidden_size) hidden states to all logits.
+            step: the C library with the head, if it has it.
+            head: (vocab_size, hidden_size).
+            token_ids: tokens besides the commonest.
+        """
+        self._whole, self._step = whole, step
+        self._parts: list[tuple[Matrix, Slots | None]] = []
+        vocab_size = head.shape[0]
+        if step is None or vocab_size <= _COMMONEST:
+            self._step, self.share = None, 1.0
+            return
+        more = np.unique(token_ids[(token_ids >= _COMMONEST) & (token_ids < vocab_size)])
+        self._parts.append((_rows(head, slice(_COMMONEST)), None))
+        if len(more):
+            self._parts.append((_rows(head, torch.from_numpy(more)), more))
+        self.share = (_COMMONEST + len(more)) / vocab_size
+
+    @torch.inference_mode()
+    def best(self, hidden: Tensor) -> tuple[int, float]:
+        """Return the likeliest token after (1, hidden_size) and its probability among these."""
+        if self._step is None:
+            logits = self._whole(hidden)[0]
+            largest, at = logits.max(-1)
+            return int(at), math.exp(float(largest - logits.logsumexp(-1)))
+        found: list[tuple[float, int]] = []
+        sums: list[float] = []
+        for rows, token_ids in self._parts:
+            logits = self._step.logits(hidden, rows)[0]
+            largest, at = logits.max(-1)
+            found.append((float(largest), int(at if token_ids is None else token_ids[int(at)])))
+            sums.append(float(logits.logsumexp(-1)))
+        largest, best = max(found)
+        most = max(sums)
+        log_sum = most + math.log(sum(math.exp(each - most) for each in sums))
+        return best, math.exp(largest - log_sum)
+
+
+def _rows(matrix: Matrix, rows: slice | Tensor) -> Matrix:
+    if isinstance(matrix, BlockMatrix):
+        return BlockMatrix(matrix.blocks[rows], matrix.kind)
+    return matrix[rows]
 
 
 def _attend(

@@ -12,7 +12,7 @@ import torch
 
 from .decoder import Decoder
 from .kv_cache import KVCache
-from .step_cost import STEP_SIZES
+from .pass_cost import STEP_SIZES
 
 # Parts of the layers that are timed one at a time, and how often each step is.
 _SHARES, _TIMES = 6, 3
@@ -22,9 +22,12 @@ def measure_steps(decoder: Decoder, num_slots: int) -> None:
     """Time decode steps that see few slots and `num_slots`, for the decoder's `step_cost`.
 
     On a CPU a part of the layers stands for all, another part each time, so that weights come from
-    memory as they do in a whole step: some 0.1 s for the embedded model.
+    memory as they do in a whole step: some 0.1 s for the embedded model. Without the C library and
+    without a GPU the guess stays.
     """
     config, is_gpu = decoder.config, decoder.device.type == "cuda"
+    if not is_gpu and not decoder.is_in_c:
+        return
     cache = KVCache(config, num_slots + STEP_SIZES[-1], decoder.dtype, decoder.device)
     at_once = config.num_layers if is_gpu else max(1, config.num_layers // _SHARES)
     parts = [range(at, at + at_once) for at in range(0, config.num_layers - at_once + 1, at_once)]
@@ -45,9 +48,12 @@ def measure_steps(decoder: Decoder, num_slots: int) -> None:
             layers[at] = min(_timed(decoder, run), layers.get(at, math.inf))
             logits_ms = _timed(decoder, partial(decoder.logits, zeros[:size]))
             head[size] = min(logits_ms, head.get(size, math.inf))
+            if is_gpu and size == 1:  # a graph of its own, with the head
+                whole_ms = _timed(decoder, partial(decoder.last_logits, cache, slots, _go_on))
+                layers[at] = max(min(whole_ms - head[size], layers[at]), whole_ms / 2)
             cache.remove(slots)
     whole = {at: ms * config.num_layers / at_once for at, ms in layers.items()}
-    decoder.step_cost.learn(whole, head)
+    decoder.step_cost.learn(whole, head, rows_alone=2 if is_gpu else 1)
 
 
 def _timed(decoder: Decoder, work: Callable[[], object]) -> float:

@@ -179,7 +179,10 @@ class DroppedRows:
             The runs that remain, and what is kept.
         """
         wanted = self.exactness.histories
-        if changed_from >= len(wanted) - 1 or not self.num_bytes:
+        if changed_from >= len(wanted) - 1:
+            return runs, []
+        runs = self.exactness.with_own(runs, order, segment_of)
+        if not self.num_bytes:
             return runs, []
         seen = self._cache.record("seen")
         is_left = np.arange(len(wanted)) >= changed_from
@@ -188,7 +191,8 @@ class DroppedRows:
             is_left[part] &= seen[order[source : source + length]] != wanted[part]
         found: list[Returning] = []
         num_missing = len(wanted) - sum(run.length for run in runs)
-        if self._spans and num_missing >= SHORTEST_RUN:
+        # With little missing, spans hold better rows only of a text that was here before.
+        if self._spans and (num_missing >= SHORTEST_RUN or self.exactness.was_settled()):
             found += self._find_own(is_left, wanted, segment_of)
         found += self._overwritten.find(np.flatnonzero(is_left), wanted)
         is_found = np.zeros(len(wanted), dtype=bool)

@@ -8,6 +8,8 @@ made stale, and what was computed again in between is put back (`OverwrittenRows
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.kv_cache import KVCache, Slots
+from .edit_plan import Run, rows_between
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -53,6 +56,37 @@ class Exactness:
     def forget(self, slots: Slots) -> None:
         """Take rows for nothing: a pass begins to compute them, and may be left half done."""
         self._cache.record("seen")[slots] = 0
+
+    def was_settled(self) -> bool:
+        """Return whether this very text was noted so, of late."""
+        return len(self.histories) > 0 and int(self.histories[-1]) in self._settled
+
+    def with_own(self, runs: list[Run], order: Slots, segment_of: Ints) -> list[Run]:
+        """Return runs, and those of unused rows that were computed over this very text.
+
+        After a return such rows lie between others that were computed again at the other place,
+        in runs too short to be matched by their tokens.
+
+        Args:
+            runs: resident rows that serve the prompt's tokens, as `match_rows` returns them.
+            order: (r,) slots of the resident rows, in order of position.
+            segment_of: (m,) or longer, the segment of each token.
+        """
+        unserved = rows_between([(run.at, run.length) for run in runs], len(self.histories))
+        unused = rows_between(sorted((run.source, run.length) for run in runs), len(order))
+        if not len(unserved) or not len(unused):
+            return runs
+        slots = order[unused]
+        seen, segments = self._cache.record("seen")[slots], self._cache.record("segment")[slots]
+        _, which, where = np.intersect1d(seen, self.histories[unserved], return_indices=True)
+        fits = segments[which] == segment_of[unserved[where]]
+        sources, places = np.sort(unused[which[fits]]), np.sort(unserved[where[fits]])
+        if not len(places):
+            return runs
+        is_break = (np.diff(places) != 1) | (np.diff(sources) != 1)
+        bounds = [0, *(np.flatnonzero(is_break) + 1).tolist(), len(places)]
+        own = [Run(int(sources[a]), int(places[a]), b - a) for a, b in pairwise(bounds)]
+        return sorted([*runs, *own], key=lambda run: run.at)
 
     def note(self, computed: Slots) -> Slots:
         """Note what was computed; make fresh the first rows as far as all are exact, return them.
@@ -138,6 +172,7 @@ class OverwrittenRows:
         self._seen: Ints = np.empty(0, dtype=np.int64)
         self._standing: NDArray[np.int8] = np.empty(0, dtype=np.int8)
         self._debt: Floats = np.empty(0, dtype=np.float32)
+        self._by_seen: Ints | None = None  # places of those held, in order of what they have seen
 
     @property
     def num_bytes(self) -> int:
@@ -146,7 +181,7 @@ class OverwrittenRows:
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._rows = None
+        self._rows = self._by_seen = None
         self._seen = self._seen[:0]
 
     def keep(self, slots: Slots, debt: Floats, most_rows: int) -> None:
@@ -176,6 +211,7 @@ class OverwrittenRows:
         self._rows[:, :, at] = copied
         self._seen[at], self._debt[at] = seen, debt
         self._standing[at] = self._cache.record("standing")[slots]
+        self._by_seen = None
 
     def find(self, improvable: Ints, histories: Ints) -> list[Returning]:
         """Return the kept rows that were computed over the text before some places.
@@ -186,11 +222,17 @@ class OverwrittenRows:
         """
         if self._rows is None:
             return []
-        _, kept, which = np.intersect1d(self._seen, histories[improvable], return_indices=True)
-        if not len(kept):
+        if self._by_seen is None:
+            held = np.flatnonzero(self._seen)
+            self._by_seen = held[np.argsort(self._seen[held])]
+        if not len(self._by_seen):
             return []
-        ascending = np.argsort(which)
-        kept, positions = kept[ascending], improvable[which[ascending]]
+        wanted, seen = histories[improvable], self._seen[self._by_seen]
+        at = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
+        is_held = seen[at] == wanted
+        if not is_held.any():
+            return []
+        kept, positions = self._by_seen[at[is_held]], improvable[is_held]
         records = self._seen[kept], self._standing[kept], self._debt[kept]
         return [Returning(positions, *records, self._rows[:, :, kept])]
 
@@ -200,9 +242,14 @@ def histories(token_ids: Ints) -> Ints:
 
     It stands for all of them where rows are told exact: of 64 bits, two are not alike by chance.
     """
-    # Any odd numbers do, another for every place.
-    places = np.arange(1, len(token_ids) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    places ^= places >> np.uint64(29)
     mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
-    return np.cumsum(mixed * (places | np.uint64(1)), dtype=np.uint64).view(np.int64)
+    mixed *= _factors(1 << len(token_ids).bit_length())[: len(token_ids)]
+    return np.cumsum(mixed).view(np.int64)
+
+
+@lru_cache(maxsize=2)
+def _factors(size: int) -> NDArray[np.uint64]:
+    """Return an odd number for every place; any do."""
+    places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (places ^ (places >> np.uint64(29))) | np.uint64(1)

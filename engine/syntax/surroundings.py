@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import tree_sitter
@@ -248,6 +249,8 @@ class Surroundings:
         return inside
 
 
+# A completion's place is looked at before it is asked for and when it has come.
+@functools.lru_cache(maxsize=2)
 def look(text: str, start: int, end: int, language: str | None) -> Surroundings | None:
     """Parse the neighbourhood of `text[start:end]`; None if the language has no grammar here.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .hidden import HiddenSecrets
+from .hidden import EngineTexts, HiddenSecrets
 from .masked import HoldsSecret, Masked, without_placeholders
 
-__all__ = ["HiddenSecrets", "HoldsSecret", "Masked", "without_placeholders"]
+__all__ = ["EngineTexts", "HiddenSecrets", "HoldsSecret", "Masked", "without_placeholders"]

@@ -7,6 +7,7 @@ PuTTY). So an edit scans the lines it touches, and those behind it until that ag
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import string
@@ -20,6 +21,8 @@ from .rules import CONFIG_LANGUAGES, Span, found, line_start, line_stop
 # So many characters of a placeholder in a completion are no chance; of a shorter one, all are told.
 _NUM_TELLING = 8
 _NUM_SHORTEST = 6
+# So much is looked at in some 20 ms.
+_SLICE_CHARS = 30_000
 # What passwords have beside letters and digits, but for what may be structure: "-_.:/=".
 _SYMBOLS = "!@#$%^&*+?~|"
 _BEGIN = re.compile(
@@ -49,20 +52,22 @@ class Masked:
     Args:
         text: the whole text.
         language: an LSP identifier; in some, values stand without quotes.
+        spans: those of credentials on a line, where they are known.
 
     Attributes:
         plain: the true text.
         text: of the same length; what the engine may see.
     """
 
-    def __init__(self, text: str, language: str) -> None:
+    def __init__(self, text: str, language: str, spans: list[Span] | None = None) -> None:
         """Find the secrets of the whole text."""
         self._is_config = language in CONFIG_LANGUAGES
         self.plain = self.text = text
         self._spans: list[Span] = []
         # Line starts at which "a private key goes on" begins or ends, by turns.
         self._turns: list[int] = []
-        self._spans, self._turns, _ = self._scan(0, None)
+        spans = found(text, self._is_config) if spans is None else spans
+        self._spans, self._turns, _ = self._scan(0, None, spans)
         self.text = _hidden(text, 0, self._spans)
 
     @property
@@ -83,7 +88,7 @@ class Masked:
         start, end, new = edit
         self.plain = self.plain[:start] + new + self.plain[end:]
         first = line_start(self.plain, start)
-        spans, turns, last = self._scan(first, edit)
+        spans, turns, last = self._scan(first, edit, [])
         moved = len(new) - (end - start)
         before = self.text[first : last - moved]
         after = _hidden(self.plain[first:last], first, spans)
@@ -110,14 +115,17 @@ class Masked:
             behind = [(start + moved, end + moved) for start, end in behind]
         self._spans = [*self._spans[:low], *spans, *behind]
 
-    def _scan(self, first: int, edit: Edit | None) -> tuple[list[Span], list[int], int]:
+    def _scan(
+        self, first: int, edit: Edit | None, spans: list[Span]
+    ) -> tuple[list[Span], list[int], int]:
         """Look at lines from `first` on until an edit has no more effect.
+
+        Without an edit only for private keys: `spans` are the credentials of all lines.
 
         Returns:
             The secrets in these lines, the turns behind `first`, and the end of the lines.
         """
         text = self.plain
-        spans = found(text, self._is_config) if edit is None else []
         known = edit.start + len(edit.text) if edit else len(text)
         moved = len(edit.text) - (edit.end - edit.start) if edit else 0
         is_key = self._goes_on(first)
@@ -158,6 +166,19 @@ class Masked:
             if completion[at : at + _NUM_TELLING] in shown:
                 return at if safe < 0 else min(at, safe)
         return len(completion) if safe < 0 else safe
+
+
+async def masked_in_slices(text: str, language: str) -> Masked:
+    """Find the secrets of a long text, a slice at a time; the event loop goes on in between."""
+    is_config = language in CONFIG_LANGUAGES
+    spans: list[Span] = []
+    first = 0
+    while first < len(text):
+        stop = line_stop(text, min(first + _SLICE_CHARS, len(text)))
+        spans += [(first + start, first + end) for start, end in found(text[first:stop], is_config)]
+        first = stop
+        await asyncio.sleep(0)
+    return Masked(text, language, spans)
 
 
 def without_placeholders(completion: str, masked: Masked) -> str:

@@ -126,6 +126,29 @@ def test_undo_leads_back_to_what_was_repaired_before_and_not_healed(opened):
     assert_heals_to_a_full_prefill(session, opened, len(session.text))
 
 
+def test_redo_puts_back_long_stretches_that_were_repaired(opened):
+    session, limit = opened(), RepairLimit(max_rows=10_000)
+    without, with_it = FUNCTIONS[2], FUNCTIONS[1] + FUNCTIONS[2]
+    computed(session, replaced(session, with_it, without))
+    assert session.prompt.repair(limit, check) >= 3 * SHORTEST_RUN
+    computed(session, replaced(session, without, with_it))
+    assert computed(session, replaced(session, with_it, without)) == 1
+    assert session.prompt.repair(limit, check) == 0
+
+
+@pytest.mark.parametrize("num_repaired", [0, 60, 10_000])
+def test_return_to_a_place_uses_rows_between_those_that_were_repaired_elsewhere(
+    opened, num_repaired
+):
+    near, far = (TEXT.index(FUNCTIONS[number]) for number in (1, 5))
+    session = opened(cursor=near)
+    computed(session, jumped(session, far))
+    session.prompt.repair(RepairLimit(max_rows=num_repaired), check)
+    assert computed(session, jumped(session, near)) <= 2
+    assert session.prompt.num_stale == 0
+    assert_heals_to_a_full_prefill(session, opened, near)
+
+
 def test_place_that_was_left_is_exact_when_the_cursor_returns(opened):
     near, far = TEXT.index(FUNCTIONS[1]), TEXT.index(FUNCTIONS[6])
     session = opened(cursor=near)

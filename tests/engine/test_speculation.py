@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
 from keyturn.engine.generation.speculation import DraftRecord
-from keyturn.engine.model.step_cost import STEP_SIZES, StepCost
+from keyturn.engine.model.pass_cost import STEP_SIZES, StepCost
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled
 
@@ -229,3 +229,43 @@ def test_step_cost_follows_what_is_measured_and_observed() -> None:
         cost.observe(4, 100, 34.0)
         cost.observe(1, 100, cost.ms(1, 100))
     assert cost.ms(4, 100) / cost.ms(1, 100) > 1.2 * ratio
+
+
+def test_drafting_follows_what_it_takes() -> None:
+    cost = StepCost()
+    parts = {"num_slots": 100, "share": 0.2, "head_share": 0.2}
+    assert cost.ms(1, 100) < cost.drafting_ms(1, **parts) < cost.drafting_ms(2, **parts)
+    before = cost.drafting_ms(2, **parts) / cost.ms(1, 100)
+    for _ in range(100):
+        cost.observe_drafting(cost.drafting_ms(2, **parts), 1.2 * cost.drafting_ms(2, **parts))
+        cost.observe(1, 100, 0.8 * cost.ms(1, 100))
+    assert cost.drafting_ms(2, **parts) / cost.ms(1, 100) > 1.5 * before
+
+
+def test_first_layers_that_gain_nothing_rest_and_are_tried_again(session, drafting) -> None:
+    drafting("exits")
+    record = session.model.drafts
+    record.exit_gain = 0.9
+    made = session.complete(AT, PARAMS, check)
+    assert record.num_drafted == 0
+    assert record.waited == len(made.token_ids) - 2
+    record.waited = 1000
+    session.complete(AT, PARAMS, check)
+    assert record.num_drafted > 0
+    assert record.waited < 1000
+
+
+@pytest.mark.parametrize("layout", ["psm", None])
+def test_other_layouts_and_white_space_written_again(tiny_model, continuing_model, layout) -> None:
+    model = str(tiny_model if layout else continuing_model)
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+    session = engine.open("a", TEXT, path="a.py", model=model, policy="turn", layout=layout)
+    assert session.layout_name == (layout or "prefix")
+    session.drafts.exit_gain = 0.5  # only what is looked up
+    for text in ("", "a", "first(a"):
+        session.edit([(AT, AT, text)])
+        plain = session.complete(AT + len(text), replace(PARAMS, depth="full"), check)
+        for _ in range(3):
+            made = session.complete(AT + len(text), PARAMS, check)
+            assert (made.text, made.token_ids) == (plain.text, plain.token_ids)
+    assert session.drafts.num_accepted > 0

@@ -55,7 +55,7 @@ class FakeEngine:
         else:
             self.calls.append(("warm", uri, cursor))
 
-    async def complete(self, uri, version, offset, params, *, invoked, wait_ms=None):
+    async def complete(self, uri, version, offset, params, *, invoked, wait_ms=None, on_text=None):
         self.calls.append(("complete", version, offset, invoked))
         assert self.texts[uri][0] == version
         try:

@@ -11,7 +11,7 @@ from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import BadPosition, BadRequest, DocumentRefused
 from keyturn.server import commands, file_completion
 from keyturn.server.cli import main
-from keyturn.server.commands import open_place
+from keyturn.server.complete_command import open_place
 from keyturn.server.settings import COMMAND_LINE, with_values
 
 
@@ -108,6 +108,7 @@ def test_errors_are_one_line_with_exit_code_2(capfd, tmp_path) -> None:
     assert "--layout sideways" in error_of(capfd, "complete", place, "--layout", "sideways")
     trace = f"{tmp_path}/none.jsonl"
     assert "no such file" in error_of(capfd, "replay", trace)
+    assert "--depth 0" in error_of(capfd, "replay", trace, "--depth", "0")
     assert "full, prefix, turn, repair, heal" in error_of(
         capfd, "replay", trace, "--policy", "fast"
     )

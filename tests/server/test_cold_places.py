@@ -25,7 +25,7 @@ class ColdEngine(FakeEngine):
         super().open(uri, version, text, path, visible=visible)
         self.paths.append(path)
 
-    async def complete(self, uri, version, offset, params, *, invoked, wait_ms=None):
+    async def complete(self, uri, version, offset, params, *, invoked, wait_ms=None, on_text=None):
         self.waits.append(wait_ms)
         if not self.warmth.is_set():
             if wait_ms is not None:

@@ -5,8 +5,9 @@ import pytest
 
 from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import HostUnavailable
-from keyturn.server.completions import Completions, Selected
+from keyturn.server.completions import Completions
 from keyturn.server.documents import Change, Document, Limits
+from keyturn.server.selected import Selected
 from keyturn.server.settings import Settings, with_values
 
 
@@ -23,7 +24,7 @@ class FakeEngine:
     def warm(self, document, offset) -> None:
         self.warmed.append(offset)
 
-    async def ask(self, document, offset, params, invoked) -> Completion:
+    async def ask(self, document, offset, params, invoked, on_text) -> Completion:
         self.asked.append((document.text, offset, params.stop, invoked))
         text, delay_s = self.ahead if params.assumed else (self.text, self.delay_s)
         try:
@@ -81,10 +82,11 @@ def test_the_trimmed_text_is_returned_at_the_cursor() -> None:
 @pytest.mark.parametrize(
     ("marked", "stop"),
     [
-        ("x = |\ny\n", ("\n\n\n",)),
+        ("x = y|\ny\n", ("\n\n\n",)),
+        ("x = |\ny\n", ("\n",)),
         ("x = |1\n", ("\n",)),
-        ("x = | \n", ("\n\n\n",)),
-        ("x = |\r\ny\r\n", ("\n\n\n",)),
+        ("x = y| \n", ("\n\n\n",)),
+        ("x = y|\r\ny\r\n", ("\n\n\n",)),
         ("x = |1\r\n", ("\n",)),
         ("x = |1\ry = 2\r", ("\n",)),
         ("def f():\n    |\n", ("\n\n\n",)),
@@ -427,7 +429,7 @@ def test_paused_documents_get_nothing_until_they_are_resumed(uri) -> None:
 
 def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
     class Doubtful(FakeEngine):
-        async def ask(self, document, offset, params, invoked) -> Completion:
+        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
             self.asked.append((document.text, offset, params.min_probability, invoked))
             return Completion("", (), 0, 0, 0.0, 0.0, 1, "doubt", ())
 
@@ -442,7 +444,7 @@ def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
 
 def test_candidates_are_trimmed_and_none_is_offered_twice_or_unreadable() -> None:
     class Several(FakeEngine):
-        async def ask(self, document, offset, params, invoked) -> Completion:
+        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
             self.asked.append((document.text, offset, params.num_candidates, invoked))
             others = ("b(1)", "b(1) ", ")(", "c")
             return Completion("a", (), 0, 0, 0.0, 0.0, 1, "end", (), others, ("end",) * len(others))
@@ -459,8 +461,8 @@ def test_candidates_are_trimmed_and_none_is_offered_twice_or_unreadable() -> Non
 
 def test_answer_of_a_narrow_window_is_asked_for_again() -> None:
     class Narrow(FakeEngine):
-        async def ask(self, document, offset, params, invoked) -> Completion:
-            found = await super().ask(document, offset, params, invoked)
+        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
+            found = await super().ask(document, offset, params, invoked, on_text)
             return replace(found, is_narrow=len(self.asked) == 1)
 
     engine = Narrow("near()")
@@ -475,3 +477,91 @@ def test_answer_of_a_narrow_window_is_asked_for_again() -> None:
         return texts
 
     assert asyncio.run(run()) == ["near()", "whole()", "whole()"]
+
+
+class Writer(FakeEngine):
+    """Writes its text piece by piece, with `delay_s` before each, as the engine streams it."""
+
+    async def ask(self, document, offset, params, invoked, on_text) -> Completion:
+        for piece in self.text:
+            await asyncio.sleep(self.delay_s)
+            if on_text is not None:
+                on_text(piece, 1.0)
+        return await super().ask(document, offset, params, invoked, on_text)
+
+
+async def begun(answers: Completions) -> None:
+    while not answers.status()["num_begun"]:
+        await asyncio.sleep(0)
+
+
+async def typed_while_asked(answers: Completions, typed: str) -> str:
+    """Ask behind "x = ", type when that is begun, ask there; return what is suggested then."""
+    document, offset = at("x = |\n")
+    first = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
+    await begun(answers)
+    await asyncio.sleep(0.02)
+    assert not first.done()
+    changed(answers, document, offset, offset, typed)
+    second = await answers.complete(document, offset + len(typed), invoked=False)
+    assert (await first).text == ""
+    return second.text
+
+
+def test_model_begins_before_the_pause_is_over_and_is_not_shown_until_then() -> None:
+    engine = FakeEngine("foo()")
+    document, offset = at("x = |\n")
+
+    async def run(**values) -> tuple[bool, bool]:
+        answers = completions(engine, debounce_ms=100, **values)
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        task = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
+        await begun(answers)
+        begun_s = loop.time() - started_at
+        await asyncio.sleep(0.01)  # the engine needs none
+        is_shown = task.done()
+        assert (await task).text == "foo()"
+        assert loop.time() - started_at >= 0.19
+        return begun_s >= 0.19, is_shown
+
+    assert asyncio.run(run(speculate=True)) == (False, False)
+    assert asyncio.run(run(speculate=False))[0]
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+def test_key_that_the_model_is_writing_does_not_end_the_request(delay_s) -> None:
+    engine = Writer("foo()", delay_s=delay_s)
+    answers = completions(engine, debounce_ms=100, speculate=True)
+    text = asyncio.run(typed_while_asked(answers, "f"))
+    assert (text, engine.num_stopped) == ("oo()", 0)
+    assert all(asked[1] == 4 for asked in engine.asked[:1])
+    status = answers.status()
+    assert (status["num_asked"], status["num_begun"]) == (1, 1)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+def test_other_key_than_the_model_is_writing_asks_anew(delay_s) -> None:
+    engine = Writer("foo()", delay_s=delay_s)
+    answers = completions(engine, debounce_ms=100, speculate=True)
+    asyncio.run(typed_while_asked(answers, "b"))
+    assert answers.status()["num_begun"] == 2
+    assert [offset for _, offset, *_ in engine.asked if offset == 5] == [5]
+
+
+def test_request_that_nobody_waits_for_any_more_ends() -> None:
+    engine = FakeEngine("foo()", delay_s=5)
+    answers = completions(engine, debounce_ms=1, speculate=True)
+    document, offset = at("x = |\n")
+
+    async def run() -> None:
+        request = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
+        await begun(answers)
+        await asyncio.sleep(0.02)
+        changed(answers, document, offset, offset, "f")
+        await asyncio.wait({request})
+        assert engine.num_stopped == 0
+        await asyncio.sleep(0.2)
+
+    asyncio.run(run())
+    assert engine.num_stopped == 1

@@ -8,12 +8,14 @@ import pytest
 from keyturn.engine.wire.address import default_address, make_folder
 from keyturn.engine.wire.errors import HostUnavailable
 from keyturn.server import doctor
+from keyturn.server.events import log_path
 from keyturn.server.settings import COMMAND_LINE, Settings
 
 
 @pytest.fixture(autouse=True)
 def own_runtime_dir(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
 @pytest.fixture
@@ -116,6 +118,9 @@ def test_a_good_place_is_named_and_left_as_it_was(asked, tmp_path) -> None:
     found = doctor.examine(asked)
     assert found["ok"] is True
     assert found["log_files"] == [str(default_address().log)]
+    lines = doctor.report(found).splitlines()
+    assert f"log        {default_address().log}" in lines
+    assert f"events     {log_path()} (none yet)" in lines
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,10 +1,10 @@
 """What became of suggestions: inferred from edits, told by clients, written without any text."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from keyturn.engine.wire.address import at_socket, default_address
 from keyturn.server import cli
 from keyturn.server.documents import Edit
 from keyturn.server.events import Events, log_path, older
@@ -16,7 +16,6 @@ class Session:
     """Events of one document, whose clock stands still until it is told."""
 
     def __init__(self, folder, is_on=True):
-        folder.chmod(0o700)
         self.now = 1000.0
         self.path = folder / "events.jsonl"
         self.events = Events(lambda: is_on, lambda: self.path, lambda: self.now)
@@ -255,7 +254,7 @@ def test_a_full_log_makes_room_once(session) -> None:
 
 
 def test_rates_of_a_scripted_session(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
     @scenario()
     async def run(client):
@@ -263,7 +262,7 @@ def test_rates_of_a_scripted_session(tmp_path, monkeypatch) -> None:
         await client.server.close()
 
     run()
-    found = figures(log_path(default_address()))
+    found = figures(log_path())
     assert found["num_suggestions"] == found["all"]["suggestions"] == 4
     assert found["all"]["acceptance"] == 0.5
     assert found["all"]["first_word_wrong"] == 0.25
@@ -275,7 +274,7 @@ def test_rates_of_a_scripted_session(tmp_path, monkeypatch) -> None:
 
 
 def test_stats_of_an_empty_log_say_how_to_switch_it_on(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert cli.main(["stats"]) == 0
     assert '"event_log": true' in capsys.readouterr().out
 
@@ -356,6 +355,17 @@ def test_unreadable_notifications_change_nothing(params) -> None:
     run()
 
 
-def test_the_log_lies_beside_the_hosts(tmp_path) -> None:
-    address = at_socket(tmp_path / "a.sock")
-    assert log_path(address) == address.log.with_name("events.jsonl")
+def test_the_log_lies_where_programs_keep_what_is_to_last(tmp_path, monkeypatch) -> None:
+    name = Path("keyturn", "events.jsonl")
+    assert log_path({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / name
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for environ in ({}, {"XDG_STATE_HOME": "relative"}):
+        assert log_path(environ) == tmp_path / ".local" / "state" / name
+
+
+def test_the_folder_of_the_log_is_made_for_its_user_alone(tmp_path) -> None:
+    session = Session(tmp_path / "state" / "keyturn")
+    session.suggest(0, "abc")
+    session.suggest(9, "abc")
+    assert session.path.parent.stat().st_mode & 0o777 == 0o700
+    assert len(session.lines()) == 2

@@ -84,3 +84,14 @@ def test_undo_of_a_deletion_leaves_nothing_deleted(typist):
     assert not pace.was_deleted(9, "b + c")
     type_("a = b + c\n", [(4, 7, "")])
     assert pace.was_deleted(4, "b +")
+
+
+def test_pause_begins_with_the_key_before_the_cursor_and_elsewhere_now(typist):
+    pace, type_, clock = typist
+    assert pace.left_s(0.2, 0) == 0.2
+    type_("ab\n", [(1, 1, "x")])
+    clock.now += 0.05
+    assert pace.left_s(0.2, 2) == pytest.approx(0.15)
+    assert pace.left_s(0.2, 0) == 0.2
+    clock.now += 1
+    assert pace.left_s(0.2, 2) == 0

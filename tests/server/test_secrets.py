@@ -1,5 +1,6 @@
 """Secrets are replaced by placeholders of the same length, after any edit, and never offered."""
 
+import asyncio
 import importlib
 import random
 import sys
@@ -221,6 +222,41 @@ async def test_edits_keep_the_engine_in_step(client) -> None:
     assert secret not in text
     held = (await client.request("keyturn/documents"))["result"][0]
     assert held["num_chars"] == len(client.server.engine.texts[URI][1])
+
+
+@scenario()
+async def test_long_text_is_looked_at_while_others_are_served(client) -> None:
+    await client.initialize()
+    texts = client.server.engine.texts
+    line, secret, _ = one("Stripe")
+    text = "x = {'key': 1.5}  # a.b\n" * 12_000 + f"{line}\n"
+    client.open(text)
+    assert (await client.request("keyturn/status"))["result"]["num_documents"] == 1
+    assert URI not in texts
+    client.change(2, {"range": span(0, 0, 0), "text": f'y = "{secret}"\n'})
+    client.change(3, {"range": span(1, 0, 0), "text": "z = \n"})
+    assert URI not in texts
+    reply = await client.reply(client.ask(1, 4), timeout_s=20)
+    assert reply["result"][0]["insertText"]
+    version, held = texts[URI]
+    assert version == 3 and secret not in held and held.count(placeholder(secret)) == 2
+    assert held == masked(f'y = "{secret}"\nz = \n' + text)
+
+
+@scenario()
+async def test_long_text_that_is_closed_or_replaced_meanwhile_is_let_go(client) -> None:
+    await client.initialize()
+    texts = client.server.engine.texts
+    line, _, _ = one("Stripe")
+    long = "x = {'key': 1.5}  # a.b\n" * 12_000 + f"{line}\n"
+    client.open(long)
+    await asyncio.sleep(0.01)
+    client.change(2, {"text": f"{line}\n"})
+    assert texts[URI] == (2, masked(f"{line}\n"))
+    client.change(3, {"text": long})
+    client.notify("textDocument/didClose", {"textDocument": {"uri": URI}})
+    await asyncio.sleep(0.1)
+    assert URI not in texts
 
 
 @scenario()

@@ -88,3 +88,13 @@ def test_engine_and_completion_values_come_from_the_settings() -> None:
 def test_with_values_raises_one_clear_line_when_value_is_bad() -> None:
     with pytest.raises(BadRequest, match="--top-p 2: must be a number above 0, up to 1"):
         with_values(Settings(), top_p=2)
+
+
+def test_depth_is_a_word_or_a_number_of_layers() -> None:
+    for value in ("full", "exact", "fast", 14, "14"):
+        settings, warnings = from_options({"depth": value})
+        assert (settings.completion_params().depth, warnings) == (str(value), [])
+    for value in ("half", 0, -1, 2.5, True, None, "٣", "9" * 400):
+        settings, warnings = from_options({"depth": value})
+        assert settings.depth == "exact"
+        assert "depth" in warnings[0]

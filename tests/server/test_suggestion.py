@@ -2,7 +2,7 @@ import pytest
 
 from keyturn.engine.wire.config import Completion
 from keyturn.server.settings import Settings
-from keyturn.server.suggestion import asked, is_inside_word, offered, untrained
+from keyturn.server.suggestion import asked, is_inside_word, is_within_statement, offered, untrained
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,34 @@ def test_what_is_asked_ends_with_the_line_where_it_goes_on(marked, stop) -> None
     got = asked(marked.replace("‸", ""), marked.index("‸"), params)
     assert got.stop == stop
     assert got.max_tokens == params.max_tokens
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "is_within"),
+    [
+        ("python", "x = ‸\n", True),
+        ("python", "x = f(a,‸\ny = 2\n", True),
+        ("python", "def f(a):\n    return a +‸\n", True),
+        ("python", "x = f(a)‸\ny = 2\n", False),
+        ("python", "def f(a,‸\n", False),
+        ("python", "async def f(a,‸\n", False),
+        ("python", "if a and‸\n", False),
+        ("python", "x = [‸\n", False),
+        ("python", "x = f(a)‸\n)\n", False),  # whole, above a line that nobody can read
+        ("python", "return x if y and‸\n", True),
+        ("javascript", "const x = f(a,‸\n", True),
+        ("javascript", "export function f(a,‸\n", False),
+        ("javascript", "const x = f(a);‸\n", False),
+        ("typescript", "const x: Map<‸\nf();\n", True),
+        ("sql", "select a,‸\n", False),
+        (None, "x = ‸\n", False),
+    ],
+)
+def test_rest_of_a_statement_that_is_not_whole_is_one_line(language, marked, is_within) -> None:
+    text, offset = marked.replace("‸", ""), marked.index("‸")
+    assert is_within_statement(text, offset, language) == is_within
+    stop = asked(text, offset, Settings().completion_params(), language=language).stop
+    assert stop == (("\n",) if is_within else ("\n\n\n",))
 
 
 def test_what_is_offered_is_trimmed_for_the_place() -> None:

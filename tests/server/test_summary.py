@@ -4,6 +4,7 @@ import pytest
 
 from keyturn.server.summary import summary
 
+HEALING = {"num_rows_to_heal": 12, "is_idle": False}
 READY = {"state": "ready", "reason": None, "percent": 100}
 
 
@@ -17,6 +18,11 @@ READY = {"state": "ready", "reason": None, "percent": 100}
         (READY, {"is_busy": True}, "completing", "completing"),
         (READY, {"is_busy": True, "is_paused": True}, "paused", "paused"),
         (READY, {}, "ready", "ready"),
+        (READY, {"host": HEALING}, "healing", "healing 12 rows"),
+        (READY, {"host": HEALING, "is_busy": True}, "completing", "completing"),
+        (READY, {"host": HEALING, "last_reason": "too cold"}, "ready", "too cold"),
+        (READY, {"host": HEALING | {"is_idle": True}}, "ready", "ready"),
+        (READY, {"host": HEALING | {"num_rows_to_heal": 0}}, "ready", "ready"),
         (READY, {"last_reason": "too cold"}, "ready", "no suggestion: too cold"),
     ],
 )
