@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
-from .exits import depth_file
+from .exits import depth_file, stop
 from .exits.controller import Exits
 from .files.catalog import resolve
 from .files.weights import load_model
@@ -102,6 +102,7 @@ class Engine:
                 chars_per_token=files.fim.chars_per_token if files.fim else UNKNOWN_CHARS_PER_TOKEN,
                 capacity=window + spare,
                 exits=None if rule is None else Exits(rule, decoder),
+                stop=stop.find(decoder),
             )
             if self.device.type == "cuda":
                 if progress is not None:
