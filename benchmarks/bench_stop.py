@@ -2,7 +2,9 @@
 
 At held-out places the model writes without either. Right is a completion whose first line is the
 reference's; lost is a right one that is ended within that line. The rule is fitted on all packages
-but one and tried on that one, its threshold included; `--fit` writes the rule of all.
+but one and tried on that one, its threshold included; `--fit` writes the rule of all. Before the
+start nothing is decoded at all: by the state of the cursor's row after few layers and the place's
+kind, or by what the stop says of the first token, which the prompt's logits give.
 
     python benchmarks/bench_stop.py --places 1200 --rows stop.jsonl
     python benchmarks/bench_stop.py --from-rows stop.jsonl --plot stop.svg
@@ -14,7 +16,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from quality import fim_fetch, fim_held_out
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import stop
-from keyturn.engine.exits.stop import FEATURES, StopRule
+from keyturn.engine.exits.controller import normalised
+from keyturn.engine.exits.stop import StopRule
 from keyturn.engine.prompt.growing_window import ColdLimit
 from keyturn.server.settings import COMMAND_LINE
 from keyturn.server.suggestion import asked
@@ -36,6 +39,9 @@ LOSSES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
 # Fitted for less than what is promised: other packages lose more.
 FITTED_LOSS = 0.045
 _RIDGE = 1e-2
+# Before the start: layers that the cursor's row has been through.
+START_DEPTHS = (2, 4, 6)
+_START_RIDGE = 0.3
 _NUM_RESAMPLED = 500
 
 Floats = NDArray[np.float64]
@@ -52,12 +58,14 @@ class Written:
         is_right: whether its first line is the reference's.
         num_tokens: its tokens, one that ended it included.
         features: `stop.FEATURES` after each token of the first line.
+        states: of the cursor's row after `START_DEPTHS` layers, if they were noted.
     """
 
     package: str
     is_right: bool
     num_tokens: int
     features: list[list[float]]
+    states: list[list[float]] = field(default_factory=list)
 
 
 def main() -> None:
@@ -112,11 +120,14 @@ def written(args: argparse.Namespace) -> list[Written]:
         session.cold_limit = ColdLimit(max_rows=WINDOW)
         params = replace(asked(text, at, COMMAND_LINE.completion_params()), depth="exact")
         made = session.complete(at, params, _go_on)
+        session.prompt.drop_generated()
+        states = session.prompt.states([0], START_DEPTHS, _go_on)
+        cursor = [[round(x, 3) for x in normalised(each[:1])[0].tolist()] for each in states]
         engine.close("stop")
         is_right = _first_line(made.text) == _first_line(task.middle)
         package = task.name.split("/")[1]
         num_tokens = len(made.token_ids) + (made.stop_reason == "end")
-        found.append(Written(package, is_right, num_tokens, [list(each) for each in seen]))
+        found.append(Written(package, is_right, num_tokens, [*map(list, seen)], cursor))
         if args.rows:
             row = {name: getattr(found[-1], name) for name in Written.__slots__}
             with args.rows.open("a", encoding="utf-8") as file:
@@ -142,26 +153,31 @@ def fitted(found: Sequence[Written]) -> StopRule:
     """Return the logistic regression of "wrong" on the features, without a threshold.
 
     Of each completion only the tokens in its first half count, all together as one: that is where a
-    stop is worth something. Newton's method; a ridge on the standardised weights.
+    stop is worth something.
     """
     halves = [each.features[: max(1, math.ceil(each.num_tokens / 2))] for each in found]
     inputs = np.array([row for half in halves for row in half])
     repeats = [len(half) for half in halves]
     wrong = np.repeat([float(not each.is_right) for each in found], repeats)
     share = np.repeat([1 / len(half) for half in halves], repeats)
-    share /= share.sum()
+    weights, bias = _logistic(inputs, wrong, share / share.sum(), _RIDGE)
+    return StopRule(tuple(weights.tolist()), bias, math.inf)
+
+
+def _logistic(inputs: Floats, wrong: Floats, share: Floats, penalty: float) -> tuple[Floats, float]:
+    """Return weights and bias by Newton's method, with a ridge on the standardised weights."""
     mean, scale = inputs.mean(0), inputs.std(0) + 1e-6
     ones = np.ones((len(inputs), 1))
     inputs = np.concatenate([(inputs - mean) / scale, ones], 1)
-    ridge = np.diag([2 * _RIDGE] * len(FEATURES) + [0.0])
+    ridge = np.diag([2 * penalty] * len(mean) + [0.0])
     weights = np.zeros(len(ridge))
-    for _ in range(25):
+    for _ in range(12):
         likely = 1 / (1 + np.exp(-inputs @ weights))
         gradient = inputs.T @ (share * (likely - wrong)) + ridge @ weights
         curvature = (inputs * (share * likely * (1 - likely))[:, None]).T @ inputs + ridge
         weights -= np.linalg.solve(curvature, gradient)
     plain = weights[:-1] / scale
-    return StopRule(tuple(plain.tolist()), float(weights[-1] - plain @ mean), math.inf)
+    return plain, float(weights[-1] - plain @ mean)
 
 
 def odds(rule: StopRule, each: Written) -> Floats:
@@ -222,7 +238,11 @@ def curves(found: Sequence[Written]) -> list[dict[str, Any]]:
         "joint probability": [joint(each) for each in found],
         "smallest probability": [smallest(each) for each in found],
         "stop": ours,
+        "before the start, first token": [each[:1] for each in ours],
     }
+    if all(each.states for each in found):
+        for at, depth in enumerate(START_DEPTHS):
+            ways[f"before the start, layer {depth}"] = _by_state(found, at)
     rows = []
     right = np.array([each.is_right for each in found])
     for way, scores in ways.items():
@@ -231,6 +251,20 @@ def curves(found: Sequence[Written]) -> list[dict[str, Any]]:
             at = float(np.quantile(most[right], 1 - loss))
             rows.append({"way": way, "loss": loss, **tried(found, scores, [at] * len(found))})
     return rows
+
+
+def _by_state(found: Sequence[Written], at: int) -> list[Floats]:
+    """Return the odds by the cursor's state after some layers, fitted on other packages."""
+    inputs = np.array([[*each.states[at], *each.features[0][-2:]] for each in found])
+    wrong = np.array([float(not each.is_right) for each in found])
+    packages = np.array([each.package for each in found])
+    scores = np.zeros(len(found))
+    for package in np.unique(packages):
+        here = packages == package
+        share = np.full((~here).sum(), 1 / (~here).sum())
+        weights, bias = _logistic(inputs[~here], wrong[~here], share, _START_RIDGE)
+        scores[here] = inputs[here] @ weights + bias
+    return [np.array([score]) for score in scores]
 
 
 def summarised(found: Sequence[Written]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
