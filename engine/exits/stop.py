@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
@@ -35,6 +34,7 @@ FEATURES = (
     "place: gap",
 )
 _LEAST = 1e-4  # a probability below it says no more
+_LEAST_LOG = -100.0  # and its share in an entropy is nothing
 _REMEDY = "remove it"
 
 
@@ -92,7 +92,8 @@ class StopWatch:
             return
         self._is_over = b"\n" in piece
         self._log_joint += math.log(max(probability, _LEAST))
-        entropy = float(torch.special.entr(logits.softmax(-1)).sum())
+        logs = logits.log_softmax(-1)
+        entropy = -float((logs.exp() * logs.clamp_min(_LEAST_LOG)).sum())
         seen = features(self._log_joint, probability, entropy, self._place)
         self.is_doubtful = self._rule.odds(seen) > self._rule.most
 

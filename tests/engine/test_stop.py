@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import stop
@@ -118,3 +119,13 @@ def test_shipped_rule_knows_its_features():
         for p, entropy in ((0.99, 0.05), (0.02, 5.0))
     )
     assert sure < rule.most < unsure
+
+
+def test_entropy_is_of_what_is_allowed():
+    # Odds of the entropy alone: a watch doubts above the logarithm of so many equally likely tokens.
+    logits = torch.full((8,), float("-inf"))
+    logits[:4] = 3.0
+    for most, is_doubtful in ((math.log(4) - 1e-4, True), (math.log(4) + 1e-4, False)):
+        watch = StopWatch(StopRule((0.0, 0.0, 0.0, 1.0, 0.0, 0.0), 0.0, most), "line")
+        watch.see(b"a", 0.25, logits)
+        assert watch.is_doubtful == is_doubtful
