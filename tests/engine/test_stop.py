@@ -122,7 +122,7 @@ def test_shipped_rule_knows_its_features():
 
 
 def test_entropy_is_of_what_is_allowed():
-    # Odds of the entropy alone: a watch doubts above the logarithm of so many equally likely tokens.
+    # Odds of the entropy alone: of equally likely tokens it is the logarithm of their number.
     logits = torch.full((8,), float("-inf"))
     logits[:4] = 3.0
     for most, is_doubtful in ((math.log(4) - 1e-4, True), (math.log(4) + 1e-4, False)):
