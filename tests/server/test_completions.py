@@ -446,7 +446,8 @@ def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_n
     class Doubtful(FakeEngine):
         async def ask(self, document, offset, params, invoked, on_text) -> Completion:
             self.asked.append((document.text, offset, params.place, invoked))
-            text, reason = ("f(a)", "end") if invoked else ("", "low_confidence")
+            text = "f(a)" if invoked or "y" in document.text else ""
+            reason = "end" if invoked else "low_confidence"
             return Completion(text, (), 0, 0, 0.0, 0.0, 1, reason, (), is_doubtful=True)
 
     engine = Doubtful()
@@ -460,7 +461,10 @@ def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_n
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
     assert (answer.text, answer.reason) == ("f(a)", None)
     assert "likely to be wrong" in answers.status()["recent_reasons"][-1]
-    assert [asked[2] for asked in engine.asked] == ["rest", "rest"]
+    # What had passed the gate is shown.
+    document, offset = at("y = |\n")
+    assert asyncio.run(answers.complete(document, offset, invoked=False)).text == "f(a)"
+    assert [asked[2] for asked in engine.asked] == ["rest"] * 3
 
 
 def test_candidates_are_trimmed_and_none_is_offered_twice_or_unreadable() -> None:
