@@ -463,6 +463,7 @@ def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_n
     assert "likely to be wrong" in answers.status()["recent_reasons"][-1]
     # What had passed the gate is shown.
     document, offset = at("y = |\n")
+    answers = completions(engine, confidence="balanced")
     assert asyncio.run(answers.complete(document, offset, invoked=False)).text == "f(a)"
     assert [asked[2] for asked in engine.asked] == ["rest"] * 3
 
