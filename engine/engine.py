@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
-from .exits import depth_file
+from .exits import depth_file, stop
 from .exits.controller import Exits
 from .files.adapter import AdapterFiles, find_adapter, read_adapter
 from .files.catalog import resolve
@@ -118,6 +118,7 @@ class Engine:
                 chars_per_token=files.fim.chars_per_token if files.fim else UNKNOWN_CHARS_PER_TOKEN,
                 capacity=window + spare,
                 exits=None if rule is None else Exits(rule, decoder),
+                stop=stop.find(decoder),
             )
             if self.device.type == "cuda":
                 self._warming.append(_warm_up(decoder, window + spare, window))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .exits.controller import Exits
+from .exits.stop import StopRule, StopWatch
 from .generation.candidates import candidates
 from .generation.depth import steps_of
 from .generation.draft import PastTexts, PromptLookup
@@ -46,6 +47,7 @@ class Model:
         capacity: rows of a session's cache: the prompt and what may be generated.
         drafts: what drafts of its text have been worth.
         exits: where its tokens may leave the layers, if that was calibrated.
+        stop: when a completion is given up, if that was.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Model:
     capacity: int
     drafts: DraftRecord = field(default_factory=DraftRecord)
     exits: Exits | None = None
+    stop: StopRule | None = None
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -343,6 +346,10 @@ class Session:
             forced=forced,
             check=check,
         )
+        # Only `fast` may change what is written; who asked for it is warned at any depth.
+        may_stop = params.depth == "fast" or not params.min_probability
+        rule = model.stop if params.place and may_stop else None
+        watch = None if rule is None else StopWatch(rule, params.place)
         num_others = params.num_candidates - 1
         # All candidates together take no longer than one may.
         budget_ms = params.time_budget_ms
@@ -359,7 +366,9 @@ class Session:
             return decode(after, params=limited, on_text=None, begun=begun)
 
         try:
-            generated = decode(logits, on_text=on_text, wants_runners_up=num_others > 0)
+            generated = decode(
+                logits, on_text=on_text, wants_runners_up=num_others > 0, watch=watch
+            )
             others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
         finally:
             steps.end()
@@ -377,6 +386,7 @@ class Session:
             other_texts=tuple(other.text for other in others),
             other_stop_reasons=tuple(other.stop_reason for other in others),
             is_narrow=self.is_narrow,
+            is_doubtful=generated.is_doubtful,
         )
 
     def _lookup(self) -> PromptLookup:

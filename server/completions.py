@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
 _REPLACED = "a newer request or edit took its place"
+_DOUBTFUL = "shown as it was asked for, though its first line is likely to be wrong"
 
 Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
 Warm = Callable[[Document, int], None]
@@ -151,7 +152,7 @@ class Completions:
         return answer
 
     def status(self) -> dict[str, object]:
-        """Return how requests ended, the latest reasons for none last, as plain data."""
+        """Return how requests ended, as plain data; latest reasons for none, and doubts, last."""
         names = ("requests", "suggested", "asked", "begun", "asked_ahead", "typed_through", "known")
         return {
             **{f"num_{name}": self._counts[name] for name in names},
@@ -295,6 +296,8 @@ class Completions:
         if reason is not None:
             return Answer("", offset, offset, reason)
         kept = offered(raw, text, offset, language)
+        if invoked and raw.is_doubtful and kept.text:
+            self._recent_reasons.append(_DOUBTFUL)
         others = others_offered(raw, text, offset, language, kept.text)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
         if not kept.text and others:

@@ -14,6 +14,7 @@ from ..engine.syntax.languages import language_of
 from ..engine.syntax.surroundings import look, num_errors
 from ..engine.wire.config import Completion, CompletionParams
 from .trim import Trimmed, first_line, trim
+from .trim.cut_off import DOUBT
 
 # Two blank lines mean that a block is left: what a model writes from there on is something else.
 _BLOCK_END = "\n\n\n"
@@ -93,7 +94,7 @@ def asked(
     kind = kind_of(text, offset)
     is_line = kind == "gap" or (kind == "rest" and is_within_statement(text, offset, language))
     stop = ("\n",) if is_line else (_BLOCK_END,)
-    return replace(params, stop=stop, min_probability=LEAST[confidence][kind])
+    return replace(params, stop=stop, min_probability=LEAST[confidence][kind], place=kind)
 
 
 def offered(completion: Completion, text: str, offset: int, language: str | None) -> Trimmed:
@@ -106,10 +107,12 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
         language: an LSP identifier, see `language_of`; what does not parse in it is not offered.
     """
     reason = completion.stop_reason
-    if reason == "doubt" and not completion.text.strip():
+    if reason == DOUBT and not completion.text.strip():
         return Trimmed("", "the model was not sure of any word")
     if reason == "low_confidence":
-        return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
+        if not completion.text.strip():
+            return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
+        reason = DOUBT
     return trim(completion.text, text, offset, offset, reason, language)
 
 

@@ -23,6 +23,7 @@ NEEDED = (
     "kernels/cpu/_cpu_step",
     "engine/embedded/keyturn-135m-q4_1.gguf",
     "engine/embedded/tokenizer.json",
+    "engine/embedded/stop.npz",
 )
 
 

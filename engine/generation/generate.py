@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..exits.stop import StopWatch
 from ..tokens.tokenizer import TokenBytes
 from ..wire.config import CompletionParams
 from ..wire.errors import ContextTooLong, ModelLoadError
@@ -28,6 +29,7 @@ class Generated:
 
     Attributes:
         runners_up: the second likeliest token in place of each, if they were asked for.
+        is_doubtful: the first line was likely to be wrong.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Generated:
     stop_reason: str
     first_token_at: float
     runners_up: tuple[Pick, ...] = ()
+    is_doubtful: bool = False
 
 
 class Pick(NamedTuple):
@@ -76,6 +79,7 @@ def generate(
     on_text: Callable[[str, float], None] | None,
     begun: Sequence[Pick] = (),
     wants_runners_up: bool = False,
+    watch: StopWatch | None = None,
 ) -> Generated:
     """Decode from the logits after the prompt until model, stop string, budget or caller ends it.
 
@@ -93,10 +97,11 @@ def generate(
             have a part of is counted with the first.
         begun: tokens that are taken already; `logits` are those after them.
         wants_runners_up: say of each token which would have been the next likely.
+        watch: decides when to give up, if there is a gate; otherwise it only warns.
 
     Returns:
-        The text and why it ended: "end", "stop", "length", "time", "doubt" or, when `step` gave it
-        up, "low_confidence".
+        The text and why it ended: "end", "stop", "length", "time", "doubt" or, when `watch` or
+        `step` gave it up, "low_confidence".
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
@@ -124,9 +129,14 @@ def generate(
         piece = binding.consume(token_id)
         num_forced += is_bound and not piece
         joint *= probability if piece else 1.0
-        if joint < params.min_probability:
+        if watch is not None and piece:
+            watch.see(piece, probability, allowed)
+        # The gate says what may be shown, the stop what is worth computing: what has passed the
+        # gate until then is shown.
+        doubt = _doubt(joint, params.min_probability, watch)
+        if doubt:
             output.drop_word_before(piece)
-            reason = "doubt"
+            reason = doubt
             break
         token_ids.append(token_id)
         probabilities.append(probability)
@@ -157,7 +167,15 @@ def generate(
         reason,
         first_token_at,
         tuple(runners_up[: len(token_ids)]),
+        watch is not None and watch.is_doubtful,
     )
+
+
+def _doubt(joint: float, least: float, watch: StopWatch | None) -> str:
+    """Return the reason to end before a token, "" if there is none."""
+    if joint < least:
+        return "doubt"
+    return "low_confidence" if least and watch is not None and watch.is_doubtful else ""
 
 
 def runner_up(logits: Tensor, token_id: int) -> Pick:

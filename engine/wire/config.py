@@ -74,6 +74,9 @@ class CompletionParams:
         depth: one of `DEPTHS`, or a number of layers in digits. "full" runs every token through all
             layers by itself; "exact" gives the same text sooner; "fast" trades some quality for
             time; a number decodes with so many of the first layers.
+        place: what kind it is of, "line", "rest" or "gap" (other text follows on the line). Where
+            it is said and the model has a rule for it, a completion whose first line is likely to
+            be wrong ends with "low_confidence"; with a `min_probability` of 0 it only says so.
     """
 
     max_tokens: int
@@ -86,6 +89,7 @@ class CompletionParams:
     assumed: str = ""
     num_candidates: int = 1
     depth: str = "full"
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ class Completion:
         other_texts: further candidates, the likelier first.
         other_stop_reasons: theirs.
         is_narrow: the model saw less than the whole window, which was not computed yet.
+        is_doubtful: the first line is likely to be wrong; never where `place` was not said.
     """
 
     text: str
@@ -121,3 +126,4 @@ class Completion:
     other_texts: tuple[str, ...] = ()
     other_stop_reasons: tuple[str, ...] = ()
     is_narrow: bool = False
+    is_doubtful: bool = False

@@ -217,10 +217,10 @@ def test_logits_that_are_no_numbers_are_an_error(temperature):
         run([torch.full((len(PIECES),), float("nan"))], temperature=temperature)
 
 
-WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"("])
+WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"(", b"\n"])
 
 
-def doubtful(script, min_probability, on_text=None):
+def doubtful(script, min_probability, on_text=None, watch=None):
     """Decode tokens that have such probabilities; every other token shares the rest."""
 
     def logits(token_id, probability):
@@ -241,6 +241,7 @@ def doubtful(script, min_probability, on_text=None):
         forced="",
         check=lambda: None,
         on_text=on_text,
+        watch=watch,
     )
 
 

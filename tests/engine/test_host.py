@@ -32,6 +32,7 @@ PARAMS = {
     "assumed": "",
     "num_candidates": 1,
     "depth": "full",
+    "place": "",
 }
 
 

@@ -24,6 +24,7 @@ PARAMS = {
     "assumed": "",
     "num_candidates": 1,
     "depth": "full",
+    "place": "",
 }
 
 

@@ -442,6 +442,32 @@ def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
     assert [asked[2] > 0 for asked in engine.asked] == [True, False]
 
 
+def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_noted() -> None:
+    class Doubtful(FakeEngine):
+        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
+            self.asked.append((document.text, offset, params.place, invoked))
+            text = "f(a)" if invoked or "y" in document.text else ""
+            reason = "end" if invoked else "low_confidence"
+            return Completion(text, (), 0, 0, 0.0, 0.0, 1, reason, (), is_doubtful=True)
+
+    engine = Doubtful()
+    answers = completions(engine, confidence="balanced")
+    document, offset = at("x = |\n")
+    answer = asyncio.run(answers.complete(document, offset, invoked=False))
+    assert (answer.text, answer.reason) == (
+        "",
+        "the model gave up what it had begun: it was likely to be wrong",
+    )
+    answer = asyncio.run(answers.complete(document, offset, invoked=True))
+    assert (answer.text, answer.reason) == ("f(a)", None)
+    assert "likely to be wrong" in answers.status()["recent_reasons"][-1]
+    # What had passed the gate is shown.
+    document, offset = at("y = |\n")
+    answers = completions(engine, confidence="balanced")
+    assert asyncio.run(answers.complete(document, offset, invoked=False)).text == "f(a)"
+    assert [asked[2] for asked in engine.asked] == ["rest"] * 3
+
+
 def test_candidates_are_trimmed_and_none_is_offered_twice_or_unreadable() -> None:
     class Several(FakeEngine):
         async def ask(self, document, offset, params, invoked, on_text) -> Completion:
