@@ -332,7 +332,8 @@ class Session:
             *(params, prompt, check),
             lookup=self._lookup,
             record=self.drafts,
-            exits=model.exits,
+            # An adapter changes the states that exits were trained on.
+            exits=None if model.decoder.is_adapted else model.exits,
             num_forced=len(forced.encode("utf-8", "replace")),
             end_ids=end_ids,
             token_bytes=token_bytes,

@@ -47,6 +47,7 @@ class Decoder:
         device: where it lives.
         cost: what its passes take here.
         step_cost: what its decode steps take here.
+        is_adapted: an adapter is served beside the weights.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Decoder:
         # The first that serves some rows computes them; the last serves any.
         self._own_passes = [each for each in passes if not any(map(each.lacks, blocks))]
         self._use(self._own_passes)
+        self.is_adapted = False
 
     def _use(self, passes: list[Pass]) -> None:
         self._passes = passes
@@ -141,6 +143,7 @@ class Decoder:
                 owner = layer if field in ("qkv", "output") else layer.mlp
                 if hasattr(owner, field):  # experts are never adapted
                     setattr(owner, field, adapted(getattr(owner, field), update))
+        self.is_adapted = bool(updates)
         launches: list[Pass] = [p for p in self._own_passes if isinstance(p, EagerPass)]
         self._use(launches if updates else self._own_passes)
 

@@ -164,6 +164,12 @@ def test_rows_that_left_are_made_up_when_a_later_one_goes_deep(made_up):
     assert prompt.rows.num_rows == 13
 
 
+def test_beside_an_adapter_nothing_leaves(opened, monkeypatch):
+    session = opened(rule_of(opened().model.decoder, ALWAYS))
+    monkeypatch.setattr(session.model.decoder, "is_adapted", True)
+    assert session.complete(AT, PARAMS, check).num_layers_run == 2
+
+
 def test_what_leaves_at_the_last_layer_writes_what_so_many_layers_write(opened):
     decoder = opened().model.decoder
     rule = replace(rule_of(decoder, 0.5, last=1, made_up=1), points=())
