@@ -215,7 +215,7 @@ def run(
     put = _client(scheduler)
     try:
         scheduler.configure(settings.engine_config())
-        put("load", {"model": settings.model})()
+        put("load", {"model": settings.model, "adapter": settings.adapter})()
         about = {"path": SOURCE.stem, "text": text, "version": 1, "model": settings.model}
         about |= {"policy": settings.policy, "layout": settings.layout, "cursor": cursor}
         put("open", {**about, "visible": True})()
