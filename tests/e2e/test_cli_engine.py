@@ -254,5 +254,5 @@ def test_doctor_and_models_report_in_json(tmp_path, tiny_model, call, monkeypatc
     assert (done.returncode, found["ok"]) == (1, False)
     assert "no/such-model" in found["problems"][0]["problem"]
     models = json.loads(call("models", "--json").stdout)
-    assert {"machine", "known", "families", "on_disk"} == set(models)
+    assert {"machine", "known", "families", "architectures", "on_disk"} == set(models)
     assert any(model["name"] == "embedded" for model in models["on_disk"])
