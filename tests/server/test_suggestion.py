@@ -112,4 +112,4 @@ def test_what_is_offered_is_trimmed_for_the_place() -> None:
     assert text == "" and "another line" in (reason or "")
     text, reason = offer("", "import os\n", 0, "low_confidence")
     assert text == "" and "gave up" in (reason or "")
-    assert offer("x", "print()\r\n", 6, "low_confidence") == ("x", None)  # what the gate let through
+    assert offer("x", "print()\r\n", 6, "low_confidence") == ("x", None)  # the gate let it through
