@@ -560,10 +560,12 @@ def test_another_adapter_is_served_without_opening_anything_anew(address, tmp_pa
         async with editing(address) as editor:
             editor.open("a", "a")
             await editor.text("a")
+            await until_idle(editor.client)
             before = await editor.client.host_status()
             adapter = str(tmp_path / "adapter")
             editor.client.configure(replace(SETTINGS, adapter=adapter))
             assert await editor.text("a") == "<|a>"
+            await until_idle(editor.client)
             found = await editor.client.host_status()
             assert found["adapters"] == {"m": adapter} and found["num_documents"] == 1
             assert (found["pid"], found["num_opened"]) == (before["pid"], before["num_opened"])
@@ -572,6 +574,7 @@ def test_another_adapter_is_served_without_opening_anything_anew(address, tmp_pa
                 await editor.complete("a")
             editor.client.configure(SETTINGS)
             assert await editor.text("a") == "<|a>"
+            await until_idle(editor.client)
             assert (await editor.client.host_status())["adapters"] == {}
 
     asyncio.run(run())
