@@ -1,4 +1,4 @@
-"""How long a fresh process needs: the command's help, the model's loading, a cold completion."""
+"""How long a fresh process needs: for help, an answer to `initialize`, a model, a completion."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import harness
+from quality.lsp_client import LspClient
 
 from keyturn.engine.replay.scoring import percentile
 
@@ -49,6 +50,11 @@ def main() -> None:
         output([KEYTURN, *command])
         return time.perf_counter() - start
 
+    def initialize_s() -> float:
+        start = time.perf_counter()
+        with LspClient([KEYTURN, "serve", "--stdio"], {"model": args.model}):
+            return time.perf_counter() - start
+
     def first_token_s(place: str) -> float:
         start = time.perf_counter()
         command = ["complete", place, "--max-tokens", "1", "--json", "--model", args.model]
@@ -63,6 +69,7 @@ def main() -> None:
         times = harness.alternate(
             {
                 "keyturn --help": lambda: wall_s("--help"),
+                "initialize answered": initialize_s,
                 "load the model": load_s,
                 "keyturn complete": lambda: wall_s("complete", PLACE, "--model", args.model),
                 "first token": lambda: first_token_s(place),
@@ -83,6 +90,7 @@ def main() -> None:
     checks = [
         harness.check("load the model", median(times["load the model"]), "s", "<= 3"),
         harness.check(cold, median(times[cold]), "s", "<= 3"),
+        harness.check("initialize answered", median(times["initialize answered"]), "s", "<= 1"),
         harness.check("keyturn --help", median(times["keyturn --help"]), "s", "<= 0.3"),
     ]
     harness.finish("load", args, {"seconds": times}, checks)
