@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 
 import harness
-from quality.lsp_client import LspClient
 
 from keyturn.engine.replay.scoring import percentile
 
@@ -51,9 +50,19 @@ def main() -> None:
         return time.perf_counter() - start
 
     def initialize_s() -> float:
+        params = {"processId": None, "rootUri": None, "capabilities": {}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+        body = json.dumps(message).encode()
         start = time.perf_counter()
-        with LspClient([KEYTURN, "serve", "--stdio"], {"model": args.model}):
-            return time.perf_counter() - start
+        command = [KEYTURN, "serve", "--stdio"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdin and server.stdout, "started with pipes"
+            server.stdin.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            server.stdin.flush()
+            server.stdout.readline()
+            seconds = time.perf_counter() - start
+            server.kill()  # before `initialized`: no engine host is started
+        return seconds
 
     def first_token_s(place: str) -> float:
         start = time.perf_counter()
