@@ -15,7 +15,7 @@ import harness
 from keyturn.engine.replay.scoring import percentile
 
 KEYTURN = str(Path(sys.executable).parent / "keyturn")
-PLACE = f"{harness.ROOT / 'examples' / 'intervals.py'}:1:0"
+PLACE = f"{harness.ROOT / 'examples' / 'intervals.py'}:34:14"
 TRACE = harness.ROOT / "examples" / "traces" / "anyio-sockets.jsonl"
 PROMPT_CHARS = 1284  # of that file: almost 400 tokens
 # Without `import torch`, which is measured apart.
