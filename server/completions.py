@@ -304,7 +304,7 @@ class Completions:
         reason = self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        kept = offered(raw, text, offset, language)
+        kept = offered(raw, text, offset, language, invoked=invoked)
         if invoked and raw.is_doubtful and kept.text:
             self._recent_reasons.append(_DOUBTFUL)
         others = others_offered(raw, text, offset, language, kept.text)
@@ -332,7 +332,7 @@ class Completions:
         except EngineError as error:
             log.debug("nothing is computed ahead in %s: %s", uri, error)
             return
-        kept = offered(raw, text, after, language)
+        kept = offered(raw, text, after, language, invoked=False)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
         self._known.put(uri, text, Answer(kept.text, after, after, kept.reason, is_cut))
 

@@ -36,6 +36,8 @@ _HEADER = re.compile(
     r"interface|enum|namespace|type)\b"
 )
 _OPENERS = (":", "{", "(", "[")
+# An ideograph takes several.
+_KEY = re.compile(r"[ -~]")
 _WORD_CHARACTER = re.compile(r"\w", re.ASCII)
 
 
@@ -95,7 +97,14 @@ def asked(
     return replace(params, stop=stop, min_probability=LEAST[confidence][kind], place=kind)
 
 
-def offered(completion: Completion, text: str, offset: int, language: str | None) -> Trimmed:
+def offered(
+    completion: Completion,
+    text: str,
+    offset: int,
+    language: str | None,
+    *,
+    invoked: bool = True,
+) -> Trimmed:
     """Return what of a completion is worth offering at `offset`; if nothing, why.
 
     Args:
@@ -103,6 +112,7 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
         text: the document that it was asked for.
         offset: the cursor, in code points.
         language: an LSP identifier, see `language_of`; what does not parse in it is not offered.
+        invoked: the user asked for it: also what is as soon typed as taken.
     """
     reason = completion.stop_reason
     if reason == DOUBT and not completion.text.strip():
@@ -111,7 +121,10 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
         if not completion.text.strip():
             return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
         reason = DOUBT
-    return trim(completion.text, text, offset, offset, reason, language)
+    kept = trim(completion.text, text, offset, offset, reason, language)
+    if kept.text and not invoked and _KEY.fullmatch(kept.text):
+        return Trimmed("", "one key would write it, and one would take it")
+    return kept
 
 
 def others_offered(
