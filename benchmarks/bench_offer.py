@@ -34,6 +34,7 @@ from keyturn.server.settings import COMMAND_LINE
 from keyturn.server.suggestion import LEAST, asked, is_within_statement, kind_of, offered
 
 NUM_PLACES, WINDOW, MOST_LINES = 540, 512, 6
+_WORD = re.compile(r"\w")
 _MIN_CHARS, _MIN_LINE, _MAX_LINE = 3000, 8, 120
 
 
@@ -86,9 +87,7 @@ def main() -> None:
     harness.finish("offer", args, {"num_places": len(answers), "runs": rows}, [])
 
 
-def places(
-    files: list[fim_fetch.File], seed: int, kinds: Sequence[str] = KINDS
-) -> Iterator[Place]:
+def places(files: list[fim_fetch.File], seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Place]:
     """Yield places without end, languages and kinds by turns; the same ones for a seed."""
     rng = random.Random(seed)
     by_language: dict[str, list[tuple[str, str]]] = {}
@@ -161,7 +160,12 @@ def answered(args: argparse.Namespace) -> list[Answered]:
 def summarised(answers: list[Answered], confidence: str, *, ends_lines: bool) -> dict[str, Any]:
     """Return what a setting offers."""
     num_shown = num_right = num_wrong = num_tokens = 0
+    num_unfinished = [0, 0]  # without the rules for what nobody asked for, and with them
     for answer in answers:
+        for invoked in (True, False):
+            text, _ = _offered(answer, confidence, ends_lines=ends_lines, invoked=invoked)
+            is_left = _leaves_word(text, answer.place)
+            num_unfinished[not invoked] += is_left
         shown, decoded = _offered(answer, confidence, ends_lines=ends_lines)
         right = len(os.path.commonprefix([shown, answer.place.truth]))
         num_shown += bool(shown)
@@ -175,12 +179,23 @@ def summarised(answers: list[Answered], confidence: str, *, ends_lines: bool) ->
         "shown": num_shown / len(answers),
         "right chars": num_right,
         "wrong chars": num_wrong,
+        "words unfinished, if asked for": num_unfinished[0],
+        "words unfinished": num_unfinished[1],
         "tokens": num_tokens,
         "tokens by right char": num_tokens / max(1, num_right),
     }
 
 
-def _offered(answer: Answered, confidence: str, *, ends_lines: bool) -> tuple[str, int]:
+def _leaves_word(shown: str, place: Place) -> bool:
+    """Whether the word before the cursor goes on, and not with what is shown."""
+    at = place.offset
+    sides = (place.text[at - 1 : at], place.truth[:1])
+    return bool(shown) and all(map(_WORD.match, sides)) and not _WORD.match(shown)
+
+
+def _offered(
+    answer: Answered, confidence: str, *, ends_lines: bool, invoked: bool = False
+) -> tuple[str, int]:
     """Return what is offered of an answer, and how many tokens had to be decoded for it."""
     place, pieces, reason = answer
     language = language_of("", place.path)
@@ -194,8 +209,10 @@ def _offered(answer: Answered, confidence: str, *, ends_lines: bool) -> tuple[st
     while num_tokens < len(pieces) and length <= len(written):
         length += len(pieces[num_tokens][0])
         num_tokens += 1
-    completion = Completion(written, (), 0, 0, 0.0, 0.0, 1, reason, ())
-    return offered(completion, place.text, place.offset, language).text, num_tokens
+    first = tuple(probability for _, probability in pieces[:1])
+    completion = Completion(written, (), 0, 0, 0.0, 0.0, 1, reason, first)
+    kept = offered(completion, place.text, place.offset, language, invoked=invoked)
+    return kept.text, num_tokens
 
 
 if __name__ == "__main__":
