@@ -10,13 +10,8 @@ from ..wire.errors import ModelLoadError
 from .architectures import ARCHITECTURES
 
 _SLIDES, _FULL = "sliding_attention", "full_attention"
-# Layers of which the last one sees everything, where a config does not list them.
-_PERIODS = {"gemma2": 2, "gemma3_text": 6}
 # Bases where a config names none.
 _THETAS = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}
-_LOCAL_THETA = 10_000.0
-# SmolLM3's layers of which the last one is not rotated.
-_ROTATED_PERIOD = 4
 
 
 def sliding_windows(given: dict[str, Any]) -> tuple[int | None, ...]:
@@ -34,8 +29,8 @@ def kinds(given: dict[str, Any]) -> list[str]:
     if isinstance(listed, list):  # transformers 5 says it of every layer
         return listed
     family = given["model_type"]
-    if family in _PERIODS:
-        period = given.get("sliding_window_pattern", _PERIODS[family])
+    if ARCHITECTURES[family].sliding_period:
+        period = given.get("sliding_window_pattern", ARCHITECTURES[family].sliding_period)
         return [*[_SLIDES] * (period - 1), _FULL]
     if family in ("mistral", "starcoder2"):
         return [_SLIDES]
@@ -48,7 +43,7 @@ def kinds(given: dict[str, Any]) -> list[str]:
 def ropes(path: Path, given: dict[str, Any], head_dim: int) -> tuple[Rope | None, ...]:
     """Return how the layers are rotated, over and over again; None of them not at all."""
     family = given["model_type"]
-    parameters = given.get("rope_parameters") or {}
+    one, parameters = ARCHITECTURES[family], given.get("rope_parameters") or {}
     if isinstance(parameters, dict) and (_FULL in parameters or _SLIDES in parameters):
         found = {
             kind: _rope(path, given | {"rope_parameters": each}, head_dim)
@@ -57,14 +52,14 @@ def ropes(path: Path, given: dict[str, Any], head_dim: int) -> tuple[Rope | None
         }
         return tuple(found[kind] for kind in kinds(given))
     rope = _rope(path, given, head_dim)
-    if family == "gemma3_text":
-        local = float(given.get("rope_local_base_freq", _LOCAL_THETA))
+    if one.local_theta is not None:
+        local = float(given.get("rope_local_base_freq", one.local_theta))
         slides = Rope(local, rope.rotary_dim)
         return tuple(slides if kind == _SLIDES else rope for kind in kinds(given))
-    if family == "smollm3":
+    if one.rotated_period:
         rotated = given.get("no_rope_layers")
         if rotated is None:
-            period = given.get("no_rope_layer_interval", _ROTATED_PERIOD)
+            period = given.get("no_rope_layer_interval", one.rotated_period)
             rotated = [*[1] * (period - 1), 0]
         return tuple(rope if each else None for each in rotated)
     if family == "granitemoehybrid" and given.get("position_embedding_type") != "rope":
