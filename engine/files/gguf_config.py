@@ -35,6 +35,12 @@ def read_config(file: GGUFFile) -> ModelConfig:
     one = GGUF_ARCHITECTURES.get(family) if isinstance(family, str) else None
     if one is None:
         raise ModelLoadError(f"{file.path}: architecture {refusal(family)}")
+    num_parts = file.metadata.get("split.count", 1)
+    if num_parts != 1:
+        raise ModelLoadError(
+            f"{file.path} is one of {num_parts!r:.20} parts; join them with llama.cpp's "
+            "llama-gguf-split --merge"
+        )
     if file.metadata.get(f"{family}.expert_count") and not one.has_experts:
         raise ModelLoadError(f"{file.path}: mixtures of experts are not supported; use another")
     embedding = file.tensors.get("token_embd.weight")

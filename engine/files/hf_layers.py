@@ -10,6 +10,8 @@ from ..wire.errors import ModelLoadError
 from .architectures import ARCHITECTURES
 
 _SLIDES, _FULL = "sliding_attention", "full_attention"
+KINDS = (_SLIDES, _FULL, "attention")
+_LONGEST_PERIOD = 1000
 # Bases where a config names none.
 _THETAS = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}
 
@@ -26,11 +28,11 @@ def sliding_windows(given: dict[str, Any]) -> tuple[int | None, ...]:
 def kinds(given: dict[str, Any]) -> list[str]:
     """Return "sliding_attention" or "full_attention" for the layers, over and over again."""
     listed = given.get("layer_types")
-    if isinstance(listed, list):  # transformers 5 says it of every layer
-        return listed
+    if listed is not None:  # transformers 5 says it of every layer
+        return _of_every_layer(given, listed)
     family = given["model_type"]
     if ARCHITECTURES[family].sliding_period:
-        period = given.get("sliding_window_pattern", ARCHITECTURES[family].sliding_period)
+        period = _period(given.get("sliding_window_pattern", ARCHITECTURES[family].sliding_period))
         return [*[_SLIDES] * (period - 1), _FULL]
     if family in ("mistral", "starcoder2"):
         return [_SLIDES]
@@ -59,12 +61,31 @@ def ropes(path: Path, given: dict[str, Any], head_dim: int) -> tuple[Rope | None
     if one.rotated_period:
         rotated = given.get("no_rope_layers")
         if rotated is None:
-            period = given.get("no_rope_layer_interval", one.rotated_period)
+            period = _period(given.get("no_rope_layer_interval", one.rotated_period))
             rotated = [*[1] * (period - 1), 0]
+        else:
+            rotated = _of_every_layer(given, rotated)
         return tuple(rope if each else None for each in rotated)
     if family == "granitemoehybrid" and given.get("position_embedding_type") != "rope":
         return (None,)
     return (rope,)
+
+
+def _of_every_layer(given: dict[str, Any], listed: object) -> list[Any]:
+    """Return a list of something for every layer.
+
+    Raises:
+        ValueError: it is none, or has another length.
+    """
+    if not isinstance(listed, list) or len(listed) != given["num_hidden_layers"]:
+        raise ValueError(f"{listed!r:.80} for {given['num_hidden_layers']!r:.20} layers")
+    return listed
+
+
+def _period(length: object) -> int:
+    if type(length) is not int or not 0 < length <= _LONGEST_PERIOD:
+        raise ValueError(f"a period of {length!r:.80} layers")
+    return length
 
 
 def _rope(path: Path, given: dict[str, Any], head_dim: int) -> Rope:
