@@ -88,7 +88,7 @@ class FakeSession:
         self.synced, self.num_stale = None, 0
 
     def _steps(self, what: str, check: Check) -> None:
-        """Check once; two seconds long where the text says slow-, until told where it says held-."""
+        """Check once; for two seconds where the text says slow-, until told where held-."""
         words = self.text.split()
         num_steps, is_held = 200 if f"slow-{what}" in words else 1, f"held-{what}" in words
         while num_steps > 0:

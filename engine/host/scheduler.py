@@ -89,8 +89,8 @@ class Scheduler:
         """Return the engine's status after the last job, as plain data; waits for nothing.
 
         Whoever has a job's answer finds here what it did. Before the first job there is no more
-        than `num_queued` and `is_idle`. Beside the engine's own: `num_narrow` documents whose window has still to grow,
-        `num_stale_rows` that are not what a prefill would give,
+        than `num_queued` and `is_idle`. Beside the engine's own: `num_narrow` documents whose
+        window has still to grow, `num_stale_rows` that are not what a prefill would give,
         `num_rows_to_heal` of them that healing is going to recompute, `num_queued`
         requests, and `is_idle`: nothing is queued, behind its text or to be healed.
         """

@@ -1,7 +1,6 @@
 """The host as a process, spoken to over its socket by well and badly behaved clients."""
 
 import contextlib
-import os
 import signal
 import socket
 import stat
