@@ -292,6 +292,23 @@ def test_between_two_ideographs_an_automatic_request_is_answered() -> None:
     assert answer.text == "文"
 
 
+def test_what_one_key_writes_is_offered_only_to_who_asks() -> None:
+    document, offset = at("a |\n", "plaintext")
+    for text, invoked, expected in [("=", False, ""), ("=", True, "="), ("=x", False, "=x")]:
+        answers = completions(FakeEngine(text))
+        answer = asyncio.run(answers.complete(document, offset, invoked=invoked))
+        assert answer.text == expected and (answer.reason is None) == bool(expected)
+
+
+def test_the_latest_completions_figures_are_in_the_status() -> None:
+    answers = completions(FakeEngine("xy", delay_s=0.02))
+    assert answers.status()["latest"] is None
+    document, offset = at("a = |\n")
+    asyncio.run(answers.complete(document, offset, invoked=False))
+    latest = answers.status()["latest"]
+    assert latest["answered_ms"] >= 20 and latest["stop_reason"] == "end"
+
+
 def test_an_engine_error_is_an_empty_answer_with_its_message() -> None:
     answers = completions(FakeEngine(error=HostUnavailable("the host died; see its log")))
     document, offset = at("x|\n")
