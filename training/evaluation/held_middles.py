@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batches import MAX_SAMPLES, PADDING_PIECES, pack
+from ..data.batches import MAX_SAMPLES, PADDING_PIECES, Packing, pack
 from ..data.documents import LANGUAGES
 from ..data.layouts import EFIM, END, LAYOUTS, MIDDLE_CLASSES, PLAIN, PSM, SPM
 from ..data.shards import Shards, read_shards
@@ -138,7 +138,7 @@ def _groups(shards: Shards, size: int) -> Iterator[list[int]]:
 def _score(model: Model, shards: Shards, group: list[int], size: int) -> Rows:
     device = model.embedding.device
     samples = [shards.sample(i) for i in group]
-    batch = pack(samples, size, 64, np.random.default_rng(0)).to(device)
+    batch = pack(samples, Packing(size, 64), np.random.default_rng(0)).to(device)
     taps = set(_layers(model))
     hidden = model.hidden(batch.token_ids, batch.positions, batch.bounds, taps)
     begins = np.concatenate([[0], np.cumsum(shards.length[group])])
