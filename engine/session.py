@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .exits.controller import Exits
 from .exits.stop import StopRule, StopWatch
 from .generation.candidates import candidates
+from .generation.decoding_cache import DecodingCache
 from .generation.depth import steps_of
 from .generation.draft import PastTexts, PromptLookup
 from .generation.generate import Generated, Pick, generate
@@ -23,7 +24,6 @@ from .prompt.fim import FimTemplate
 from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow
 from .prompt.layout import SegmentKey
 from .prompt.policy import find_policy
-from .prompt.prompt_cache import PromptCache
 from .prompt.prompt_encoder import Prompt, PromptEncoder
 from .prompt.repair import BY_SHARE, RepairLimit
 from .tokens.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ class Session:
         template = model.template
         self.layout_name = "prefix" if template is None else layout or template.layout
         self.policy = find_policy(policy)
-        self.prompt = PromptCache(model.decoder, model.capacity, self.policy, chunk_tokens)
+        self.prompt = DecodingCache(model.decoder, model.capacity, self.policy, chunk_tokens)
         self.repair_limit = repair_limit
         self.heals = heals
         self._make_room = make_room

@@ -32,6 +32,7 @@ class Architecture:
         is_permuted: llama.cpp rotates neighbouring dimensions, and so its converter interleaves
             the two halves of each head's query and key rows.
         embeds_by_root: embeddings are multiplied with the root of the hidden size.
+        has_experts: the MLP is one of several.
         names: what Hugging Face's files call a tensor that has another name here; a name of a part
             of a layer, or of a whole tensor.
         halves: tensors that are one half, the first or the second, of a tensor in those files.
@@ -50,6 +51,7 @@ class Architecture:
     ties: bool = False
     is_permuted: bool = False
     embeds_by_root: bool = False
+    has_experts: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
     halves: Mapping[str, int] = field(default_factory=dict)
 
@@ -108,7 +110,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3_text": Architecture(
         "gemma3", **_GEMMA, post_norms=True, qk_norm=True, names=_GEMMA_NAMES
     ),
-    "mellum": Architecture(qk_norm=True, names={"mlp.router": "mlp.gate"}),
+    "mellum": Architecture(
+        "mellum", qk_norm=True, has_experts=True, names={"mlp.router": "mlp.gate"}
+    ),
 }
 # By the name in GGUF files.
 GGUF_ARCHITECTURES = {one.gguf: one for one in reversed(ARCHITECTURES.values()) if one.gguf}

@@ -196,7 +196,7 @@ def _activation(given: dict[str, Any], default: str) -> str:
 
 
 def _experts(given: dict[str, Any]) -> Experts | None:
-    if given["model_type"] != "mellum":
+    if not ARCHITECTURES[given["model_type"]].has_experts:
         return None
     return Experts(
         num=given.get("num_local_experts") or given.get("num_experts", 64),

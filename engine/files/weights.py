@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
     wanted = _checked_shapes(path, config, found, in_gguf)
+    shapes = expected_shapes(config)
     _try_rotary(config)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
@@ -121,12 +122,12 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
         raise _chat_only(path)
 
     def read(name: str) -> Matrix:
-        stored = wanted[name]
-        blocks = file.blocks(stored.name, stored.order)
+        stored, rows = wanted[name], wanted[name].rows(shapes[name])
+        blocks = file.blocks(stored.name, stored.order, rows)
         if blocks is not None:
             return stored.changed_blocks(blocks)
         first = torch.float32 if stored.is_changed else how.dtype
-        return stored.changed(file.tensor(stored.name, first, stored.order)).to(how.dtype)
+        return stored.changed(file.tensor(stored.name, first, stored.order, rows)).to(how.dtype)
 
     return ModelFiles(config, _tensors([path], config, read, how), tokenizer, fim)
 
@@ -138,6 +139,7 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
     places = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
     wanted = _checked_shapes(path, config, found, in_safetensors)
+    shapes = expected_shapes(config)
     _try_rotary(config)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
@@ -153,10 +155,9 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
         raise _chat_only(path)
 
     def read(name: str) -> Tensor:
-        stored = wanted[name]
+        stored, rows = wanted[name], wanted[name].rows(shapes[name])
         at = places[stored.name].get_slice(stored.name)
-        start, end = stored.rows(at.get_shape()[0])
-        tensor = at[start:end]
+        tensor = at[:] if rows is None else at[slice(*rows)]
         if not tensor.is_floating_point():
             raise ModelLoadError(
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
@@ -216,19 +217,23 @@ def _checked_shapes(
     path: Path,
     config: ModelConfig,
     found: dict[str, tuple[int, ...]],
-    place: Callable[[ModelConfig, str], Stored],
+    place: Callable[[ModelConfig, str, Container[str]], Stored],
 ) -> dict[str, Stored]:
     """Return where all tensors to read are, after checking that they are there as expected."""
-    if config.num_layers > len(found):  # before as many names are made up
+    # Before as many names are made up; GGUF files have all experts of a layer in one tensor.
+    num_matrices = sum(shape[0] if len(shape) == 3 else 1 for shape in found.values())
+    num_experts = 1 if config.experts is None else config.experts.num
+    if config.num_layers > len(found) or config.num_layers * num_experts > num_matrices:
         raise ModelLoadError(
-            f"{path} holds {len(found)} tensors for {config.num_layers} layers; fetch it again"
+            f"{path} holds {len(found)} tensors, too few for {config.num_layers} layers"
+            f"{f' of {num_experts} experts' if num_experts > 1 else ''}; fetch it again"
         )
     shapes = expected_shapes(config)
-    wanted = {name: place(config, name) for name in shapes}
+    wanted = {name: place(config, name, found) for name in shapes}
     for name, stored in wanted.items():
         if stored.name not in found:
             raise ModelLoadError(f"{path} lacks the tensor '{stored.name}'; fetch the model again")
-        shape = stored.shape(shapes[name])
+        shape = stored.whole or shapes[name]
         if found[stored.name] != shape:
             raise ModelLoadError(
                 f"{path}: tensor '{stored.name}' has the shape {list(found[stored.name])} instead "

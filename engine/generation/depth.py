@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from ..exits.controller import Exits
 from ..model.decoder import Check
-from ..prompt.prompt_cache import PromptCache
 from ..wire.config import DEPTHS, CompletionParams
 from ..wire.errors import BadRequest
+from .decoding_cache import DecodingCache
 from .draft import PromptLookup
 from .fast import FastSteps
 from .speculation import DraftRecord, SpeculativeSteps
@@ -17,7 +17,7 @@ from .steps import PlainSteps, Steps
 
 def steps_of(
     params: CompletionParams,
-    prompt: PromptCache,
+    prompt: DecodingCache,
     check: Check,
     *,
     lookup: Callable[[], PromptLookup],

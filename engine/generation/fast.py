@@ -25,7 +25,7 @@ from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ..exits.controller import Exits
 from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
-from ..prompt.prompt_cache import PromptCache
+from .decoding_cache import DecodingCache
 from .draft import PromptLookup
 from .speculation import MOST_ROWS, DraftRecord, SpeculativeSteps
 
@@ -50,7 +50,7 @@ class FastSteps(SpeculativeSteps):
 
     def __init__(
         self,
-        prompt: PromptCache,
+        prompt: DecodingCache,
         check: Check,
         lookup: PromptLookup | None,
         record: DraftRecord,

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..model.decoder import Check
 from ..model.pass_cost import StepCost
 from ..model.passes import DraftHead
-from ..prompt.prompt_cache import PromptCache
+from .decoding_cache import DecodingCache
 from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
 from .steps import common_length
 
@@ -89,7 +89,7 @@ class SpeculativeSteps:
 
     def __init__(
         self,
-        prompt: PromptCache,
+        prompt: DecodingCache,
         check: Check,
         lookup: PromptLookup | None,
         record: DraftRecord,

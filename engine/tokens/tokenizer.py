@@ -23,6 +23,7 @@ _WHITE = re.compile(r"\s")
 # tokens that stand for text; others list HTML tags and runs of white space there, which do.
 _MARK = re.compile(
     r"<\|[^<>]*\|>|<｜[^<>]*｜>|<\[[^<>]*\]>|\[[A-Z_/]+\]|▁?<[A-Z]+>"
+    r"|\[multimodal\]|\[@BOS@\]|<2mass>"
     r"|</?(fim|file|repo|gh|issue|jupyter|commit|tool|think|start_of|end_of|unused)[\w▁-]*>"
     r"|</?(s|pad|unk|bos|eos|mask)>"
 )
@@ -70,7 +71,8 @@ class Tokenizer:
         vocab_size: rows of the model's embedding.
         bos_id: token that starts every sequence, or None.
         eos_id: token between texts, or None.
-        end_ids: tokens that end a text, that one among them.
+        end_ids: tokens that end a text: that one, what was named, and every special one, since
+            what follows a token that writes nothing does not continue the text before it.
     """
 
     def __init__(
@@ -102,9 +104,11 @@ class Tokenizer:
         self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.end_ids = frozenset(end_ids) | (frozenset() if eos_id is None else {eos_id})
-        added = tokenizer.get_added_tokens_decoder().values()
-        plain = [token for token in added if not token.special]
+        added = tokenizer.get_added_tokens_decoder()
+        special = [at for at, token in added.items() if token.special and at < self.vocab_size]
+        named = end_ids if eos_id is None else (*end_ids, eos_id)
+        self.end_ids = frozenset((*named, *special))
+        plain = [token for token in added.values() if not token.special]
         self._margin = max([_LOOK_AHEAD, *(len(token.content) for token in plain)])
         self._locality = "never" if any(map(_reaches_out, plain)) else _locality(tokenizer)
         self._token_bytes: TokenBytes | None = None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...engine.syntax.region import unified
 from ...engine.syntax.surroundings import Surroundings, look
 from .brackets import drop_taken_closers, leaves_open
-from .comment import drop_after_comment
+from .comment import drop_after_comment, drop_bare_mark
 from .cut_off import (
     CUT_OFF,
     DOUBT,
@@ -84,7 +84,9 @@ def trim(
         kept = drop_taken_closers(kept, around.prefix, around.suffix)
     kept = drop_doubled_space(kept, around)
     if not is_inside_line:
-        kept = kept.rstrip()
+        whole, kept = kept.rstrip(), drop_bare_mark(kept).rstrip()
+        if whole and not kept:
+            return Trimmed("", "the model proposed the mark of a comment and nothing else")
     if not kept.strip():
         return Trimmed("", "the text after the cursor already has what the model proposed")
     if syntax is not None and syntax.num_errors == 0 and syntax.kind == "comment":

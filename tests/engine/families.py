@@ -221,7 +221,7 @@ CASES = (
     ),
     Case(
         "Mellum2",
-        "JetBrains/Mellum2-12b-a2.5b",
+        "JetBrains/Mellum2-12B-A2.5B-Base",
         ("Mellum", "mellum"),
         {
             **_HEADS,
@@ -232,6 +232,7 @@ CASES = (
             "layer_types": _LAYERS,
             "rope_parameters": _BY_LAYER,
         },
+        gguf="mellum",
         fim="Mellum",
     ),
 )
