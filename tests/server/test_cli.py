@@ -18,7 +18,7 @@ from keyturn.server.settings import COMMAND_LINE, with_values
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     code = "import sys; from keyturn.server.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 def error_of(capfd, *arguments: str) -> str:
@@ -262,7 +262,7 @@ def test_closed_output_leaves_no_traceback() -> None:
     process.stdout.read(10)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(10) == 141
+    assert process.wait(60) == 141
 
 
 @pytest.mark.parametrize(

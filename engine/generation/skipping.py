@@ -1,0 +1,121 @@
+"""Drafts verified by some of the sub-layers: which, is decided by the position alone.
+
+SkipDecode (arXiv 2307.02628, section 3) runs the first layers, which warm up, and the last ones,
+fewer of them from token to token: a row lacks no layer that a later one goes through, so nothing is
+ever made up, and rows of several sequences at one position go through the same layers. A set of
+sub-layers that are left out everywhere is the schedule that does not fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
+from ..model.decoder import Check
+from ..model.kv_cache import KVCache, Slots
+from .decoding_cache import DecodingCache
+from .draft import PromptLookup
+from .speculation import DraftRecord, SpeculativeSteps
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many layers a token runs through, by its number in the completion: ever fewer.
+
+    Attributes:
+        num_layers: of the model.
+        warm_up: the first layers, which every token runs through.
+        least: layers in the end.
+        over: tokens until then, in equal steps from all of them.
+    """
+
+    num_layers: int
+    warm_up: int
+    least: int
+    over: int
+
+    def __call__(self, number: int) -> bytes:
+        """Return what the token's row is not put through, as for `Rows`."""
+        most, least = self.num_layers, max(self.least, self.warm_up)
+        num_skipped = (most - least) * min(number, self.over) // self.over
+        skipped = bytearray(most)
+        skipped[self.warm_up : self.warm_up + num_skipped] = [
+            SKIP_ATTENTION | SKIP_MLP
+        ] * num_skipped
+        return bytes(skipped)
+
+
+class SkippingSteps(SpeculativeSteps):
+    """Decode steps over drafts, through fewer sub-layers.
+
+    Keys and values that a row has no state for are made of the state that passes by; the row is
+    stale from then on, for healing to make it exact.
+    """
+
+    def __init__(
+        self,
+        prompt: DecodingCache,
+        check: Check,
+        lookup: PromptLookup | None,
+        record: DraftRecord,
+        *,
+        skipped: Callable[[int], bytes],
+        is_last: Callable[[int], bool],
+        max_tokens: int,
+    ) -> None:
+        """Take nothing yet.
+
+        Args:
+            prompt: the prompt's rows; nothing is generated.
+            check: called between layers.
+            lookup: finds drafts in texts; None: there are none.
+            record: what drafts have been worth, kept up to date.
+            skipped: of a token's number in the completion, what its row is not put through, as for
+                `Rows`; the rows of a draft are put through what the first of them is.
+            is_last: whether a completion ends with a token: nothing is drafted behind it.
+            max_tokens: so many are taken, about; nothing is drafted beyond.
+        """
+        super().__init__(
+            *(prompt, check, lookup, record), skips=None, is_last=is_last, max_tokens=max_tokens
+        )
+        self._skipped = skipped
+        last = skipped(max_tokens)
+        if any(any(last[: each.kept.stop]) for each in self._drafters):
+            self._drafters.clear()  # they would draft with layers that are left out
+
+    def _known(self, token_ids: Sequence[int]) -> Tensor:
+        """Compute tokens that are taken already; return the logits after the last."""
+        after = None
+        for token_id in token_ids:
+            (after,) = self._rows([token_id])
+            self._taken.append(token_id)
+        self._num_steps += len(token_ids)
+        assert after is not None
+        return after
+
+    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
+        """Compute a token's row and those of a draft; return the logits after each."""
+        through = partial(self._through, range(self._num_layers), None)
+        return self._prompt.decode_by(token_ids, through)
+
+    def _finished(
+        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
+    ) -> Sequence[Tensor | None]:
+        """Take drafted rows through what they lack, as `_rows`."""
+        return self._prompt.finish_by(len(hidden), partial(self._through, rest, hidden))
+
+    def _through(
+        self, layers: range, hidden: Tensor | None, cache: KVCache, slots: Slots
+    ) -> tuple[list[Tensor], Slots]:
+        decoder, skipped = self._prompt.decoder, self._skipped(len(self._taken))
+        states = decoder.forward(
+            cache, slots, self._check, layers=layers, hidden=hidden, skipped=skipped
+        )
+        spared = sum(skipped[at].bit_count() for at in layers) / 2
+        self._num_layer_runs += len(slots) * (len(layers) - spared)
+        whole = slots[:0] if any(skipped) else slots
+        return list(decoder.logits(states)), whole
