@@ -112,6 +112,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         local_theta=10_000.0,
         names=_GEMMA_NAMES,
     ),
+    "qwen3_moe": Architecture(
+        "qwen3moe", qk_norm=True, has_experts=True, names={"mlp.router": "mlp.gate"}
+    ),
     "mellum": Architecture(
         "mellum", qk_norm=True, has_experts=True, names={"mlp.router": "mlp.gate"}
     ),

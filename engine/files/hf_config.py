@@ -185,7 +185,8 @@ def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
         raise ModelLoadError(
             f"{path}: rows see what comes after them, so that nothing can be generated; {INSTEAD}"
         )
-    if "dense" in (given.get("mlp_layer_types") or ()):
+    is_partly = given.get("mlp_only_layers") or given.get("decoder_sparse_step", 1) != 1
+    if is_partly or "dense" in (given.get("mlp_layer_types") or ()):
         raise ModelLoadError(
             f"{path}: layers with experts beside layers without are not supported; {INSTEAD}"
         )

@@ -82,7 +82,7 @@ def write(path, case, model, tokenizer, kind="F32", gather=dict):
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    if arch in ("qwen3", "gemma", "gemma2", "gemma3", "mellum"):
+    if arch in ("qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "mellum"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if hasattr(config, "rms_norm_eps"):
@@ -105,10 +105,11 @@ def write(path, case, model, tokenizer, kind="F32", gather=dict):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if arch == "mellum":
-        writer.add_expert_count(config.num_local_experts)
+    if arch in ("mellum", "qwen3moe"):
+        writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if arch == "mellum":
         writer.add_sliding_window_pattern([k == "sliding_attention" for k in config.layer_types])
         writer.add_float32("mellum.rope.freq_base_swa", ropes["sliding_attention"]["rope_theta"])
     if arch == "granite":
