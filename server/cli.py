@@ -327,6 +327,19 @@ def _add_calibrate(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="places to learn from, at most; by default 400",
     )
+    calibrate.add_argument(
+        "--skip",
+        type=int,
+        metavar="N",
+        help="search instead, for each language, N sub-layers (attention and MLPs count each by "
+        'itself) that drafts of the depth "exact" may leave out',
+    )
+    calibrate.add_argument(
+        "--oracle",
+        action="store_true",
+        help="with --skip, by default 8: print how far what is found is from the best of all that "
+        "was tried for each token; takes twice as long",
+    )
     calibrate.add_argument("--out", metavar="FILE", help="write it there and not where it is found")
     _add_model_flags(calibrate)
     _add_download_flag(calibrate)
