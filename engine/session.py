@@ -177,7 +177,8 @@ class Session:
         """Move cursor and anchor as edits of the shown text do."""
         self._num_edits += len(edits)
         for start, end, _ in edits:
-            self.past.deleted(before[start:end])
+            if end > start:
+                self.past.deleted(before[start:end])
         if self._anchor is not None:
             self._cursor = shifted(self._cursor, edits, after_insertion=True)
             anchor = shifted(self._anchor, edits, after_insertion=False)

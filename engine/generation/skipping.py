@@ -8,7 +8,7 @@ sub-layers that are left out everywhere is the schedule that does not fall.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,32 +21,52 @@ from .decoding_cache import DecodingCache
 from .draft import PromptLookup
 from .speculation import DraftRecord, SpeculativeSteps
 
+_WHOLE = SKIP_ATTENTION | SKIP_MLP
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How many layers a token runs through, by its number in the completion: ever fewer.
+    """What the rows of a completion are not put through: ever more.
 
     Attributes:
-        num_layers: of the model.
-        warm_up: the first layers, which every token runs through.
-        least: layers in the end.
-        over: tokens until then, in equal steps from all of them.
+        steps: from which number of a token on, and what it is then, as for `Rows`; ascending, the
+            first from 0 on, and each with all that the one before it has.
     """
 
-    num_layers: int
-    warm_up: int
-    least: int
-    over: int
+    steps: tuple[tuple[int, bytes], ...]
 
     def __call__(self, number: int) -> bytes:
-        """Return what the token's row is not put through, as for `Rows`."""
-        most, least = self.num_layers, max(self.least, self.warm_up)
-        num_skipped = (most - least) * min(number, self.over) // self.over
-        skipped = bytearray(most)
-        skipped[self.warm_up : self.warm_up + num_skipped] = [
-            SKIP_ATTENTION | SKIP_MLP
-        ] * num_skipped
-        return bytes(skipped)
+        """Return what is skipped for a token of a completion."""
+        return next(skipped for start, skipped in reversed(self.steps) if start <= number)
+
+
+def skip_decode(num_layers: int, *, warm_up: int, least: int, over: int) -> Schedule:
+    """Return SkipDecode's schedule: behind the layers that warm up equally many more for a token.
+
+    Args:
+        num_layers: of the model: so many run for the first token.
+        warm_up: the first layers, which run for every token.
+        least: layers in the end, those that warm up among them.
+        over: tokens until then.
+    """
+    steps: dict[bytes, int] = {}
+    for number in range(over + 1):
+        num_skipped = (num_layers - least) * number // over
+        runs = bytes(num_layers - warm_up - num_skipped)
+        steps.setdefault(bytes(warm_up) + bytes([_WHOLE]) * num_skipped + runs, number)
+    return Schedule(tuple((number, skipped) for skipped, number in steps.items()))
+
+
+def exit_depths(num_layers: int, depths: Mapping[int, int]) -> Schedule:
+    """Return a schedule that leaves out the last layers.
+
+    Args:
+        num_layers: of the model.
+        depths: from which number of a token on, to how many layers run; 0 is there.
+    """
+    steps = sorted(depths.items())
+    whole = bytes([_WHOLE])
+    return Schedule(tuple((at, bytes(depth) + whole * (num_layers - depth)) for at, depth in steps))
 
 
 class SkippingSteps(SpeculativeSteps):

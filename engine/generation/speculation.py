@@ -7,10 +7,10 @@ accepts as often.) Where drafts come from:
 
 - Prompt lookup: what followed the last tokens where they stood before.
 - Self-speculation: what some of the layers say through the final norm and the head. These are the
-  first ones (LayerSkip, arXiv 2404.16710, section 4.3), or all but a set of sub-layers (SWIFT, arXiv
-  2410.06916). The other layers, and those above the first sub-layer that was skipped, then verify
-  several rows at once, from the hidden states and the cache that those below it left; they write
-  over the keys and values that drafting has left further up.
+  first ones (LayerSkip, arXiv 2404.16710, section 4.3), or all but a set of sub-layers (SWIFT,
+  arXiv 2410.06916). The layers from the first one that was not run as a whole then verify several
+  rows at once, from the hidden states and the cache that those before it left, and write over the
+  keys and values that drafting has made in them.
 
 How much is drafted, nothing included, and from where, is decided at each step by what it is
 expected to gain for its cost (goodput: SmartSpec, arXiv 2406.14066, section 4).
