@@ -247,6 +247,14 @@ def test_untied_head_is_read(tmp_path):
             },
             {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
         ),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 8.0,
+                "llama.rope.scaling.yarn_attn_factor": 1.25,  # as Mellum2's own config has it
+            },
+            {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.25},
+        ),
     ],
 )
 def test_rotary_scaling_is_spelled_as_hugging_face_does(tmp_path, metadata, expected):
