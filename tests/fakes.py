@@ -15,7 +15,6 @@ from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
 from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadPosition, ModelNotFound
 
-
 # What a completion is asked with, as it comes over the wire.
 PARAMS = {**asdict(CompletionParams(8, 0.0, 1.0, 0, (), 0.0)), "stop": []}
 
