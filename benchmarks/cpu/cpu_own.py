@@ -9,8 +9,8 @@ import cpu_peer
 import numpy as np
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.generation.decoding_cache import DecodingCache
 from keyturn.engine.prompt.policy import find_policy
-from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.kernels import dispatch
 from keyturn.server.settings import Settings
 
@@ -29,7 +29,7 @@ def main() -> None:
     model = engine.load(args.model)
     # Policy "full" empties the cache for every new prompt.
     capacity = max(args.capacity, model.capacity)
-    prompt = PromptCache(model.decoder, capacity, find_policy("full"), settings.chunk_tokens)
+    prompt = DecodingCache(model.decoder, capacity, find_policy("full"), settings.chunk_tokens)
 
     def run(token_ids: list[int], num_decoded: int) -> dict[str, float]:
         start = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..model.decoder import Check
-from ..prompt.prompt_cache import PromptCache
+from .decoding_cache import DecodingCache
 from .generate import Step
 
 
@@ -38,7 +38,7 @@ class Steps(Step, Protocol):
 class PlainSteps:
     """A row for each token by itself, through all layers or the first ones."""
 
-    def __init__(self, prompt: PromptCache, num_layers: int, check: Check) -> None:
+    def __init__(self, prompt: DecodingCache, num_layers: int, check: Check) -> None:
         """Take nothing yet; see `depth.steps_of`."""
         self._prompt, self._check = prompt, check
         self._layers = range(num_layers)

@@ -1,15 +1,13 @@
-"""The cache of one document's prompt: patched to the prompt's tokens, decoded on, healed."""
+"""The cache of one document's prompt: patched to the prompt's tokens, repaired, healed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +21,6 @@ from .policy import Policy
 from .repair import DISAGREEMENT, RepairLimit, choose, disagreement, owed, stale_rows, worth
 
 Ints = NDArray[np.int64]
-Result = TypeVar("Result")
-
-# Added to the positions of rows that a pass must not see: they come after all that it computes.
-_MASKED = 1 << 40
 
 # Of repair before a completion, at most.
 _ROUNDS = 2
@@ -371,54 +365,6 @@ class PromptCache:
         self._count_forwarded(last)
         return self._keep_logits(logits)
 
-    def decode(self, token_id: int, check: Check, layers: range | None = None) -> Tensor:
-        """Append a generated token and return the logits after it.
-
-        The row stays until a prompt does not want it: an accepted completion is not computed again.
-
-        Args:
-            token_id: the token.
-            check: called between layers.
-            layers: those that it goes through, the first ones; None: all. Where some are left out
-                the row is not whole: `drop_generated` before anything else reads it.
-        """
-        cache = self.rows
-        position = cache.positions.max() + 1
-        with self._append(np.array([token_id]), np.array([position])) as slots:
-            logits = self.decoder.last_logits(cache, slots, check, layers=layers)
-        cache.mark_computed(slots)
-        self._count_forwarded(slots)
-        return logits
-
-    def decode_by(
-        self,
-        token_ids: Sequence[int],
-        compute: Callable[[KVCache, Slots], tuple[Result, Slots]],
-    ) -> Result:
-        """Append generated tokens that the caller computes; return what it makes of them.
-
-        Args:
-            token_ids: the tokens.
-            compute: computes their rows, given the cache and their slots; returns, besides, the
-                slots of those that went through all layers. The others are stale until they are
-                healed; their keys and values must be there, of every layer, before anything else
-                reads them.
-        """
-        cache = self.rows
-        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions):
-            return self.finish_by(len(token_ids), compute)
-
-    def finish_by(
-        self, count: int, compute: Callable[[KVCache, Slots], tuple[Result, Slots]]
-    ) -> Result:
-        """Have the caller compute what the last rows lack, as `decode_by` does."""
-        slots = self._generated(count)
-        result, whole = compute(self.rows, slots)
-        self.rows.mark_computed(whole)
-        self._count_forwarded(slots)
-        return result
-
     @property
     def num_rows(self) -> int:
         """Rows there are, generated ones included."""
@@ -429,115 +375,10 @@ class PromptCache:
         """Rows that may still be appended."""
         return self._capacity - self.rows.num_rows
 
-    def decode_several(self, token_ids: Sequence[int], check: Check) -> Tensor:
-        """Append generated tokens in one pass; return the (n, vocab_size) logits after each.
-
-        `drop_generated` takes back those that are not wanted, as if they had never been there.
-        """
-        return self.finish(self.begin(token_ids, check), check, range(0))
-
-    def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
-        """Append generated tokens and take them through the first layers, by default all.
-
-        Rows that lack layers are to be finished, or dropped, before any other pass sees them.
-
-        Returns:
-            (n, hidden_size) float32, the last of these layers' output.
-        """
-        cache = self.rows
-        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
-            return self.decoder.forward(cache, slots, check, layers=layers)
-
-    def finish(self, hidden: Tensor, check: Check, layers: range) -> Tensor:
-        """Take the last rows through the layers that they lack.
-
-        Args:
-            hidden: (n, hidden_size), what `begin` returned of each.
-            check: called between layers.
-            layers: the layers; they may be none.
-
-        Returns:
-            (n, vocab_size) logits after each.
-        """
-
-        def compute(cache: KVCache, slots: Slots) -> tuple[Tensor, Slots]:
-            if not layers:
-                return hidden, slots
-            return self.decoder.forward(cache, slots, check, layers=layers, hidden=hidden), slots
-
-        return self.decoder.logits(self.finish_by(len(hidden), compute))
-
-    def _generated(self, count: int) -> Slots:
-        """Return the rows that were appended last."""
-        return np.arange(self.rows.num_rows - count, self.rows.num_rows)
-
     def drop_generated(self, num_kept: int = 0) -> None:
         """Drop what was generated after the prompt but the first tokens of it, to generate anew."""
         cache = self.rows
         cache.remove(np.flatnonzero(cache.positions >= self.num_tokens + num_kept))
-
-    def score(self, token_ids: Sequence[int], check: Check) -> Tensor:
-        """Return what the model predicts at each of these tokens, were they to come next.
-
-        Args:
-            token_ids: n tokens after the prompt, at least one.
-            check: called between layers.
-
-        Returns:
-            (n, vocab_size) float32 logits; row i predicts `token_ids[i]`. The rows added for it
-            are dropped again.
-
-        Raises:
-            ContextTooLong: the capacity has no room for n - 1 rows more.
-        """
-        first = self.logits(check)[None]
-        if len(token_ids) == 1:
-            return first
-        with self._supposed(token_ids[:-1]) as slots:
-            hidden = self.decoder.forward(self.rows, slots, check)
-        return torch.cat([first, self.decoder.logits(hidden)])
-
-    def states(
-        self, token_ids: Sequence[int], depths: Sequence[int], check: Check
-    ) -> Iterator[Tensor]:
-        """Yield what rows are after some layers, were these tokens to come next.
-
-        Args:
-            token_ids: as for `score`; the rows are dropped when all was yielded or the caller is
-                done with it.
-            depths: numbers of layers, ascending.
-            check: called between layers.
-
-        Yields:
-            For each depth (n, hidden_size) float32; row i is that which predicts `token_ids[i]`.
-        """
-        with self._supposed(token_ids[:-1]) as slots:
-            slots = np.concatenate([self._last_row(), slots])
-            hidden, done = None, 0
-            for depth in depths:
-                through = range(done, depth)
-                hidden = self.decoder.forward(
-                    self.rows, slots, check, layers=through, hidden=hidden
-                ).clone()
-                done = depth
-                yield hidden
-
-    @contextmanager
-    def _supposed(self, token_ids: Sequence[int]) -> Iterator[Slots]:
-        """Have rows of tokens right after the prompt, to be computed, and leave all as it was."""
-        cache = self.rows
-        num_fresh, generation = cache.num_fresh, cache.generation
-        generated = np.flatnonzero(cache.positions >= self.num_tokens)
-        fed = np.array(token_ids, dtype=np.int64)
-        slots = cache.append(fed, self.num_tokens + np.arange(len(fed)))
-        cache.positions[generated] += _MASKED
-        try:
-            yield slots
-        finally:
-            cache.remove(slots)
-            cache.positions[generated] -= _MASKED
-            cache.num_fresh, cache.generation = num_fresh, generation
 
     def take_counts(self) -> Counts:
         """Count the prompt's rows by provenance since the previous call, and start anew."""

@@ -9,10 +9,10 @@ import torch
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
 from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
+from keyturn.engine.generation.decoding_cache import DecodingCache
 from keyturn.engine.generation.fast import FastSteps
 from keyturn.engine.generation.speculation import DraftRecord
 from keyturn.engine.prompt.policy import find_policy
-from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled, ModelLoadError
 
@@ -65,11 +65,10 @@ class Scripted(Exits):
         return [torch.zeros(self._vocab_size) if next(self.turns) else None for _ in hidden]
 
 
-def steps_of(prompt, exits, lookup=None, *, drafts_itself=False):
+def steps_of(prompt, exits, lookup=None):
     return FastSteps(
-        *(prompt, check, lookup, DraftRecord()),
+        *(prompt, check, lookup, DraftRecord(sources=frozenset())),
         exits=exits,
-        drafts_itself=drafts_itself,
         num_forced=0,
         token_bytes=[b"x"] * prompt.decoder.config.vocab_size,
         is_last=lambda token_id: False,
@@ -138,7 +137,7 @@ def test_drafts_do_not_change_what_is_written_by_exits(opened, source, exit_at):
 def test_rows_that_left_are_made_up_when_a_later_one_goes_deep(made_up):
     """As if they had never left; or filled in, which is another thing from the second layer on."""
     decoder = ours(reference())
-    prompt = PromptCache(decoder, 48, find_policy("turn"), 64)
+    prompt = DecodingCache(decoder, 48, find_policy("turn"), 64)
     prompt.set_prompt({"all": np.arange(10)})
     prompt.patch(check)
     token_ids = np.random.default_rng(2).integers(10, 90, 24)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.generation.decoding_cache import DecodingCache
 from keyturn.engine.prompt.policy import find_policy
-from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadPosition, BadRequest, ContextTooLong, Interrupted
 
@@ -377,7 +377,7 @@ def test_unknown_layout_names_what_there_is(opened):
 
 
 def test_score_without_room_is_an_error_and_changes_nothing(engine, tiny_model):
-    cache = PromptCache(engine.load(str(tiny_model)).decoder, 20, find_policy("turn"), 64)
+    cache = DecodingCache(engine.load(str(tiny_model)).decoder, 20, find_policy("turn"), 64)
     cache.set_prompt({("prefix",): np.arange(10)})
     cache.patch(check)
     logits = cache.logits(check)
