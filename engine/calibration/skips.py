@@ -34,8 +34,8 @@ class OracleRow:
         name: the tokens.
         num_tokens: of them.
         agreement: share of them whose likeliest is that of all layers: without the set, and without
-            that of all tried sets which gives the token that stands there most.
-        loss: nats a token: of all layers, and the same two.
+            whichever of the tried sets is best for each token.
+        loss: nats of the token that stands there: of all layers, and the same two.
     """
 
     name: str
@@ -167,13 +167,12 @@ def _oracle(text: KnownText, of_set: Said, tried: Sequence[Said]) -> tuple[Oracl
         return ()
     losses: Floats = np.stack([each.loss for each in tried])
     agrees: Bools = np.stack([text.agrees(each) for each in tried])
-    at = losses.argmin(0), np.arange(losses.shape[1])
     is_easy = text.full.probability >= _EASY
     rows = []
     for name, chosen in (("easy", is_easy), ("hard", ~is_easy), ("all", np.ones_like(is_easy))):
         if chosen.any():
-            agreement = (text.agrees(of_set), agrees[at])
-            loss = (text.full.loss, of_set.loss, losses[at])
+            agreement = (text.agrees(of_set), agrees.any(0))
+            loss = (text.full.loss, of_set.loss, losses.min(0))
             rows.append(
                 OracleRow(
                     name,
