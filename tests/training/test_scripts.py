@@ -41,10 +41,14 @@ def test_sources_are_pinned():
     sources = json.loads((ROOT / "training" / "sources.json").read_text())
     for name, where in sources["repositories"].items():
         assert re.fullmatch(r"[0-9a-f]{40}", where["commit"]), name
-    for registry in (sources, sources["reserved"]):
+    evaluation = (sources["reserved"], sources["reserved_wider"])
+    for registry in (sources, *evaluation):
         assert all(registry["pypi"].values()) and all(registry["npm"].values())
-    reserved = {*sources["reserved"]["pypi"], *sources["reserved"]["npm"]}
-    assert not reserved & {*sources["pypi"], *sources["npm"]}
+    plain = re.compile(r"[-_.]+")
+    trained = {plain.sub("-", name.lower()) for name in (*sources["pypi"], *sources["npm"])}
+    for registry in evaluation:
+        reserved = {plain.sub("-", n.lower()) for n in (*registry["pypi"], *registry["npm"])}
+        assert not reserved & trained
     assert set(sources["plain_repositories"]) <= set(sources["repositories"])
 
 

@@ -40,11 +40,9 @@ def held_lines(
     shards = read_shards(sorted(folder.glob("p*.npz")))
     fits = np.flatnonzero(shards.columns["layout"] == LAYOUTS.index(layout))
     fits = np.random.default_rng(7).permutation(fits)[:most]
-    cuts = [int(np.flatnonzero(shards.sample(i)[1] == FIRST)[0]) for i in fits]
+    cuts = [int(np.flatnonzero(shards.sample(int(i))[1] == FIRST)[0]) for i in fits]
     order = np.argsort(cuts)  # those of a length together
-    words = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
-    words += [""] * (model.shape.vocabulary - len(words))
-    breaks = ["\n" in word for word in words[: model.shape.vocabulary]]
+    breaks = ["\n" in tokenizer.decode([i]) for i in range(model.shape.vocabulary)]
     halt = torch.tensor(breaks, device=model.embedding.device)
     exact, probability = np.zeros(len(fits), bool), np.zeros(len(fits), np.float32)
     for start in range(0, len(order), batch_size):
