@@ -50,6 +50,7 @@ def test_sources_are_pinned():
         reserved = {plain.sub("-", n.lower()) for n in (*registry["pypi"], *registry["npm"])}
         assert not reserved & trained
     assert set(sources["plain_repositories"]) <= set(sources["repositories"])
+    assert all(set(sources["previous"][kind]) <= set(sources[kind]) for kind in ("pypi", "npm"))
 
 
 def test_evaluation_writes_tables_and_answers(tmp_path, exported, tokenizer_path, documents):
