@@ -18,7 +18,6 @@ from training.data.packages import allowed, read_repository, read_tarball, read_
 from .conftest import PROGRAM, SCRIPT
 from .test_filtering import OTHER, ROWS
 
-
 PRICES = "\n".join(f"def total_{i}(prices):\n    return sum(prices) * {i}\n" for i in range(9))
 
 
