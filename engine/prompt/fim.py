@@ -14,6 +14,7 @@ from .fim_families import FAMILIES, Family
 SIDECAR = "fim.json"
 # Of a model that does not say; a smaller figure shows less text and never too many tokens.
 UNKNOWN_CHARS_PER_TOKEN = 3.0
+_MOST_CHARS = 1 << 20
 _MARKS = ("prefix", "suffix", "middle")
 
 
@@ -74,7 +75,7 @@ def find_template(
 
     Args:
         token_id: returns a token's id by name, None if the vocabulary lacks it.
-        sidecar: a `fim.json` beside the model, which wins over everything else.
+        sidecar: a `fim.json` beside the model, which wins over everything else but `end_ids`.
         marks: "prefix", "suffix" and "middle" ids that the model file itself names.
         end_ids: tokens that end any text of the model.
         vocab_size: rows of the model's embedding.
@@ -87,7 +88,8 @@ def find_template(
         ModelLoadError: the sidecar is not usable.
     """
     if sidecar is not None and sidecar.is_file():
-        return read_sidecar(sidecar, vocab_size)
+        described = read_sidecar(sidecar, vocab_size)
+        return replace(described, end_ids=described.end_ids | end_ids)
 
     def known(name: str) -> int | None:
         found = token_id(name)
@@ -139,7 +141,8 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
         ModelLoadError: it is not JSON, or a field is missing or of the wrong kind.
     """
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            fields: dict[str, Any] = json.loads(file.read(_MOST_CHARS))
         template = FimTemplate(
             family=str(fields["family"]),
             prefix_id=int(fields["prefix_id"]),
