@@ -86,9 +86,7 @@ def main() -> None:
     harness.finish("offer", args, {"num_places": len(answers), "runs": rows}, [])
 
 
-def places(
-    files: list[fim_fetch.File], seed: int, kinds: Sequence[str] = KINDS
-) -> Iterator[Place]:
+def places(files: list[fim_fetch.File], seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Place]:
     """Yield places without end, languages and kinds by turns; the same ones for a seed."""
     rng = random.Random(seed)
     by_language: dict[str, list[tuple[str, str]]] = {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Check
+from ..model.heads import Logits
 from ..model.kv_cache import KVCache, Slots
 from ..prompt.prompt_cache import PromptCache
 
@@ -71,12 +72,19 @@ class DecodingCache(PromptCache):
         self._count_forwarded(slots)
         return result
 
-    def decode_several(self, token_ids: Sequence[int], check: Check) -> Tensor:
-        """Append generated tokens in one pass; return the (n, vocab_size) logits after each.
+    def decode_several(self, token_ids: Sequence[int], check: Check) -> Logits:
+        """Append generated tokens in one pass; return the logits after each.
 
         `drop_generated` takes back those that are not wanted, as if they had never been there.
+        The next step may overwrite the logits.
         """
-        return self.finish(self.begin(token_ids, check), check, range(0))
+        cache = self.rows
+        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
+        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+            logits = self.decoder.decode(cache, slots, check)
+        cache.mark_computed(slots)
+        self._count_forwarded(slots)
+        return logits
 
     def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
         """Append generated tokens and take them through the first layers, by default all.
@@ -97,15 +105,13 @@ class DecodingCache(PromptCache):
         Args:
             hidden: (n, hidden_size), what `begin` returned of each.
             check: called between layers.
-            layers: the layers; they may be none.
+            layers: the layers.
 
         Returns:
             (n, vocab_size) logits after each.
         """
 
         def compute(cache: KVCache, slots: Slots) -> tuple[Tensor, Slots]:
-            if not layers:
-                return hidden, slots
             return self.decoder.forward(cache, slots, check, layers=layers, hidden=hidden), slots
 
         return self.decoder.logits(self.finish_by(len(hidden), compute))

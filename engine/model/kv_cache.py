@@ -214,7 +214,7 @@ class KVCache:
         stays = np.ones(len(slots), dtype=bool)  # of the last rows, as many as are dropped
         stays[slots[slots >= kept] - kept] = False
         source, target = np.flatnonzero(stays) + kept, np.sort(slots[slots < kept])
-        if self._slot_records:
+        if self._slot_records and (len(source) or self._is_held_from(kept)):
             self._renumber_held(slots, source, target)
         self._renumber(source, target)
         self.num_rows, self._order = kept, None
@@ -246,6 +246,10 @@ class KVCache:
             held = self.record(name)
             number[removed] = number[-1] = self._fills[name]
             np.take(number.astype(held.dtype), held, out=held, mode="wrap")
+
+    def _is_held_from(self, slot: int) -> bool:
+        """Return whether a record holds the number of this slot or of one behind it."""
+        return any(self.record(name).max(initial=-1) >= slot for name in self._slot_records)
 
     def _move(self, source: Slots, target: Slots) -> None:
         from_, to = self.on_device(source, target)

@@ -119,6 +119,12 @@ class StepCost:
         ms = self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
         return ms * self._speed * float(self._shape[num_rows])
 
+    def all_ms(self, most_rows: int, num_slots: int) -> list[float]:
+        """Return what `ms` gives for 1 to so many rows."""
+        some = slice(1, most_rows + 1)
+        ms = self._fixed[some] + self._per_slot[some] * num_slots + self._head[some]
+        return (ms * self._speed * self._shape[some]).tolist()
+
     def drafting_ms(
         self, num_rows: int, *, num_slots: int, share: float, head_share: float
     ) -> float:
