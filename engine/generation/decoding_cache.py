@@ -86,6 +86,20 @@ class DecodingCache(PromptCache):
         self._count_forwarded(slots)
         return logits
 
+    def prepare(self) -> bool:
+        """Capture one more graph of decode steps, on a GPU; return whether there was one to be.
+
+        No completion then waits for it. All rows stay what they are.
+        """
+        cache = self._cache
+        count = None if cache is None else self.decoder.uncaptured(cache)
+        if cache is None or count is None or count > self.room:
+            return False
+        with self._supposed([0] * count) as slots:
+            while self.decoder.uncaptured(cache) == count:
+                self.decoder.decode(cache, slots, _go_on)
+        return True
+
     def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
         """Append generated tokens and take them through the first layers, by default all.
 
@@ -181,3 +195,7 @@ class DecodingCache(PromptCache):
             cache.remove(slots)
             cache.positions[generated] -= _MASKED
             cache.num_fresh, cache.generation = num_fresh, generation
+
+
+def _go_on() -> None:
+    """Never cancel."""

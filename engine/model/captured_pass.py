@@ -72,6 +72,11 @@ class CapturedPass(Generic[Result]):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Result | None = None
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether it is as quick from now on as it can be."""
+        return self._graph is not None or not self._is_cuda
+
     def _run(self, *inputs: Slots | list[int]) -> Result:
         """Copy the inputs, in a row, and compute; the next pass overwrites the result."""
         if self._copied is not None:

@@ -243,6 +243,10 @@ class Decoder:
         logits = self._head(self._pass_for(rows).run(cache, rows, check).float())
         return Logits(logits, summarized(logits) if logits.is_cuda else None)
 
+    def uncaptured(self, cache: KVCache) -> int | None:
+        """Return a number of rows whose decode steps are to be captured still; None: none is."""
+        return None if self._graphs is None else self._graphs.uncaptured(cache)
+
     def _pass_for(self, rows: Rows) -> Pass:
         for each in self._passes:
             if each.serves(rows):

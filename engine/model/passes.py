@@ -223,6 +223,15 @@ class GraphPass:
             graph = cache.graphs[size] = DecodeGraph(self._stack, cache, self._stack.kernels, size)
         return graph.decode(slots)
 
+    @staticmethod
+    def uncaptured(cache: KVCache) -> int | None:
+        """Return a number of rows whose decode steps are not captured; None: all are."""
+        for size in DECODE_ROWS:
+            graph = cache.graphs.get(size)
+            if not isinstance(graph, DecodeGraph) or not graph.is_captured:
+                return size
+        return None
+
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
         """Compute rows, as `Pass` says; `check` is called once, before them."""
         check()
