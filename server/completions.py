@@ -281,6 +281,7 @@ class Completions:
             return await answer
         finally:
             self._num_asking -= 1
+            self._on_change()
 
     async def _asked(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 import time
 from typing import Any
 
-from ..engine.files.catalog import EMBEDDED, fetch, on_disk
+from ..engine.files.catalog import EMBEDDED, fetch, on_disk, resolve
 
 _SHOW_EVERY_S = 0.2
 _STEP_PERCENT = 10
@@ -89,12 +90,21 @@ def download(model: str) -> str:
 
     Raises:
         DownloadFailed: from `fetch`.
+        ModelNotFound: from `resolve`.
     """
-    shown = DownloadShown()
+    if model == EMBEDDED:
+        return str(resolve(model))
+    shown, rest = DownloadShown(), ""
+    # Other commands end at once; this one has something to say.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return str(fetch(model, shown.note))
+    except KeyboardInterrupt:
+        rest = "keyturn: stopped; the same command goes on from here\n"
+        raise
     finally:
         shown.end()
+        sys.stderr.write(rest)
 
 
 class DownloadShown:

@@ -36,8 +36,12 @@ _HEADER = re.compile(
     r"interface|enum|namespace|type)\b"
 )
 _OPENERS = (":", "{", "(", "[")
+# Of the first token behind a word that looks unfinished: then it is a name that is new.
+_SURE = 0.9
 # An ideograph takes several.
 _KEY = re.compile(r"[ -~]")
+_WORD = re.compile(r"\w")
+_LAST_WORD = re.compile(r"\w+\Z")
 _WORD_CHARACTER = re.compile(r"\w", re.ASCII)
 
 
@@ -122,8 +126,12 @@ def offered(
             return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
         reason = DOUBT
     kept = trim(completion.text, text, offset, offset, reason, language)
-    if kept.text and not invoked and _KEY.fullmatch(kept.text):
-        return Trimmed("", "one key would write it, and one would take it")
+    if kept.text and not invoked:
+        if _KEY.fullmatch(kept.text):
+            return Trimmed("", "one key would write it, and one would take it")
+        doubts = completion.probabilities[:1] < (_SURE,)
+        if doubts and not _WORD.match(kept.text) and is_unfinished_word(text, offset):
+            return Trimmed("", "it leaves the word before the cursor unfinished")
     return kept
 
 
@@ -154,6 +162,19 @@ def is_inside_word(text: str, offset: int) -> bool:
 
     is_word = len(beside) == 2 and all(regex.match(r"[\w\p{M}]", char) for char in beside)
     return is_word and regex.compile(r"\b", regex.WORD).match(around, at) is None
+
+
+def is_unfinished_word(text: str, offset: int) -> bool:
+    """Whether the word that ends at `offset` is nowhere else in a text but as others' beginning."""
+    found = _LAST_WORD.search(text, max(0, offset - _MAX_REST), offset)
+    if found is None:
+        return False
+    word = rf"\b{re.escape(found[0])}"
+    is_begun = is_whole = False
+    for part in (text[: found.start()], text[offset:]):
+        is_begun = is_begun or re.search(rf"{word}\B", part) is not None
+        is_whole = is_whole or re.search(rf"{word}\b", part) is not None
+    return is_begun and not is_whole
 
 
 def untrained(

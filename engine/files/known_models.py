@@ -27,7 +27,7 @@ _GPU_BASE_BYTES = 1_500_000_000
 # As `passes.MOST_DENSE_BYTES`, which torch would come with.
 _MOST_DENSE_BYTES = 1_000_000_000
 # Whose layers the C step computes.
-_OF_THE_STEP = (
+OF_THE_STEP = (
     *("llama", "mistral", "qwen2", "qwen3", "granite", "granitemoehybrid", "starcoder2"),
     *("stablelm", "smollm3", "gemma"),
 )
@@ -117,7 +117,7 @@ class KnownModel:
             return self.weight_bytes(quant) + cached * 2 + _GPU_BASE_BYTES
         is_packed = quant != "none" or self.as_it_comes
         dense = self.layer_weights * machine.dtype_bytes if is_packed else 0
-        if self.model_type in _OF_THE_STEP and dense > _MOST_DENSE_BYTES:
+        if self.model_type in OF_THE_STEP and dense > _MOST_DENSE_BYTES:
             dense = 0
         weights = self.weight_bytes(quant, machine.dtype_bytes)
         return weights + dense + cached * machine.dtype_bytes + _BASE_BYTES

@@ -107,7 +107,7 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     found = {name: info.shape for name, info in file.tensors.items()}
     wanted = _checked_shapes(path, config, found, in_gguf)
     shapes = expected_shapes(config)
-    _try_rotary(config)
+    _try_rotary(path, config)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -135,12 +135,11 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
 def _load_folder(path: Path, how: _Load) -> ModelFiles:
     config = hf_config.read_config(path / "config.json")
     refuse_unsupported(config, path)
-    shards = _open_shards(path)
-    places = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
+    shards, places = _open_shards(path)
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
     wanted = _checked_shapes(path, config, found, in_safetensors)
     shapes = expected_shapes(config)
-    _try_rotary(config)
+    _try_rotary(path, config)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -167,7 +166,7 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
         copies = how.packing is None and not stored.is_changed
         return stored.changed(tensor).to(how.dtype, copy=copies)
 
-    return ModelFiles(config, _tensors(list(shards), config, read, how), tokenizer, fim)
+    return ModelFiles(config, _tensors(shards, config, read, how), tokenizer, fim)
 
 
 def _chat_only(path: Path) -> ModelLoadError:
@@ -177,10 +176,15 @@ def _chat_only(path: Path) -> ModelLoadError:
     )
 
 
-def _open_shards(path: Path) -> dict[Path, Any]:
-    """Open a folder's safetensors; only headers are read."""
+def _open_shards(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Open a folder's safetensors, of which only headers are read.
+
+    Returns:
+        The files, and by a tensor's name the open one that it is in.
+    """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists() or not index.exists():
+    weight_map: Any = {}
+    if single.exists() or not index.is_file():
         names = [single.name]
     else:
         weight_map = hf_config.read_json(index).get("weight_map")
@@ -193,24 +197,37 @@ def _open_shards(path: Path) -> dict[Path, Any]:
                     f"{index} names {name!r:.80}, which is no safetensors file beside it; fetch "
                     "the model again"
                 )
-    shards: dict[Path, Any] = {}
+    places: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for name in names:
         if not (path / name).is_file():
             raise ModelLoadError(
                 f"{path} has no {name}; fetch the model again (weights as safetensors)"
             )
         try:
-            shards[path / name] = safe_open(path / name, framework="pt")
+            shard = safe_open(path / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(
                 f"{path / name} is damaged or incomplete ({error}); fetch it again"
             ) from None
-    return shards
+        for tensor in shard.keys():  # noqa: SIM118
+            said = weight_map.get(tensor, name)
+            if tensor in files or said != name:
+                other = files.get(tensor, said)
+                raise ModelLoadError(
+                    f"{path}: the tensor '{tensor!s:.80}' is in {name}, and in {other!s:.80} or "
+                    "said to be; fetch the model again"
+                )
+            files[tensor], places[tensor] = name, shard
+    return [path / name for name in names], places
 
 
-def _try_rotary(config: ModelConfig) -> None:
+def _try_rotary(path: Path, config: ModelConfig) -> None:
     """Raise whatever a cache's rotary table raises, now and not at the first document."""
-    KVCache(config, 1, torch.float32, torch.device("cpu"))
+    try:
+        KVCache(config, 1, torch.float32, torch.device("cpu"))
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{path}: {error}; use another model") from None
 
 
 def _checked_shapes(

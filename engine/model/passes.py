@@ -195,6 +195,11 @@ class GraphPass:
     def __init__(self, stack: LayerStack) -> None:
         """Take the layers to capture."""
         self._stack = stack
+        self._num_changes = 0  # of the weights
+
+    def note_other_weights(self) -> None:
+        """Capture anew what was captured: a graph reads the weights of its time."""
+        self._num_changes += 1
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
@@ -218,16 +223,17 @@ class GraphPass:
         """
         check()
         size = next(size for size in DECODE_ROWS if len(slots) <= size)
-        graph = cache.graphs.get(size)
+        graphs = self._graphs_of(cache)
+        graph = graphs.get(size)
         if not isinstance(graph, DecodeGraph):
-            graph = cache.graphs[size] = DecodeGraph(self._stack, cache, self._stack.kernels, size)
+            graph = graphs[size] = DecodeGraph(self._stack, cache, self._stack.kernels, size)
         return graph.decode(slots)
 
-    @staticmethod
-    def uncaptured(cache: KVCache) -> int | None:
+    def uncaptured(self, cache: KVCache) -> int | None:
         """Return a number of rows whose decode steps are not captured; None: all are."""
+        graphs = self._graphs_of(cache)
         for size in DECODE_ROWS:
-            graph = cache.graphs.get(size)
+            graph = graphs.get(size)
             if not isinstance(graph, DecodeGraph) or not graph.is_captured:
                 return size
         return None
@@ -238,10 +244,11 @@ class GraphPass:
         size = next(size for size in PATCH_ROWS if len(rows.slots) <= size)
         recorded = frozenset[int]() if rows.record is None else rows.record.layers
         key = (size, rows.layers, rows.hidden is not None, recorded, rows.skipped)
-        graph = cache.graphs.get(key)
+        graphs = self._graphs_of(cache)
+        graph = graphs.get(key)
         if not isinstance(graph, PatchGraph):
             kernels = self._stack.kernels
-            graph = cache.graphs[key] = PatchGraph(
+            graph = graphs[key] = PatchGraph(
                 self._stack,
                 cache,
                 kernels,
@@ -256,6 +263,13 @@ class GraphPass:
             for layer, weights in graph.attention().items():
                 rows.record.keep(layer, weights, len(rows.slots))
         return hidden
+
+    def _graphs_of(self, cache: KVCache) -> dict[object, object]:
+        """Return a cache's graphs of the weights as they are now."""
+        if cache.graphs.setdefault("changes", self._num_changes) != self._num_changes:
+            cache.graphs.clear()
+            cache.graphs["changes"] = self._num_changes
+        return cache.graphs
 
 
 class StepPass:

@@ -29,7 +29,7 @@ def whole(path: Path, work: Path) -> Tokenizer:
     """Return the tokenizer; of SentencePiece's as we read it from a GGUF file."""
     if path.suffix == ".json":
         return Tokenizer.from_file(str(path))
-    from sentencepiece import SentencePieceProcessor
+    from sentencepiece import SentencePieceProcessor  # pyright: ignore[reportMissingImports]
 
     model = SentencePieceProcessor(model_file=str(path))
     count = range(model.get_piece_size())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
+from keyturn.engine.files.adapter import read_adapter
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
@@ -19,6 +20,7 @@ from keyturn.kernels.weights.blocks import BlockMatrix
 
 from ..tolerance import assert_close
 from .families import CASES, make_model
+from .test_adapter import PARTS, save_adapter
 
 PERMUTED = ("llama", "granite", "smollm3")  # rotate neighbouring dimensions
 # Architectures that the library does not know yet, and one whose tensors have the same names.
@@ -82,7 +84,7 @@ def write(path, case, model, tokenizer, kind="F32", gather=dict):
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    if arch in ("qwen3", "gemma", "gemma2", "gemma3", "mellum"):
+    if arch in ("qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "mellum"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     if hasattr(config, "rms_norm_eps"):
@@ -105,10 +107,11 @@ def write(path, case, model, tokenizer, kind="F32", gather=dict):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if arch == "mellum":
-        writer.add_expert_count(config.num_local_experts)
+    if arch in ("mellum", "qwen3moe"):
+        writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if arch == "mellum":
         writer.add_sliding_window_pattern([k == "sliding_attention" for k in config.layer_types])
         writer.add_float32("mellum.rope.freq_base_swa", ropes["sliding_attention"]["rope_theta"])
     if arch == "granite":
@@ -164,9 +167,12 @@ def one_thread():
 
 
 def logits(files, token_ids):
-    decoder = Decoder(files.config, files.tensors)
+    return logits_of(Decoder(files.config, files.tensors), token_ids)
+
+
+def logits_of(decoder, token_ids):
     cache = KVCache(decoder.config, LENGTH, decoder.dtype, decoder.device)
-    slots = cache.append(token_ids, np.arange(LENGTH))
+    slots = cache.append(token_ids, np.arange(len(token_ids)))
     return decoder.logits(decoder.forward(cache, slots, lambda: None))
 
 
@@ -210,6 +216,37 @@ def test_queries_keys_and_values_may_be_one_tensor(arch, kind, tiny_model, tmp_p
     model = make_model(case)
     path = write(tmp_path / "m.gguf", case, model, tiny_model / "tokenizer.json", kind, fused)
     assert_is_the_model(load_model(path, torch.float32), rounded(model, kind))
+
+
+@pytest.mark.parametrize("arch", ["llama", "granite"])
+def test_an_adapter_beside_permuted_rows_equals_transformers_with_it_merged(
+    arch, tiny_model, tmp_path
+):
+    case = next(case for case in CASES if case.gguf == arch)
+    model = make_model(case)
+    path = write(tmp_path / "m.gguf", case, model, tiny_model / "tokenizer.json")
+    of_attention = [f"self_attn.{part}" for part in PARTS["self_attn"]]
+    shapes = {
+        name: weight.shape
+        for name, weight in model.state_dict().items()
+        if name.endswith(tuple(f"{part}.weight" for part in of_attention))
+    }
+    factors = save_adapter(tmp_path / "a", shapes, strength=0.1)
+    token_ids = np.random.default_rng(3).integers(0, model.config.vocab_size, LENGTH)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        before = model(torch.from_numpy(token_ids)[None]).logits[0]
+        for name in shapes:
+            down, up = factors[name]
+            parameters[name] += 8 / len(down) * up @ down
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0]
+    files = load_model(path, torch.float32)
+    decoder = Decoder(files.config, files.tensors)
+    decoder.adapt(read_adapter(tmp_path / "a", files.config))
+    for rows in (LENGTH, 12):  # one pass and another
+        found = logits_of(decoder, token_ids[:rows])
+        assert_close(found, expected[:rows], torch.float32)
+        assert not torch.allclose(found, before[:rows], atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])

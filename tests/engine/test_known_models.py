@@ -8,7 +8,7 @@ from keyturn.engine.files import known_models
 from keyturn.engine.files.catalog import EMBEDDED_FILE
 from keyturn.engine.files.hf_config import read_config
 from keyturn.engine.files.known_models import KNOWN, QUANTS, Machine, listed, recommended
-from keyturn.engine.files.packing import _KINDS
+from keyturn.engine.files.packing import KINDS
 from keyturn.engine.model.config import Experts, ModelConfig
 from keyturn.engine.model.passes import StepPass
 from keyturn.engine.model.tensors import EMBEDDING, HEAD, expected_shapes
@@ -74,7 +74,7 @@ def test_weights_and_their_bytes_are_those_of_the_shapes_that_are_loaded(model):
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     assert model.num_weights == sum(rows * columns for rows, columns in matrices.values())
     assert model.weight_bytes("none") == 2 * model.num_weights
-    for quant, (of_layer, of_ends) in _KINDS.items():
+    for quant, (of_layer, of_ends) in KINDS.items():
         packed = sum(
             rows
             * BlockMatrix.row_bytes(of_ends if name in (EMBEDDING, HEAD) else of_layer, columns)
@@ -90,7 +90,7 @@ def test_the_step_is_known_to_compute_what_it_says_it_does(tmp_path):
         path.write_text(json.dumps(case.config))
         if not any(StepPass.lacks(block) for block in read_config(path).blocks()):
             computed.add(case.config["model_type"])
-    assert set(known_models._OF_THE_STEP) == computed
+    assert set(known_models.OF_THE_STEP) == computed
 
 
 def test_where_figures_come_from_is_said_or_known_to_be_missing():

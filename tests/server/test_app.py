@@ -150,6 +150,12 @@ async def settle():
         await asyncio.sleep(0)
 
 
+def told_states(client) -> list[str]:
+    """Return what a status bar was told, in order."""
+    told = [one["params"] for one in client.sent if one.get("method") == "keyturn/status"]
+    return [status["summary"]["state"] for status in told]
+
+
 def span(line, start, end):
     return {
         "start": {"line": line, "character": start},
@@ -272,11 +278,13 @@ async def test_cancel_replies_at_once_and_stops_the_engine(client) -> None:
     client.open("x = \n")
     request = client.ask(0, 4)
     await settle()
+    assert told_states(client)[-1] == "completing"
     client.notify("$/cancelRequest", {"id": request})
     reply = await client.reply(request)
     assert reply["error"]["code"] == -32800
     await settle()
     assert client.server.engine.num_stopped == 1
+    assert told_states(client)[-1] == "ready"
 
 
 @scenario(lambda: FakeEngine(delay_s=0.05))

@@ -1,6 +1,7 @@
 """The command line without an engine: flags, places, errors."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,37 @@ def test_tcp_needs_a_token(capfd, monkeypatch, tmp_path) -> None:
     missing = str(tmp_path / "token")
     message = error_of(capfd, "serve", "--tcp", "127.0.0.1:0", "--token-file", missing)
     assert "no such file" in message
+
+
+COMMANDS = ("complete", "replay", "serve", "engine", "calibrate", "doctor", "models", "stats")
+# Flags that name a setting, and so tell its default.
+DEFAULTS = {
+    "--max-tokens": "max_tokens",
+    "--temperature": "temperature",
+    "--top-p": "top_p",
+    "--seed": "seed",
+    "--threads": "num_threads",
+    "--device": "device",
+    "--dtype": "dtype",
+    "--idle-s": "host_idle_s",
+    "--model": "model",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_described_with_its_default(capfd, monkeypatch, command) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capfd.readouterr().out
+    described = dict(
+        re.findall(r"^  (?:-h, )?(--[\w-]+)(?: \S+)?\s\s+(\S.*)$", shown, re.MULTILINE)
+    )
+    assert described.keys() == {*re.findall(r"--[a-z][\w-]+", shown.split("\n\n")[0]), "--help"}
+    for flag in described.keys() & DEFAULTS.keys():
+        default = getattr(COMMAND_LINE, DEFAULTS[flag])
+        value = f"{default:g}" if isinstance(default, float) else str(default)
+        assert "default" in described[flag] and value in described[flag], described[flag]
 
 
 def test_help_imports_nothing_heavy() -> None:
