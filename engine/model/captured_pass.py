@@ -78,7 +78,7 @@ class CapturedPass(Generic[Result]):
         return self._graph is not None or not self._is_cuda
 
     def _run(self, *inputs: Slots | list[int]) -> Result:
-        """Copy the inputs, in a row, and compute; the next pass overwrites the result."""
+        """Copy the inputs, in a row, and compute; the next pass of a cache overwrites the result."""
         if self._copied is not None:
             self._copied.synchronize()  # the previous copy may not have read it yet
         values = np.concatenate(inputs)
@@ -106,8 +106,11 @@ class CapturedPass(Generic[Result]):
             self._compute()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        # One piece of memory for all graphs of a cache: they run one after another, and what one
+        # of them gives is read before the next one runs.
+        pool: Any = self._cache.graphs.setdefault("memory", torch.cuda.graph_pool_handle())
         # Other threads of the process may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self._result = self._compute()
         self._graph = graph
 

@@ -38,7 +38,8 @@ class KVCache:
             the end leaves it.
         copied_row_bytes: memory of one row in what `copied` returns.
         tables: what each layer's keys are rotated by.
-        graphs: passes that a decoder captured over this cache, by their shape; they go with it.
+        graphs: passes that a decoder captured over this cache, by their shape, and what they share;
+            they go with it.
     """
 
     def __init__(
