@@ -78,7 +78,7 @@ class CapturedPass(Generic[Result]):
         return self._graph is not None or not self._is_cuda
 
     def _run(self, *inputs: Slots | list[int]) -> Result:
-        """Copy the inputs, in a row, and compute; the next pass of a cache overwrites the result."""
+        """Copy the inputs, in a row, and compute; the cache's next pass overwrites the result."""
         if self._copied is not None:
             self._copied.synchronize()  # the previous copy may not have read it yet
         values = np.concatenate(inputs)
