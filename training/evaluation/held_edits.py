@@ -51,10 +51,11 @@ def held_edits(
         if i >= 0 and need <= size:
             group.append(i)
             room -= need
-    found = dict(
-        zip(("kl", "same", "loss_fresh", "loss_turned"), np.concatenate(rows).T, strict=True)
-    )
-    figures = {"n": len(found["kl"])}
+    if not rows:
+        raise ValueError(f"no edited sample of {folder} fits {size} tokens; use a larger --size")
+    names = ("kl", "same", "loss_fresh", "loss_turned")
+    found: dict[str, NDArray] = dict(zip(names, np.concatenate(rows).T, strict=True))
+    figures: dict[str, Any] = {"n": len(found["kl"])}
     for name, values in found.items():
         figures[name] = round(float(values.mean()), 5)
         figures[f"{name}_se"] = round(float(values.std() / max(1, len(values)) ** 0.5), 5)
