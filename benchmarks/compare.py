@@ -88,7 +88,8 @@ def main() -> None:
     commits = {side: runs[-1].get("commit") for side, runs in results.items()}
     ratio_of = {name: row[2] for name, row in found.items()}
     saved = {"benchmark": f"compare {args.benchmark}", "pairs": args.pairs, "commits": commits}
-    harness.finish("compare", args, saved | {"ratios": ratio_of}, checks)
+    medians = {name: row[:2] for name, row in found.items() if is_time(name)}
+    harness.finish("compare", args, saved | {"ratios": ratio_of, "medians": medians}, checks)
 
 
 @contextlib.contextmanager

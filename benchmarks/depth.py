@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import random
 import time
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import harness
 import numpy as np
+from bench_just_opened import Place as WithoutLine
 from bench_just_opened import chosen
 from quality import fim_fetch, fim_metrics
 from quality.fim_tasks import read_human_eval
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--skips", type=Path, help="sets of `keyturn calibrate --skip --out`")
     parser.add_argument("--confidence", default="any", help="the gate, as the setting")
     parser.add_argument("--methods", nargs="+", help="only these, besides plain")
+    parser.add_argument("--seconds", type=float, help="no place is begun later")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
@@ -158,6 +161,7 @@ def main() -> None:
     settings = replace(COMMAND_LINE, num_threads=args.threads, device=args.device, dtype=args.dtype)
     engine = Engine(settings.engine_config())
     model = engine.load(args.model)
+    warm(engine)
     if args.skips:
         sets = skip_file.load(args.skips, model.decoder)
         model = replace(model, skips={name: each.skipped for name, each in sets.items()})
@@ -166,7 +170,11 @@ def main() -> None:
         compared = {name: compared[name] for name in ("plain", *args.methods)}
     tolerance = TOLERANCE[str(engine.dtype).removeprefix("torch.")]
     found = {group: {name: Measured() for name in compared} for group in GROUPS}
+    started_at = time.monotonic()
     for number, place in enumerate(places(args)):
+        if args.seconds and time.monotonic() - started_at > args.seconds:
+            print(f"{number} places, and no more time")
+            break
         measure(engine, args, place, model, compared, found[place.group], tolerance)
         if number % 10 == 9:
             print(f"{number + 1} places", flush=True)
@@ -185,26 +193,35 @@ def main() -> None:
     harness.finish("depth", args, figures, held)
 
 
+def warm(engine: Engine) -> None:
+    """Prepare what a host prepares while nothing is to be done."""
+    while engine.warm():
+        pass
+
+
 def places(args: argparse.Namespace) -> Iterator[Place]:
-    """Yield the places of all kinds, each with a last key or edit that is still to be made."""
+    """Yield places of all kinds by turns, each with a last key or edit that is still to be made."""
     rng = random.Random(args.seed)
-    if args.data:
-        tasks = list(read_human_eval(args.data))
-        for task in rng.sample(tasks, min(args.places, len(tasks))):
-            text = task.prefix + task.suffix
-            yield typed(GROUPS[0], task.path, text, len(task.prefix), task.middle)
-    held_out = fim_fetch.held_out_files(args.cache) if args.held_out else []
-    files = [each for each in held_out if each[0] not in TRAINED_ON]
-    for place in chosen(files, args.places, args.seed):
-        lines = place.text.split("\n")
-        offset = sum(len(line) + 1 for line in lines[: place.row]) + place.column
-        yield typed(GROUPS[1], place.path, place.text, offset, place.line)
-    if args.traces:
-        paths = sorted(args.traces.glob("*/*.jsonl"))
-        rng.shuffle(paths)
-        edited = filter(None, map(after_edits, paths))
-        for _, place in zip(range(args.places), edited, strict=False):
-            yield place
+    tasks = list(read_human_eval(args.data)) if args.data else []
+    single_lines = (
+        typed(GROUPS[0], task.path, task.prefix + task.suffix, len(task.prefix), task.middle)
+        for task in rng.sample(tasks, min(args.places, len(tasks)))
+    )
+    fetched = fim_fetch.held_out_files(args.cache) if args.held_out else []
+    files = [each for each in fetched if each[0] not in TRAINED_ON]
+    held_out = map(held_out_place, chosen(files, args.places, args.seed))
+    paths = sorted(args.traces.glob("*/*.jsonl")) if args.traces else []
+    rng.shuffle(paths)
+    edited = itertools.islice(filter(None, map(after_edits, paths)), args.places)
+    for some in itertools.zip_longest(single_lines, held_out, edited):
+        yield from filter(None, some)
+
+
+def held_out_place(place: WithoutLine) -> Place:
+    """Return a place of a held-out file, its last character still to be typed."""
+    lines = place.text.split("\n")
+    offset = sum(len(line) + 1 for line in lines[: place.row]) + place.column
+    return typed(GROUPS[1], place.path, place.text, offset, place.line)
 
 
 def typed(group: str, path: str, text: str, offset: int, middle: str) -> Place:
@@ -249,6 +266,7 @@ def measure(
     session.cold_limit = WHOLE
     session.set_cursor(place.anchor)
     session.sync(_go_on)
+    warm(engine)
     started_at = time.perf_counter()
     for edits in place.edits:
         session.edit(edits)

@@ -132,8 +132,9 @@ class Engine:
     def warm(self) -> bool:
         """Run one kind of pass that nothing has needed yet, so that it is compiled when it is.
 
-        On a GPU that takes up to seconds, for each of some six, when nothing is compiled yet. What
-        a completion needs before is compiled as it is needed.
+        On a GPU that takes up to seconds, for each of some ten, when nothing is compiled yet, and
+        less than a tenth of one for each graph of a document's decode steps. What a completion
+        needs before is made as it is needed.
 
         Returns:
             Whether there was one.
@@ -142,7 +143,7 @@ class Engine:
             if next(self._warming[0], _THROUGH) is not _THROUGH:
                 return True
             self._warming.pop(0)
-        return False
+        return any(session.prompt.prepare() for session in self.sessions.values())
 
     def adapt(self, model: str, adapter: str | None) -> None:
         """Serve a LoRA adapter beside a model's weights, in place of the one before.

@@ -347,6 +347,7 @@ class Session:
         decode = functools.partial(
             generate,
             step=steps,
+            summary=steps.summary,
             params=params,
             end_ids=end_ids,
             token_bytes=token_bytes,

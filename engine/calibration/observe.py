@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..exits.controller import normalised, sureness
 from ..model.decoder import Check
-from ..model.passes import Head
+from ..model.heads import Head
 from ..session import Session
 
 if TYPE_CHECKING:

@@ -86,14 +86,24 @@ class StopWatch:
         self._is_over = False
         self.is_doubtful = False
 
-    def see(self, piece: bytes, probability: float, logits: Tensor) -> None:
-        """Take note of a token; (vocab_size,) float32 logits, -inf where none was allowed."""
+    def see(
+        self, piece: bytes, probability: float, logits: Tensor, entropy: float | None = None
+    ) -> None:
+        """Take note of a token.
+
+        Args:
+            piece: its bytes.
+            probability: the model's.
+            logits: (vocab_size,) float32, -inf where none was allowed.
+            entropy: of their distribution, in nats; None: to be found out.
+        """
         if self._is_over or self.is_doubtful:
             return
         self._is_over = b"\n" in piece
         self._log_joint += math.log(max(probability, _LEAST))
-        logs = logits.log_softmax(-1)
-        entropy = -float((logs.exp() * logs.clamp_min(_LEAST_LOG)).sum())
+        if entropy is None:
+            logs = logits.log_softmax(-1)
+            entropy = -float((logs.exp() * logs.clamp_min(_LEAST_LOG)).sum())
         seen = features(self._log_joint, probability, entropy, self._place)
         self.is_doubtful = self._rule.odds(seen) > self._rule.most
 

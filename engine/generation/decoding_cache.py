@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Check
+from ..model.heads import Logits
 from ..model.kv_cache import KVCache, Slots
 from ..prompt.prompt_cache import PromptCache
 
@@ -71,12 +72,33 @@ class DecodingCache(PromptCache):
         self._count_forwarded(slots)
         return result
 
-    def decode_several(self, token_ids: Sequence[int], check: Check) -> Tensor:
-        """Append generated tokens in one pass; return the (n, vocab_size) logits after each.
+    def decode_several(self, token_ids: Sequence[int], check: Check) -> Logits:
+        """Append generated tokens in one pass; return the logits after each.
 
         `drop_generated` takes back those that are not wanted, as if they had never been there.
+        The next step may overwrite the logits.
         """
-        return self.finish(self.begin(token_ids, check), check, range(0))
+        cache = self.rows
+        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
+        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+            logits = self.decoder.decode(cache, slots, check)
+        cache.mark_computed(slots)
+        self._count_forwarded(slots)
+        return logits
+
+    def prepare(self) -> bool:
+        """Capture one more graph of decode steps, on a GPU; return whether there was one to be.
+
+        No completion then waits for it. All rows stay what they are.
+        """
+        cache = self._cache
+        count = None if cache is None else self.decoder.uncaptured(cache)
+        if cache is None or count is None or count > self.room:
+            return False
+        with self._supposed([0] * count) as slots:
+            while self.decoder.uncaptured(cache) == count:
+                self.decoder.decode(cache, slots, _go_on)
+        return True
 
     def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
         """Append generated tokens and take them through the first layers, by default all.
@@ -117,15 +139,13 @@ class DecodingCache(PromptCache):
         Args:
             hidden: (n, hidden_size), what `begin` returned of each.
             check: called between layers.
-            layers: the layers; they may be none.
+            layers: the layers.
 
         Returns:
             (n, vocab_size) logits after each.
         """
 
         def compute(cache: KVCache, slots: Slots) -> tuple[Tensor, Slots]:
-            if not layers:
-                return hidden, slots
             return self.decoder.forward(cache, slots, check, layers=layers, hidden=hidden), slots
 
         return self.decoder.logits(self.finish_by(len(hidden), compute))
@@ -195,3 +215,7 @@ class DecodingCache(PromptCache):
             cache.remove(slots)
             cache.positions[generated] -= _MASKED
             cache.num_fresh, cache.generation = num_fresh, generation
+
+
+def _go_on() -> None:
+    """Never cancel."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..exits.stop import StopWatch
+from ..model.heads import Summary
 from ..tokens.tokenizer import TokenBytes
 from ..wire.config import CompletionParams
 from ..wire.errors import ContextTooLong, ModelLoadError
@@ -67,6 +68,10 @@ class Step(Protocol):
         ...
 
 
+def _unknown() -> None:
+    """Know nothing."""
+
+
 def generate(
     logits: Tensor,
     step: Step,
@@ -80,6 +85,7 @@ def generate(
     begun: Sequence[Pick] = (),
     wants_runners_up: bool = False,
     watch: StopWatch | None = None,
+    summary: Callable[[], Summary | None] = _unknown,
 ) -> Generated:
     """Decode from the logits after the prompt until model, stop string, budget or caller ends it.
 
@@ -98,6 +104,7 @@ def generate(
         begun: tokens that are taken already; `logits` are those after them.
         wants_runners_up: say of each token which would have been the next likely.
         watch: decides when to give up, if there is a gate; otherwise it only warns.
+        summary: returns what is known already of the logits that `step` returned last.
 
     Returns:
         The text and why it ended: "end", "stop", "length", "time", "doubt" or, when `watch` or
@@ -114,11 +121,13 @@ def generate(
     budget_ms, first_token_at = params.time_budget_ms, 0.0
     runners_up: list[Pick] = []
     taken = deque(begun)
+    known: Summary | None = None  # of `logits`
     while True:
         check()
         is_begun = bool(taken)
         allowed = logits if is_begun else binding.restrict(logits)
-        token_id, probability = taken.popleft() if is_begun else sampler.pick(allowed)
+        known = known if allowed is logits else None
+        token_id, probability = taken.popleft() if is_begun else sampler.pick(allowed, known)
         if wants_runners_up:
             runners_up.append(runner_up(allowed, token_id))
         first_token_at = first_token_at or time.perf_counter()
@@ -130,7 +139,7 @@ def generate(
         num_forced += is_bound and not piece
         joint *= probability if piece else 1.0
         if watch is not None and piece:
-            watch.see(piece, probability, allowed)
+            watch.see(piece, probability, allowed, known.entropy if known else None)
         # The gate says what may be shown, the stop what is worth computing: what has passed the
         # gate until then is shown.
         doubt = _doubt(joint, params.min_probability, watch)
@@ -159,7 +168,7 @@ def generate(
         if after is None:
             reason = "low_confidence"
             break
-        logits = after
+        logits, known = after, summary()
     return Generated(
         output.finish(),
         tuple(token_ids),
@@ -259,17 +268,20 @@ class Sampler:
         self._top_p = top_p
         self._generator = torch.Generator().manual_seed(seed)
 
-    def pick(self, logits: Tensor) -> Pick:
-        """Pick a token of (vocab_size,) float32 logits.
+    def pick(self, logits: Tensor, known: Summary | None = None) -> Pick:
+        """Pick a token of (vocab_size,) float32 logits, of which something may be known already.
 
         Raises:
             ModelLoadError: they are not numbers.
         """
-        # One copy for all three: a GPU is waited for once.
-        found = torch.stack(
-            [logits.argmax().double(), logits.max().double(), logits.logsumexp(-1).double()]
-        )
-        best, largest, log_sum = found.tolist()
+        if known is not None:
+            best, largest, log_sum, _ = known
+        else:
+            # One copy for all three: a GPU is waited for once.
+            found = torch.stack(
+                [logits.argmax().double(), logits.max().double(), logits.logsumexp(-1).double()]
+            )
+            best, largest, log_sum = found.tolist()
         if math.isnan(largest):
             raise ModelLoadError(
                 "the model computes no numbers: its weights are damaged; fetch the model again"

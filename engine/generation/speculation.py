@@ -31,8 +31,8 @@ from torch import Tensor
 
 from ..exits.skip_file import share_of
 from ..model.decoder import Check
+from ..model.heads import DraftHead, Summary
 from ..model.pass_cost import StepCost
-from ..model.passes import DraftHead
 from .decoding_cache import DecodingCache
 from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
 from .steps import common_length
@@ -113,6 +113,7 @@ class _Ahead(NamedTuple):
 
     token_id: int
     logits: Tensor | None
+    summary: Summary | None
     rates: Rates
     number: int
 
@@ -159,6 +160,8 @@ class SpeculativeSteps:
             self._drafters.append(Drafter(kept, skips, share, record.skips))
         self._taken: list[int] = []  # tokens that have rows
         self._ahead: deque[_Ahead] = deque()
+        self._summaries: list[Summary | None] = []  # of rows that were computed last
+        self._summary: Summary | None = None  # of the logits that were returned last
         self._num_steps, self._num_layer_runs = 0, 0.0
         # When the last pass began, and who is told what it took.
         self._started_at: float = 0.0
@@ -177,11 +180,18 @@ class SpeculativeSteps:
             self._record.num_accepted += is_right
             if is_right and drafted.logits is not None:
                 self._taken.append(token_id)
+                self._summary = drafted.summary
                 return drafted.logits
             self._drop_ahead()
+        self._summaries = []
         logits = self._compute(token_id)
+        self._summary = self._summaries[0] if self._summaries else None
         self._taken.append(token_id)
         return logits
+
+    def summary(self) -> Summary | None:
+        """Return what is known already of the logits that were returned last."""
+        return self._summary
 
     @property
     def mean_layers(self) -> float:
@@ -202,7 +212,7 @@ class SpeculativeSteps:
 
     def _known(self, token_ids: Sequence[int]) -> Tensor:
         """Compute tokens that are taken already; return the logits after the last."""
-        logits = self._prompt.decode_several(token_ids, self._check)[-1]
+        logits = self._prompt.decode_several(token_ids, self._check).rows[-1]
         self._num_layer_runs += len(token_ids) * self._num_layers
         self._num_steps += len(token_ids)
         self._taken += token_ids
@@ -251,14 +261,16 @@ class SpeculativeSteps:
         if self._lookup is None:
             return Draft([], 0), 1.0
         found = self._lookup.draft(most)
-        slots, rates = self._prompt.num_rows, self._record.lookup
-        plain_ms = self._cost.ms(1, slots)
+        if not found.token_ids:
+            return found, 1.0
+        rates = self._record.lookup
+        costs = self._cost.all_ms(len(found.token_ids) + 1, self._prompt.num_rows)
         expected = reached = best = 1.0
         num_best = 0
         for at, token_id in enumerate(found.token_ids):
             reached *= rates.of(min(found.num_matched + at, LONGEST_MATCH))
             expected += reached
-            gain = expected * plain_ms / self._cost.ms(at + 2, slots)
+            gain = expected * costs[0] / costs[at + 1]
             if gain > best:
                 best, num_best = gain, at + 1
             if self._is_last(token_id):
@@ -274,7 +286,8 @@ class SpeculativeSteps:
         self._record.num_drafted += len(draft.token_ids)
         for at, (drafted, after) in enumerate(zip(draft.token_ids, others, strict=True)):
             number = min(draft.num_matched + at, LONGEST_MATCH)
-            self._ahead.append(_Ahead(drafted, after, self._record.lookup, number))
+            summary = self._summaries[at + 1] if self._summaries else None
+            self._ahead.append(_Ahead(drafted, after, summary, self._record.lookup, number))
         return first
 
     def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
@@ -285,12 +298,10 @@ class SpeculativeSteps:
         num_rows, num_slots = len(token_ids), self._prompt.num_rows
         self._note = partial(self._cost.observe, num_rows, num_slots)
         self._started_at = time.perf_counter()
-        if num_rows > 1:
-            logits = self._prompt.decode_several(token_ids, self._check)
-        else:
-            logits = self._prompt.decode(token_ids[0], self._check)[None]
+        found = self._prompt.decode_several(token_ids, self._check).read()
         self._num_layer_runs += num_rows * self._num_layers
-        return list(logits)
+        self._summaries = [summary for _, summary in found]
+        return [logits for logits, _ in found]
 
     def _drafted(self, token_id: int, most: int, drafter: Drafter) -> Tensor:
         """Draft with some of the layers as long as it pays, then verify all with the rest."""
@@ -333,7 +344,7 @@ class SpeculativeSteps:
         record.num_drafted += len(drafted)
         for at, (drafted_id, number) in enumerate(drafted):
             after = others[at] if at < len(others) else None
-            self._ahead.append(_Ahead(drafted_id, after, worth.rates, number))
+            self._ahead.append(_Ahead(drafted_id, after, None, worth.rates, number))
         return first
 
     def _finished(

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..model.decoder import Check
+from ..model.heads import Summary
 from .decoding_cache import DecodingCache
 from .generate import Step
 
@@ -31,6 +32,10 @@ class Steps(Step, Protocol):
         """
         ...
 
+    def summary(self) -> Summary | None:
+        """Return what is known already of the logits that a call returned last."""
+        ...
+
     def end(self) -> None:
         """Leave rows of taken tokens only; to be called once, whatever else was raised."""
 
@@ -42,13 +47,23 @@ class PlainSteps:
         """Take nothing yet; see `depth.steps_of`."""
         self._prompt, self._check = prompt, check
         self._layers = range(num_layers)
+        self._is_whole = num_layers == prompt.decoder.config.num_layers
         self._taken: list[int] = []  # tokens that have rows
+        self._summary: Summary | None = None
 
     def __call__(self, token_id: int) -> Tensor:
         """Compute one more token, as `Step` says."""
-        logits = self._prompt.decode(token_id, self._check, self._layers)
+        self._summary = None
+        if self._is_whole:
+            ((logits, self._summary),) = self._prompt.decode_several([token_id], self._check).read()
+        else:
+            logits = self._prompt.decode(token_id, self._check, self._layers)
         self._taken.append(token_id)
         return logits
+
+    def summary(self) -> Summary | None:
+        """Return what is known already of the logits that were returned last."""
+        return self._summary
 
     @property
     def mean_layers(self) -> float:
@@ -64,7 +79,7 @@ class PlainSteps:
 
     def end(self) -> None:
         """Drop rows that lack layers."""
-        if len(self._layers) < self._prompt.decoder.config.num_layers:
+        if not self._is_whole:
             self._prompt.drop_generated()
 
 

@@ -9,7 +9,7 @@ reserved once and never moves, so the same graph serves it after any patch.
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,18 @@ from ...kernels.matmul.fusion import CacheRows, Fusion
 from ...kernels.weights.linear import Linear
 from ...kernels.weights.packed import QuantWeight
 from .attention import FEW_ROWS
+from .heads import Logits, summarized
 from .kv_cache import KVCache, Slots
 from .layers import LayerStack
 from .mlp import DenseMlp
 
-# A patch is padded to one of these numbers of rows by repeating its last one.
+# A patch, and a decode step, is padded to one of these numbers of rows by repeating its last one.
 PATCH_ROWS = (4, 16, 32, FEW_ROWS)
+DECODE_ROWS = (1, 2, 4, 8, 16)
+# So many rows go through `fused_linear` in one launch.
+FUSED_ROWS = 4
+
+Result = TypeVar("Result")
 
 
 def sees_every_slot(cache: KVCache, slots: Slots) -> bool:
@@ -33,7 +39,7 @@ def sees_every_slot(cache: KVCache, slots: Slots) -> bool:
     return len(slots) == 1 and bool(cache.positions[slots[0]] >= cache.positions.max())
 
 
-class CapturedPass:
+class CapturedPass(Generic[Result]):
     """A pass of one decoder's layers over one cache, on inputs of fixed size.
 
     On CUDA it is captured when it runs for the second time and replayed from then on: a capture
@@ -64,10 +70,15 @@ class CapturedPass:
         self._copied = torch.cuda.Event() if self._is_cuda else None
         self._has_run = False
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._result: Tensor | None = None
+        self._result: Result | None = None
 
-    def _run(self, *inputs: Slots | list[int]) -> Tensor:
-        """Copy the inputs, in a row, and compute; the next pass overwrites the result."""
+    @property
+    def is_captured(self) -> bool:
+        """Whether it is as quick from now on as it can be."""
+        return self._graph is not None or not self._is_cuda
+
+    def _run(self, *inputs: Slots | list[int]) -> Result:
+        """Copy the inputs, in a row, and compute; the cache's next pass overwrites the result."""
         if self._copied is not None:
             self._copied.synchronize()  # the previous copy may not have read it yet
         values = np.concatenate(inputs)
@@ -95,12 +106,15 @@ class CapturedPass:
             self._compute()
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        # One piece of memory for all graphs of a cache: they run one after another, and what one
+        # of them gives is read before the next one runs.
+        pool: Any = self._cache.graphs.setdefault("memory", torch.cuda.graph_pool_handle())
         # Other threads of the process may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self._result = self._compute()
         self._graph = graph
 
-    def _compute(self) -> Tensor:
+    def _compute(self) -> Result:
         """Launch the whole pass; no value is read on the host."""
         raise NotImplementedError
 
@@ -124,12 +138,22 @@ def has_plain_weights(stack: LayerStack) -> bool:
     )
 
 
-class DecodeGraph(CapturedPass):
-    """The decode step: one row that sees every slot, five or six launches a layer."""
+class DecodeGraph(CapturedPass[Logits]):
+    """A decode step: rows of generated tokens, and the logits after each.
 
-    def __init__(self, stack: LayerStack, cache: KVCache, kernels: Kernels) -> None:
-        """Prepare; arguments as for `CapturedPass`, the weights as `can_fuse` asks."""
-        super().__init__(stack, cache, kernels, 4)
+    Up to four rows of Llama's layers are five or six launches a layer; of others, and more rows,
+    each operation is one.
+    """
+
+    def __init__(
+        self, stack: LayerStack, cache: KVCache, kernels: Kernels, num_rows: int = 1
+    ) -> None:
+        """Prepare; arguments as for `CapturedPass`, and the rows that are computed each time."""
+        # A row alone sees all that is there, and needs no positions of slots.
+        num_others = 1 if num_rows == 1 else 2 + cache.capacity
+        super().__init__(stack, cache, kernels, 3 * num_rows + num_others)
+        self._num_rows = num_rows
+        self._is_fused = num_rows <= FUSED_ROWS and self.can_fuse(stack)
 
     @staticmethod
     def can_fuse(stack: LayerStack) -> bool:
@@ -139,41 +163,71 @@ class DecodeGraph(CapturedPass):
         blocks = stack.config.blocks()
         return has_plain_weights(stack) and not any(block.beyond_llama() for block in blocks)
 
-    @torch.inference_mode()
     def step(self, slot: int) -> Tensor:
-        """Compute one row of the cache, its keys and values included.
+        """Compute one row, for which `sees_every_slot` holds; return its (vocab_size,) logits."""
+        return self.decode(np.array([slot])).rows[0]
+
+    @torch.inference_mode()
+    def decode(self, slots: Slots) -> Logits:
+        """Compute rows of the cache, their keys and values included.
 
         Args:
-            slot: its row; `sees_every_slot` holds for it.
+            slots: 1 to `num_rows` of them; if that is one, `sees_every_slot` holds for it.
 
         Returns:
-            (vocab_size,) float32 logits after it. On CUDA the next step overwrites them.
+            The logits after each. On CUDA the next step overwrites them.
         """
-        cache = self._cache
-        token_id, position = int(cache.token_ids[slot]), int(cache.positions[slot])
-        return self._run([token_id, slot, position, cache.num_rows])
+        cache, count = self._cache, len(slots)
+        padded = np.pad(slots, (0, self._num_rows - count), mode="edge")
+        inputs = [cache.token_ids[padded], padded, cache.positions[padded], [cache.num_rows]]
+        if self._num_rows > 1:
+            inputs += [[0], cache.positions]
+        found = self._run(*inputs)
+        assert found.summaries is not None, "it makes them"
+        return Logits(found.rows[:count], found.summaries[:count])
 
-    def _compute(self) -> Tensor:
+    def _compute(self) -> Logits:
+        count = self._num_rows
+        token_ids, slots, positions = (self._input(at * count, count) for at in range(3))
+        seen = [self._count(3 * count)]
+        if count > 1:
+            seen += [positions, self._input(3 * count + 2, self._cache.capacity)]
+        if self._is_fused:
+            logits = self._fused(token_ids, slots, positions, seen)
+        else:
+
+            def attend(number: int, queries: Tensor) -> Tensor:
+                _, keys, values = (part[number] for part in self._cache.storage)
+                return self._kernels.attend_slots(queries, keys, values, *seen)
+
+            stack = self._stack
+            layers = range(len(stack.layers))
+            hidden = stack.embed(token_ids)
+            hidden = stack.run(self._cache, hidden, slots, positions, attend, layers)
+            logits = stack.logits(hidden)
+        return Logits(logits, summarized(logits))
+
+    def _fused(
+        self, token_ids: Tensor, slots: Tensor, positions: Tensor, seen: list[Tensor]
+    ) -> Tensor:
+        """Return (num_rows, vocab_size) logits; the layers as `can_fuse` asks."""
         stack, cache = self._stack, self._cache
-        eps = stack.config.norm_eps
-        token_id, slot, position = (self._input(at, 1) for at in range(3))
-        num_slots = self._count(3)
-        attend = self._kernels.attend_slots
-        hidden = stack.embed(token_id)
+        eps, attend = stack.config.norm_eps, self._kernels.attend_slots
+        hidden = stack.embed(token_ids)
         for number, layer in enumerate(stack.layers):
             mlp, table = layer.mlp, cache.tables.of(number)
-            assert isinstance(mlp, DenseMlp) and layer.mlp_norm is not None, "as a pass asks"
+            assert isinstance(mlp, DenseMlp) and layer.mlp_norm is not None, "as `can_fuse` asks"
             unrotated, keys, values = (part[number] for part in cache.storage)
             angles = (table.cos, table.sin, table.interleaved)
-            rows = CacheRows(unrotated, keys, values, slot, position, *angles)
+            rows = CacheRows(unrotated, keys, values, slots, positions, *angles)
             gain = layer.attention_norm.weight
             queries = self._linear(hidden, layer.qkv, Fusion(gain, eps, cache=rows))
-            mixed = attend(queries, keys, values, num_slots).view(1, -1)
+            mixed = attend(queries, keys, values, *seen).flatten(1)
             hidden = self._linear(mixed, layer.output, Fusion(residual=hidden))
             gain = layer.mlp_norm.weight
             gated = self._linear(hidden, mlp.gate_up, Fusion(gain, eps, gated=True))
             hidden = self._linear(gated, mlp.down, Fusion(residual=hidden))
-        return self._linear(hidden, stack.head, Fusion(stack.norm.weight, eps), torch.float32)[0]
+        return self._linear(hidden, stack.head, Fusion(stack.norm.weight, eps), torch.float32)
 
     def _linear(
         self, x: Tensor, linear: Linear, fusion: Fusion, out_dtype: torch.dtype | None = None
@@ -182,7 +236,7 @@ class DecodeGraph(CapturedPass):
         return self._kernels.fused_linear(x, made.weight, made.bias, fusion, out_dtype=out_dtype)
 
 
-class PatchGraph(CapturedPass):
+class PatchGraph(CapturedPass[Tensor]):
     """A pass over a few rows at any positions, up to a fixed number of them."""
 
     def __init__(

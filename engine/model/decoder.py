@@ -18,22 +18,19 @@ from ...kernels.weights.linear import Linear, Matrix
 from ...kernels.weights.low_rank import FusedUpdate, LowRank, adapted
 from ..wire.errors import ModelLoadError
 from . import tensors as names
-from .captured_pass import PATCH_ROWS, sees_every_slot
+from .captured_pass import DECODE_ROWS, PATCH_ROWS, sees_every_slot
 from .config import ModelConfig
+from .heads import DraftHead, Head, Logits, head_of, head_over, summarized
 from .kv_cache import KVCache, Slots
 from .layers import Check, Layer, LayerStack, Norm, norm_of
 from .pass_cost import PassCost, StepCost
 from .passes import (
     AttentionRecord,
-    DraftHead,
     EagerPass,
     GraphPass,
-    Head,
     Pass,
     Rows,
     StepPass,
-    head_of,
-    head_over,
     refuse_unsupported,
 )
 
@@ -147,7 +144,7 @@ class Decoder:
         if self._in_c is not None:
             self._in_c.adapt(in_step)
         if self._graphs is not None:
-            self._graphs.note_other_weights(is_adapted=bool(updates))
+            self._graphs.note_other_weights()
         self.is_adapted = bool(updates)
 
     def _step(
@@ -227,9 +224,31 @@ class Decoder:
         layers = self._all_layers if layers is None else layers
         is_plain = record is None and layers == self._all_layers
         if self._graphs is not None and is_plain and sees_every_slot(cache, slots):
-            return self._graphs.decode(cache, int(slots[0]), check)
+            return self._graphs.decode(cache, slots, check).rows[0].clone()
         rows = Rows(slots, layers, record=record)
         return self._head(self._pass_for(rows).run(cache, rows, check)[-1:])[0]
+
+    @torch.inference_mode()
+    def decode(self, cache: KVCache, slots: Slots, check: Check) -> Logits:
+        """Compute rows of generated tokens, which see all that is there, to the logits after each.
+
+        On a GPU up to 16 of them are a captured graph, the head and what is read of the logits
+        included. The next step overwrites what is returned.
+
+        Args:
+            cache: holds the rows' tokens and positions.
+            slots: (n,) the rows, the last by position.
+            check: as for `forward`.
+        """
+        if self._graphs is not None and len(slots) <= DECODE_ROWS[-1]:
+            return self._graphs.decode(cache, slots, check)
+        rows = Rows(slots, self._all_layers)
+        logits = self._head(self._pass_for(rows).run(cache, rows, check).float())
+        return Logits(logits, summarized(logits) if logits.is_cuda else None)
+
+    def uncaptured(self, cache: KVCache) -> int | None:
+        """Return a number of rows whose decode steps are to be captured still; None: none is."""
+        return None if self._graphs is None else self._graphs.uncaptured(cache)
 
     def _pass_for(self, rows: Rows) -> Pass:
         for each in self._passes:
@@ -271,8 +290,9 @@ class Decoder:
         slots = cache.append(np.zeros(rows, dtype=np.int64), np.arange(rows))
         self.forward(cache, slots, lambda: None)
         yield
-        self.last_logits(cache, slots[-1:], lambda: None)
-        yield
+        for count in DECODE_ROWS:
+            self.decode(cache, slots[-count:], lambda: None)
+            yield
         for count in PATCH_ROWS:
             self.forward(cache, slots[:count], lambda: None)
             yield

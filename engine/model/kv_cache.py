@@ -38,7 +38,8 @@ class KVCache:
             the end leaves it.
         copied_row_bytes: memory of one row in what `copied` returns.
         tables: what each layer's keys are rotated by.
-        graphs: passes that a decoder captured over this cache, by their shape; they go with it.
+        graphs: passes that a decoder captured over this cache, by their shape, and what they share;
+            they go with it.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class KVCache:
         stays = np.ones(len(slots), dtype=bool)  # of the last rows, as many as are dropped
         stays[slots[slots >= kept] - kept] = False
         source, target = np.flatnonzero(stays) + kept, np.sort(slots[slots < kept])
-        if self._slot_records:
+        if self._slot_records and (len(source) or self._is_held_from(kept)):
             self._renumber_held(slots, source, target)
         self._renumber(source, target)
         self.num_rows, self._order = kept, None
@@ -246,6 +247,10 @@ class KVCache:
             held = self.record(name)
             number[removed] = number[-1] = self._fills[name]
             np.take(number.astype(held.dtype), held, out=held, mode="wrap")
+
+    def _is_held_from(self, slot: int) -> bool:
+        """Return whether a record holds the number of this slot or of one behind it."""
+        return any(self.record(name).max(initial=-1) >= slot for name in self._slot_records)
 
     def _move(self, source: Slots, target: Slots) -> None:
         from_, to = self.on_device(source, target)

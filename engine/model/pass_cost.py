@@ -82,7 +82,7 @@ class StepCost:
         rows = np.arange(_MOST_ROWS + 1)
         self._fixed, self._per_slot = (rows + 2) / 3, np.zeros(len(rows))
         self._head = self._fixed / 5
-        self._rows_alone = 1
+        self._alone = 1.0
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -94,7 +94,7 @@ class StepCost:
         layers: Mapping[tuple[int, int], float],
         head: Mapping[int, float],
         *,
-        rows_alone: int = 1,
+        alone: float = 1.0,
     ) -> None:
         """Take over what was measured.
 
@@ -102,7 +102,8 @@ class StepCost:
             layers: (rows, slots) to milliseconds of all layers, for `STEP_SIZES` and two numbers of
                 slots.
             head: rows to milliseconds of their logits.
-            rows_alone: a row that goes through some layers alone costs as much as so many.
+            alone: what a row costs that goes through some layers alone, of one that goes through
+                all.
         """
         few, many = sorted({slots for _, slots in layers})
         at_few, at_many = (
@@ -111,13 +112,19 @@ class StepCost:
         self._per_slot = np.maximum(at_many - at_few, 0) / (many - few)
         self._fixed = np.maximum(at_few - few * self._per_slot, at_few / 10)
         self._head = _curve([head[size] for size in STEP_SIZES])
-        self._rows_alone = rows_alone
+        self._alone = alone
         self._start_anew()
 
     def ms(self, num_rows: int, num_slots: int) -> float:
         """Return what a whole step is expected to take."""
         ms = self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
         return ms * self._speed * float(self._shape[num_rows])
+
+    def all_ms(self, most_rows: int, num_slots: int) -> list[float]:
+        """Return what `ms` gives for 1 to so many rows."""
+        some = slice(1, most_rows + 1)
+        ms = self._fixed[some] + self._per_slot[some] * num_slots + self._head[some]
+        return (ms * self._speed * self._shape[some]).tolist()
 
     def drafting_ms(
         self, num_rows: int, *, num_slots: int, share: float, kept: float, head_share: float
@@ -131,7 +138,7 @@ class StepCost:
             kept: of the layers, the first ones, that need not be run again.
             head_share: of the head, the tokens that may be drafted.
         """
-        alone_ms = share * self._layers_ms(self._rows_alone, num_slots)
+        alone_ms = share * self._alone * self._layers_ms(1, num_slots)
         drafting = num_rows * (alone_ms + head_share * float(self._head[1]))
         verifying = (1 - kept) * self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
         return (drafting + verifying) * self._speed * self._drafting

@@ -7,9 +7,6 @@ serves it. Nothing is decided again further in.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,28 +14,29 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ...kernels.cpu.step import CpuStep
 from ...kernels.dispatch import Kernels
-from ...kernels.weights.blocks import BlockMatrix
-from ...kernels.weights.linear import Matrix
 from ..wire.errors import ModelLoadError
-from .attention import Visibility, capped, visibility
-from .captured_pass import FEW_ROWS, PATCH_ROWS, DecodeGraph, PatchGraph, has_plain_weights
+from .attention import Visibility, visibility
+from .captured_pass import (
+    DECODE_ROWS,
+    FEW_ROWS,
+    PATCH_ROWS,
+    DecodeGraph,
+    PatchGraph,
+    has_plain_weights,
+)
 from .config import Block, ModelConfig
+from .heads import Logits
 from .kv_cache import KVCache, Slots
 from .layers import Check, LayerStack
 from .limited_attention import Limited, limited
 
-# On the CPU up to so many rows go through all layers in one call, and so many to logits.
-_STEP_ROWS, _STEP_LOGITS = 16, 64
+# On the CPU up to so many rows go through all layers in one call.
+_STEP_ROWS = 16
 # Values that a CPU may keep of weights that are in blocks, to multiply many rows by.
 MOST_DENSE_BYTES = 1_000_000_000
-# A vocabulary that was learnt by merging has the commonest tokens first. In held-out code these are
-# 78 to 95 % of what is written; of the others nearly all stand in the prompt already.
-_COMMONEST = 8192
-Head = Callable[[Tensor], Tensor]
 # What passes compute beyond a layer of Llama, by the keys of `Block.beyond_llama`. In a graph
 # launches are always the same: experts are chosen on the host, and attention to slots has neither
 # windows nor caps.
@@ -197,18 +195,11 @@ class GraphPass:
     def __init__(self, stack: LayerStack) -> None:
         """Take the layers to capture."""
         self._stack = stack
-        self._can_fuse = self._fuses = DecodeGraph.can_fuse(stack)
         self._num_changes = 0  # of the weights
 
-    def note_other_weights(self, *, is_adapted: bool) -> None:
-        """Capture anew what was captured: a graph reads the weights of its time.
-
-        Args:
-            is_adapted: updates lie beside the weights. A decode step is then launched as a patch of
-                a few rows is, since `fused_linear` knows no updates.
-        """
+    def note_other_weights(self) -> None:
+        """Capture anew what was captured: a graph reads the weights of its time."""
         self._num_changes += 1
-        self._fuses = self._can_fuse and not is_adapted
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
@@ -225,17 +216,27 @@ class GraphPass:
         """Return whether this pass computes such rows."""
         return len(rows.slots) <= FEW_ROWS
 
-    def decode(self, cache: KVCache, slot: int, check: Check) -> Tensor:
-        """Compute a row that sees every slot, to the (vocab_size,) float32 logits after it."""
-        if not self._fuses:
-            rows = Rows(np.array([slot]), range(self._stack.config.num_layers))
-            return self._stack.logits(self.run(cache, rows, check))[0]
+    def decode(self, cache: KVCache, slots: Slots, check: Check) -> Logits:
+        """Compute up to 16 rows to the logits after them; one alone must see every slot.
+
+        The next pass overwrites them.
+        """
         check()
+        size = next(size for size in DECODE_ROWS if len(slots) <= size)
         graphs = self._graphs_of(cache)
-        graph = graphs.get(1)
+        graph = graphs.get(size)
         if not isinstance(graph, DecodeGraph):
-            graph = graphs[1] = DecodeGraph(self._stack, cache, self._stack.kernels)
-        return graph.step(slot).clone()
+            graph = graphs[size] = DecodeGraph(self._stack, cache, self._stack.kernels, size)
+        return graph.decode(slots)
+
+    def uncaptured(self, cache: KVCache) -> int | None:
+        """Return a number of rows whose decode steps are not captured; None: all are."""
+        graphs = self._graphs_of(cache)
+        for size in DECODE_ROWS:
+            graph = graphs.get(size)
+            if not isinstance(graph, DecodeGraph) or not graph.is_captured:
+                return size
+        return None
 
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
         """Compute rows, as `Pass` says; `check` is called once, before them."""
@@ -356,105 +357,6 @@ class StepPass:
             for layer, weights in recorded.items():
                 rows.record.keep(layer, weights, count)
         return hidden
-
-
-def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
-    """Return what turns (n, hidden_size) last-layer outputs into (n, vocab_size) float32 logits.
-
-    The C library's logits are exact to float32; it has the quicker head for up to 64 rows.
-    """
-    if step is None or stack.head_bias is not None or stack.config.logit_cap is not None:
-        return stack.logits
-    few: Head = step.logits
-    return lambda hidden: (few if len(hidden) <= _STEP_LOGITS else stack.logits)(hidden)
-
-
-def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: Tensor) -> Head:
-    """Return what gives (n, m) float32 logits of (m,) int64 tokens alone; their rows are copied.
-
-    Args:
-        stack: the layers.
-        step: the C library, where it is there.
-        head: (vocab_size, hidden_size).
-        token_ids: (m,) int64, on the host.
-    """
-    at = token_ids.to(stack.device)
-    rows = BlockMatrix(head.blocks[at], head.kind) if isinstance(head, BlockMatrix) else head[at]
-    cap, bias = stack.config.logit_cap, stack.head_bias
-    if step is not None and cap is None and bias is None:
-        return functools.partial(step.logits, head=rows)
-    dense = rows.values(stack.dtype) if isinstance(rows, BlockMatrix) else rows
-
-    def logits(hidden: Tensor) -> Tensor:
-        found = functional.linear(stack.norm(hidden.to(stack.dtype)), dense).float()
-        if bias is not None:
-            found += bias[at]
-        return found if cap is None else capped(found, cap)
-
-    return logits
-
-
-class DraftHead:
-    """Finds the likeliest token among the commonest ones and some more.
-
-    The head is a fifth of the embedded model, and a draft may be wrong. Where the C library has not
-    got the head, all of it is computed.
-
-    Attributes:
-        share: of the whole head's cost.
-    """
-
-    def __init__(
-        self,
-        whole: Head,
-        step: CpuStep | None,
-        head: Matrix,
-        token_ids: Slots,
-    ) -> None:
-        """Choose the tokens.
-
-        Args:
-            whole: (n, hidden_size) hidden states to all logits.
-            step: the C library with the head, if it has it.
-            head: (vocab_size, hidden_size).
-            token_ids: tokens besides the commonest.
-        """
-        self._whole, self._step = whole, step
-        self._parts: list[tuple[Matrix, Slots | None]] = []
-        vocab_size = head.shape[0]
-        if step is None or vocab_size <= _COMMONEST:
-            self._step, self.share = None, 1.0
-            return
-        more = np.unique(token_ids[(token_ids >= _COMMONEST) & (token_ids < vocab_size)])
-        self._parts.append((_rows(head, slice(_COMMONEST)), None))
-        if len(more):
-            self._parts.append((_rows(head, torch.from_numpy(more)), more))
-        self.share = (_COMMONEST + len(more)) / vocab_size
-
-    @torch.inference_mode()
-    def best(self, hidden: Tensor) -> tuple[int, float]:
-        """Return the likeliest token after (1, hidden_size) and its probability among these."""
-        if self._step is None:
-            logits = self._whole(hidden)[0]
-            largest, at = logits.max(-1)
-            return int(at), math.exp(float(largest - logits.logsumexp(-1)))
-        found: list[tuple[float, int]] = []
-        sums: list[float] = []
-        for rows, token_ids in self._parts:
-            logits = self._step.logits(hidden, rows)[0]
-            largest, at = logits.max(-1)
-            found.append((float(largest), int(at if token_ids is None else token_ids[int(at)])))
-            sums.append(float(logits.logsumexp(-1)))
-        largest, best = max(found)
-        most = max(sums)
-        log_sum = most + math.log(sum(math.exp(each - most) for each in sums))
-        return best, math.exp(largest - log_sum)
-
-
-def _rows(matrix: Matrix, rows: slice | Tensor) -> Matrix:
-    if isinstance(matrix, BlockMatrix):
-        return BlockMatrix(matrix.blocks[rows], matrix.kind)
-    return matrix[rows]
 
 
 def _attend(

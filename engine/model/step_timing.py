@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 
 from .decoder import Decoder
-from .kv_cache import KVCache
+from .kv_cache import KVCache, Slots
 from .pass_cost import STEP_SIZES
 
 # Parts of the layers that are timed one at a time, and how often each step is.
@@ -28,44 +29,85 @@ def measure_steps(decoder: Decoder, num_slots: int) -> None:
     """
     if decoder.device.type == "cuda":
         with torch.cuda.device(decoder.device):
-            _measure(decoder, num_slots, _waited_for)
+            _measure_whole(decoder, num_slots)
     elif decoder.is_in_c:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            _measure(decoder, num_slots, time.thread_time)
+            _measure_parts(decoder, num_slots)
         finally:
             torch.set_num_threads(num_threads)
 
 
-def _measure(decoder: Decoder, num_slots: int, clock: Callable[[], float]) -> None:
-    config, is_gpu = decoder.config, decoder.device.type == "cuda"
+def _measure_parts(decoder: Decoder, num_slots: int) -> None:
+    config = decoder.config
     cache = KVCache(config, num_slots + STEP_SIZES[-1], decoder.dtype, decoder.device)
-    at_once = config.num_layers if is_gpu else max(1, config.num_layers // _SHARES)
+    at_once = max(1, config.num_layers // _SHARES)
     parts = [range(at, at + at_once) for at in range(0, config.num_layers - at_once + 1, at_once)]
-    zeros = torch.zeros(STEP_SIZES[-1], config.hidden_size, device=decoder.device)
+    zeros = torch.zeros(STEP_SIZES[-1], config.hidden_size)
     layers: dict[tuple[int, int], float] = {}
     head: dict[int, float] = {}
     for num_before in (num_slots // 4, num_slots):
-        positions = np.arange(cache.num_rows, num_before)
-        cache.append(np.zeros_like(positions), positions)
+        _fill(cache, num_before)
         # Once through everything first: until then the weights are in their file.
         decoder.logits(decoder.forward(cache, cache.by_position()[-1:], _go_on))
         for size in STEP_SIZES * _TIMES:
             parts.append(parts.pop(0))
-            slots = cache.append(np.zeros(size, dtype=np.int64), num_before + np.arange(size))
-            given = zeros[:size] if parts[0].start else None
-            run = partial(decoder.forward, cache, slots, _go_on, layers=parts[0], hidden=given)
-            at = size, num_before
-            layers[at] = min(_timed(clock, run), layers.get(at, math.inf))
-            logits_ms = _timed(clock, partial(decoder.logits, zeros[:size]))
+            with _appended(cache, size) as slots:
+                given = zeros[:size] if parts[0].start else None
+                run = partial(decoder.forward, cache, slots, _go_on, layers=parts[0], hidden=given)
+                at = size, num_before
+                layers[at] = min(_timed(time.thread_time, run), layers.get(at, math.inf))
+            logits_ms = _timed(time.thread_time, partial(decoder.logits, zeros[:size]))
             head[size] = min(logits_ms, head.get(size, math.inf))
-            if is_gpu and size == 1:  # a graph of its own, with the head
-                whole_ms = _timed(clock, partial(decoder.last_logits, cache, slots, _go_on))
-                layers[at] = max(min(whole_ms - head[size], layers[at]), whole_ms / 2)
-            cache.remove(slots)
     whole = {at: ms * config.num_layers / at_once for at, ms in layers.items()}
-    decoder.step_cost.learn(whole, head, rows_alone=2 if is_gpu else 1)
+    decoder.step_cost.learn(whole, head)
+
+
+def _measure_whole(decoder: Decoder, num_slots: int) -> None:
+    """Time whole steps: on a GPU they are graphs, the head included, once they are captured."""
+    cache = KVCache(decoder.config, num_slots + STEP_SIZES[-1], decoder.dtype, decoder.device)
+    zeros = torch.zeros(STEP_SIZES[-1], decoder.config.hidden_size, device=decoder.device)
+    layers: dict[tuple[int, int], float] = {}
+    head: dict[int, float] = {}
+    alone_ms = math.inf
+    for num_before in (num_slots // 4, num_slots):
+        _fill(cache, num_before)
+        for size in STEP_SIZES:
+            with _appended(cache, size) as slots:
+
+                def step(slots: Slots = slots) -> object:
+                    return decoder.decode(cache, slots, _go_on).read()
+
+                def go_through(slots: Slots = slots) -> object:
+                    return decoder.forward(cache, slots[:1], _go_on)
+
+                whole_ms = _least_ms(step)
+                logits_ms = _least_ms(partial(decoder.logits, zeros[:size]))
+                if size == 1:
+                    alone_ms = _least_ms(go_through)
+            head[size] = min(logits_ms, head.get(size, math.inf))
+            layers[size, num_before] = max(whole_ms - head[size], whole_ms / 2)
+    decoder.step_cost.learn(layers, head, alone=alone_ms / layers[1, num_slots])
+
+
+def _fill(cache: KVCache, num_rows: int) -> None:
+    """Append rows up to a number of them."""
+    positions = np.arange(cache.num_rows, num_rows)
+    cache.append(np.zeros_like(positions), positions)
+
+
+@contextmanager
+def _appended(cache: KVCache, count: int) -> Iterator[Slots]:
+    """Have some more rows."""
+    slots = cache.append(np.zeros(count, dtype=np.int64), cache.num_rows + np.arange(count))
+    yield slots
+    cache.remove(slots)
+
+
+def _least_ms(work: Callable[[], object]) -> float:
+    """Return milliseconds on a GPU, of what is captured when it runs for the second time."""
+    return min([_timed(_waited_for, work) for _ in range(2 + _TIMES)][2:])
 
 
 def _waited_for() -> float:

@@ -76,7 +76,9 @@ class Placement:
         """
         cache = self._cache
         order = cache.by_position()
-        num_of_prompt = int(np.count_nonzero(cache.positions < self._num_placed))
+        num_of_prompt = len(order)
+        if num_of_prompt and cache.positions[order[-1]] >= self._num_placed:
+            num_of_prompt = int(np.count_nonzero(cache.positions < self._num_placed))
         runs = self._policy.reuse(self._resident(order), wanted.segments)
         self._turn(runs, order)
         own: list[Returning] = []

@@ -199,9 +199,10 @@ class PromptCache:
 
     def _numbered(self, segments: Mapping[SegmentKey, Ints]) -> Wanted:
         numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in segments]
-        # What is generated after the last token continues the last segment, even an empty one.
-        segment_of = np.append(np.repeat(numbers, list(map(len, segments.values()))), numbers[-1])
         tokens = list(segments.values())
+        counts = [*map(len, tokens)]
+        counts[-1] += 1  # what is generated after the last token continues the last segment
+        segment_of = np.repeat(numbers, counts)
         return Wanted(np.concatenate(tokens), segment_of, dict(zip(numbers, tokens, strict=True)))
 
     def patch(self, check: Check) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.model.attention import attend
+from keyturn.engine.generation.generate import Sampler
 from keyturn.engine.model.captured_pass import (
     CapturedPass,
     DecodeGraph,
@@ -16,10 +16,12 @@ from keyturn.engine.model.captured_pass import (
 )
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
+from keyturn.engine.model.heads import Logits, summarized
 from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.model.passes import GraphPass, Rows
 from keyturn.engine.model.tensors import expected_shapes
 from keyturn.kernels import dispatch
+from keyturn.kernels.attention.reference import attend_slots
 from keyturn.kernels.layer import launch as step
 from keyturn.kernels.layer import reference as reference_step
 from keyturn.kernels.matmul import dense as dense_gemv
@@ -57,11 +59,6 @@ def few_programs(monkeypatch):
         plan = Plan(GemvTile(64, 32, 1, 1), None, None, 4, 0, 5)
         for module in (step, dense_gemv, quant):
             monkeypatch.setattr(module, "plan_for", lambda *_: plan)
-
-
-def attend_slots(queries, keys, values, num_slots):
-    used = int(num_slots)
-    return attend(queries, keys[:, :used], values[:, :used], None, None)
 
 
 def kernels(name):
@@ -177,6 +174,61 @@ def test_packed_weights_tied_heads_and_interleaved_pairs(name):
     assert_alike(both(decoder, graph, cache, slot), torch.bfloat16)
 
 
+def everything(cache):
+    return [part[:, :, : cache.num_rows].clone() for part in cache.storage]
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("reference", torch.float32), ("reference", torch.bfloat16), ("triton", torch.bfloat16)],
+)
+def test_steps_of_several_rows_equal_the_forward_pass_while_the_cache_is_patched(name, dtype, size):
+    decoder = decoder_of(dtype)
+    cache = filled(decoder, 14)
+    graph = DecodeGraph(decoder.stack, cache, kernels(name), size)
+    for count in (size, 1, size - 1):
+        cache.remove(np.array([2, 5]))  # the last rows move there
+        order = cache.by_position()
+        cache.turn(order, np.arange(len(order)))
+        before = everything(cache)
+        slots = cache.append(np.arange(count) + 20, cache.num_rows + np.arange(count))
+        logits, summaries = graph.decode(slots)
+        for kept, part in zip(before, everything(cache), strict=True):
+            assert torch.equal(kept, part[:, :, : slots[0]]), "rows that are computed change alone"
+        found = [part[:, :, slots] for part in everything(cache)]
+        assert logits.shape == (count, 50)
+        assert torch.equal(summaries, summarized(logits))
+        expected = decoder.logits(decoder.forward(cache, slots, check, UNCAPTURED))
+        assert_close(logits, expected, dtype)
+        for mine, part in zip(found, everything(cache), strict=True):
+            assert_close(mine, part[:, :, slots], dtype)
+        cache.remove(slots)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_steps_of_several_rows_without_fusion_equal_the_forward_pass(size, monkeypatch):
+    decoder = decoder_of(torch.float32)
+    monkeypatch.setattr(DecodeGraph, "can_fuse", staticmethod(lambda _: False))
+    cache = filled(decoder, 9)
+    graph = DecodeGraph(decoder.stack, cache, kernels("reference"), size)
+    slots = cache.append(np.arange(size) + 20, 9 + np.arange(size))
+    found = graph.decode(slots).rows
+    expected = decoder.logits(decoder.forward(cache, slots, check, UNCAPTURED))
+    assert_close(found, expected, torch.float32)
+
+
+def test_a_summary_is_what_picking_finds_in_the_logits():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1)) * 3
+    sampler, read = Sampler(0.0, 1.0, 0), Logits(logits, summarized(logits)).read()
+    for (row, summary), expected in zip(read, logits, strict=True):
+        assert torch.equal(row, expected)
+        assert sampler.pick(row, summary) == pytest.approx(sampler.pick(row), rel=1e-6)
+        entropy = torch.distributions.Categorical(logits=row.double()).entropy()
+        assert summary.entropy == pytest.approx(float(entropy), rel=1e-5)
+    assert [summary for _, summary in Logits(logits).read()] == [None] * 3
+
+
 @pytest.mark.parametrize("rows", [1, 3, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_patches_equal_the_forward_pass_while_the_cache_changes(rows, dtype):
@@ -246,8 +298,9 @@ def test_other_weights_are_captured_anew():
     for updates in ({}, {"model.layers.1.mlp.up_proj": update}, {}):
         before = [each for each in cache.graphs.values() if isinstance(each, CapturedPass)]
         decoder.adapt(updates)
-        graphs.note_other_weights(is_adapted=bool(updates))
-        found = [graphs.decode(cache, 11, check), graphs.run(cache, rows, check).clone()]
+        graphs.note_other_weights()
+        decoded = graphs.decode(cache, last, check).rows[0].clone()
+        found = [decoded, graphs.run(cache, rows, check).clone()]
         hidden = decoder.forward(cache, last, check, UNCAPTURED)
         assert_close(found[0], decoder.logits(hidden)[0], torch.bfloat16)
         assert_close(

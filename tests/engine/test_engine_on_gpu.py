@@ -123,3 +123,24 @@ def test_logits_agree_with_the_cpu_after_every_edit(tiny_model, policy):
             rows.append(session.prompt.score([5], check)[0].float().cpu())
         found[device] = torch.stack(rows)
     assert_close(found["cuda"], found["cpu"], torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graphs_that_are_captured_when_nothing_is_to_be_done_change_nothing(tiny_model):
+    engine = Engine(EngineConfig("cuda", "bfloat16", 0, 1 << 28, 0, 256))
+    session = engine.open("d", TEXT, path="a.py", model=str(tiny_model), policy="repair")
+    session.complete(700, PARAMS, check)
+    session.edit([(40, 40, "x = 1\n" * 9)])
+    session.set_cursor(760)
+    session.sync(check)
+    cache, num_stale = session.prompt.rows, session.prompt.num_stale
+    rows = [cache.token_ids.copy(), cache.positions.copy()]
+    before = session.prompt.logits(check)
+    while engine.warm():
+        pass
+    assert session.model.decoder.uncaptured(cache) is None
+    assert session.prompt.num_stale == num_stale
+    for found, expected in zip((cache.token_ids, cache.positions), rows, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert session.prompt.logits(check) is before

@@ -177,6 +177,8 @@ def test_a_graph_of_few_rows_equals_transformers(folder, reference, token_ids, m
     graph = PatchGraph(decoder.stack, cache, decoder.stack.kernels, 4)
     logits = decoder.logits(graph.forward(slots))
     assert_close(logits, expected(reference, token_ids)[-3:], torch.float32)
+    several = DecodeGraph(decoder.stack, cache, decoder.stack.kernels, 4).decode(slots).rows
+    assert_close(several, expected(reference, token_ids)[-3:], torch.float32)
     if not any(block.beyond_llama() for block in files.config.blocks()):
         step = DecodeGraph(decoder.stack, cache, decoder.stack.kernels).step(int(slots[-1]))
         assert_close(step, expected(reference, token_ids)[-1], torch.float32)
@@ -206,7 +208,12 @@ def test_on_a_gpu_by_every_pass_that_it_has(folder, reference, token_ids, dtype)
         slots = cache.append(token_ids[at : at + 1], np.array([at]))
         found.append(decoder.last_logits(cache, slots, check).cpu()[None])
     again = decoder.logits(decoder.forward(cache, np.arange(LENGTH - 9, LENGTH), check)).cpu()
-    found, wanted = torch.cat([*found, again]), torch.cat([wanted, wanted[-9:]])
+    found, wanted = [*found, again], [wanted, wanted[-9:]]
+    for count in (9, 3, 3, 3):  # launched one by one, captured, replayed
+        slots = np.arange(LENGTH - count, LENGTH)
+        found.append(decoder.decode(cache, slots, check).rows.cpu())
+        wanted.append(wanted[0][-count:])
+    found, wanted = torch.cat(found), torch.cat(wanted)
     if files.config.experts is not None and dtype == torch.bfloat16:
         errors = (found - wanted).norm(dim=-1) / wanted.norm(dim=-1)
         wanted, found = (part[errors <= errors.median()] for part in (wanted, found))

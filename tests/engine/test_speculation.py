@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
 from keyturn.engine.generation.speculation import DraftRecord, OwnDrafts
+from keyturn.engine.model.captured_pass import DECODE_ROWS
+from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.pass_cost import STEP_SIZES, StepCost
+from keyturn.engine.model.passes import GraphPass
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled
+from keyturn.kernels import dispatch
 
 TEXT = "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
 AT = TEXT.index("return \n") + len("return ")
@@ -46,7 +50,7 @@ def drafting(session, monkeypatch):
             monkeypatch.setattr(session.model.drafts, name, value)
         if find is not None:
             monkeypatch.setattr(PromptLookup, "draft", find)
-            monkeypatch.setattr(StepCost, "ms", lambda *_: 1.0)
+            monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
 
     return drafting_
 
@@ -111,6 +115,58 @@ def test_text_probabilities_and_rows_are_those_without_drafts(
     for _ in range(6 if source == "lookup" else 1):
         drafting(source, mixed(random, plain[0].token_ids) if source == "lookup" else None)
         assert_equal(decoded(session, **changes), plain)
+
+
+@pytest.fixture
+def captured(tiny_model, monkeypatch):
+    """A session whose steps are launched as graphs are captured, with torch's own kernels."""
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    monkeypatch.setattr(GraphPass, "exists_for", staticmethod(lambda _: True))
+    monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+    return engine.open("a", TEXT, path="a.py", model=str(tiny_model), policy="repair")
+
+
+@pytest.mark.parametrize("changes", [{}, CASES[1], {"assumed": "a + ", "place": "line"}], ids=str)
+def test_steps_of_graphs_give_the_text_that_others_give(session, captured, monkeypatch, changes):
+    plain = decoded(session, depth="full", **changes)
+    assert decoded(captured, depth="full", **changes)[0].token_ids == plain[0].token_ids
+    random = np.random.default_rng(5)
+    for _ in range(4):
+        monkeypatch.setattr(PromptLookup, "draft", mixed(random, plain[0].token_ids))
+        captured.drafts.num_accepted = 0
+        assert_equal(decoded(captured, **changes), plain)
+    assert captured.drafts.num_drafted > captured.drafts.num_accepted > 0
+
+
+def test_graphs_are_prepared_on_rows_that_nobody_sees(captured, monkeypatch):
+    wanted = decoded(captured)
+    cache, runs = captured.prompt.rows, dict.fromkeys(DECODE_ROWS, 0)
+    decode = Decoder.decode
+
+    def counting(decoder, cache, slots, check):
+        runs[len(slots)] += 1
+        return decode(decoder, cache, slots, check)
+
+    def uncaptured(decoder, cache):
+        return next((size for size, count in runs.items() if count < 2), None)
+
+    before = everything_of(captured)
+    monkeypatch.setattr(Decoder, "decode", counting)
+    monkeypatch.setattr(Decoder, "uncaptured", uncaptured)
+    for left in range(len(DECODE_ROWS), 0, -1):
+        assert captured.prompt.prepare(), left
+    assert not captured.prompt.prepare()
+    assert everything_of(captured) == before
+    assert cache is captured.prompt.rows
+    assert_equal(decoded(captured), wanted)
+
+
+def everything_of(session):
+    cache = session.prompt.rows
+    rows = [part[:, :, : cache.num_rows].flatten().tolist() for part in cache.storage]
+    noted = [cache.record(name).tolist() for name in ("positions", "token_ids", "seen", "debt")]
+    return rows, noted, cache.num_fresh, cache.generation, session.num_stale
 
 
 def test_a_stop_string_amid_accepted_drafts_ends_the_text(session, drafting) -> None:
