@@ -53,7 +53,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = [row for name in args.shapes for row in measured(args, name)]
     header = ["shape, rows", "rank", "ms", "times none", "p20", "p80"]
-    harness.table(header, [[row[key] for key in ("what", "rank", *header[2:])] for row in rows])
+    told = [
+        [row["what"], row["rank"], row["ms"], *(f"{row[key]:.3f}" for key in header[3:])]
+        for row in rows
+    ]
+    harness.table(header, told)
     checks = [
         harness.check(f"{row['what']}, rank {row['rank']}", row["times none"], "times none", TARGET)
         for row in rows

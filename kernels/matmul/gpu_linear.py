@@ -14,7 +14,7 @@ from .quant import quant_matmul
 
 _PLANE_GROUPS = (128, 64, 32)
 # Values rounded to planes at a time: what is needed meanwhile takes some 40 bytes for each.
-_PIECE_VALUES = 1 << 20
+PIECE_VALUES = 1 << 20
 
 
 class QuantLinear:
@@ -81,7 +81,7 @@ def make_bit_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, bit
     group = next((size for size in _PLANE_GROUPS if num_in % size == 0), None)
     if group is None:
         raise ValueError(f"{num_in} columns; bit planes take multiples of {_PLANE_GROUPS[-1]}")
-    step = max(1, _PIECE_VALUES // num_in)
+    step = max(1, PIECE_VALUES // num_in)
     pieces = (
         BlockMatrix(rows, matrix.kind) if isinstance(matrix, BlockMatrix) else rows
         for rows in (matrix.blocks if isinstance(matrix, BlockMatrix) else matrix).split(step)

@@ -130,7 +130,7 @@ def test_a_tensor_that_cannot_be_used_is_named_when_it_is_taken(tiny_model, tmp_
 def test_planes_rounded_in_pieces_are_those_rounded_at_once(monkeypatch, rows):
     values = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
     expected = quantize_planes(values, 3, 32)
-    monkeypatch.setattr(gpu_linear, "_PIECE_VALUES", 20 * 96)
+    monkeypatch.setattr(gpu_linear, "PIECE_VALUES", 20 * 96)
     found = gpu_linear.make_bit_linear(values, None, torch.bfloat16, 3).weight
     for name in ("planes", "scales", "locks"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
