@@ -17,9 +17,9 @@ inside already.
 The wider held-out set, 1,100 holes of each language and of each length, in parts that may run
 anywhere, at any time, and are put together afterwards:
 
-    python benchmarks/fim_quality.py --held-out 3300 --wider --only engine --part 1/8 \
+    python benchmarks/fim_quality.py --held-out 3300 --wider --only engine --part 1/50 \
         --answers spm.1.jsonl
-    cat spm.?.jsonl > spm.jsonl; python benchmarks/fim_report.py spm.jsonl
+    cat spm.*.jsonl > all.jsonl; python benchmarks/fim_report.py all.jsonl
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Queue:
             environment = dict(os.environ, CUDA_VISIBLE_DEVICES="" if device == "cpu" else device)
             try:
                 for command in self.commands(variant, folder):
-                    self._run(command, environment, log)
+                    self.execute(command, environment, log)
                 self._note(variant, folder, device, time.time() - began)
             except (subprocess.CalledProcessError, OSError, ValueError, KeyError) as error:
                 print(f"{variant['name']}: {error!r}; see {log.name}", flush=True)
@@ -95,7 +95,12 @@ class Queue:
         evaluate += ["--tokenizer", config["tokenizer"], *config.get("evaluate", [])]
         return [*found, evaluate]
 
-    def _run(self, command: list[str], environment: dict[str, str], log: Any) -> None:  # noqa: ANN401
+    def execute(self, command: list[str], environment: dict[str, str], log: Any) -> None:  # noqa: ANN401
+        """Run a command line, to the end of the queue's time at most.
+
+        Raises:
+            CalledProcessError: it failed, or was stopped.
+        """
         child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self._children.add(child)
         try:
@@ -128,12 +133,12 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 def report(out: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a line of figures for each variant, against the first one that was trained."""
     rows = read_results(out)
-    held = Path(config["held"]).name
     items = {row["name"]: dict(np.load(out / f"{row['name']}.items.npz")) for row in rows}
     base = next((row["name"] for row in rows if not row.get("start")), None)
     found = []
     for row in rows:
         figures, mine = row["figures"], items[row["name"]]
+        held = Path(row.get("held", config["held"])).name
         line = {"name": row["name"], "loss": figures[held]["all"]["loss"]}
         for layout in ("spm", "psm"):
             lines = figures[f"{held} lines {layout}"]

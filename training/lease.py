@@ -51,7 +51,7 @@ class Lease:
     def run(self) -> None:
         """Prepare, train, export; leave DONE behind, whatever happens."""
         done: dict[str, object] = {"began": time.time()}
-        threading.Thread(target=self._prepare, daemon=True).start()
+        threading.Thread(target=self.prepare, daemon=True).start()
         try:
             self._train()
             done |= self._export("final.pt")
@@ -69,14 +69,25 @@ class Lease:
         self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         self._log.flush()
 
-    def _await(self, path: Path) -> Path:
+    def wait_for(self, path: Path) -> Path:
+        """Return a file when it is there.
+
+        Raises:
+            FileNotFoundError: it did not come before the deadline.
+        """
         while not path.exists():
             if self.left_s <= 0:
                 raise FileNotFoundError(f"{path} did not come in time")
             time.sleep(_POLL_S)
         return path
 
-    def _run(self, *command: str, timeout: float | None = None) -> None:
+    def execute(self, *command: str, timeout: float | None = None) -> None:
+        """Run one of the recipe's scripts with its output in WORK/NAME.log.
+
+        Raises:
+            CalledProcessError: it failed.
+            TimeoutExpired: it was stopped after `timeout` seconds.
+        """
         began = time.time()
         self.say(" ".join(command))
         with (self.work / f"{command[0]}.log").open("ab") as log:
@@ -90,33 +101,33 @@ class Lease:
             )
         self.say(f"{command[0]}: {time.time() - began:.0f} s")
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Turn documents into shards as they come: each part is a pass, then all parts anew."""
         settings = self.settings
         shards, parts = self.work / "shards", range(settings["parts"])
         workers = ["--workers", str(settings["workers"])]
         try:
-            held = self._await(self.work / "held.bin.zst")
+            held = self.wait_for(self.work / "held.bin.zst")
             common = [settings["tokenizer"], str(self.work / "held"), str(held)]
             units = ["--units", str(settings["held_units"])]
-            self._run("prepare", *common, "--passes", "1", "--natural", *units, *workers)
+            self.execute("prepare", *common, "--passes", "1", "--natural", *units, *workers)
             for number in [*parts, *(settings["parts"] + part for part in parts)]:
                 part = number % settings["parts"]
-                documents = self._await(self.work / f"train_{part}.bin.zst")
+                documents = self.wait_for(self.work / f"train_{part}.bin.zst")
                 common = [settings["tokenizer"], str(shards), str(documents)]
                 units = ["--units", str(settings["units"])]
                 more = ["--passes", "1", "--first-pass", str(number), *settings["prepare"]]
-                self._run("prepare", *common, *more, *units, *workers)
+                self.execute("prepare", *common, *more, *units, *workers)
         except (subprocess.SubprocessError, OSError) as error:
             self.say(f"preparing ended with {error!r}")
 
     def _train(self) -> None:
         settings = self.settings
-        weights = self._await(self.work / settings["weights"])
-        self._await(self.work / "held" / f"p00_u{settings['held_units'] - 1:03d}.npz")
-        self._await(self.work / "shards" / "p00_u000.npz")
+        weights = self.wait_for(self.work / settings["weights"])
+        self.wait_for(self.work / "held" / f"p00_u{settings['held_units'] - 1:03d}.npz")
+        self.wait_for(self.work / "shards" / "p00_u000.npz")
         passes = ",".join(f"{n}:{settings['units']}" for n in range(2 * settings["parts"]))
-        self._run(
+        self.execute(
             *("train", "--weights", str(weights), "--shards", str(self.work / "shards")),
             *("--passes", passes, "--held", str(self.work / "held")),
             *("--out", str(self.work / "out"), "--resume", "--minutes", "600"),
@@ -130,7 +141,7 @@ class Lease:
         base, back = self.work / self.settings["weights"], self.work / "back"
         back.mkdir(exist_ok=True)
         target = back / "keyturn.gguf"
-        self._run("export", str(self.work / "out" / name), str(target), "--base", str(base))
+        self.execute("export", str(self.work / "out" / name), str(target), "--base", str(base))
         data, size = target.read_bytes(), int(PIECE_MB * 2**20)
         for old in back.glob("keyturn.gguf.[0-9]*"):
             old.unlink()

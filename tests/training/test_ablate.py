@@ -58,7 +58,7 @@ def test_variants_are_run_once_and_reported_in_pairs(place, tmp_path, monkeypatc
         assert environment["CUDA_VISIBLE_DEVICES"] == ""
         {"training.train": train, "training.evaluate": evaluate}[command[2]].main(command[3:])
 
-    monkeypatch.setattr(ablate.Queue, "_run", run)
+    monkeypatch.setattr(ablate.Queue, "execute", run)
     command = [str(place / "config.json"), str(tmp_path), "--devices", "cpu"]
     ablate.main([*command, "--minutes", "0"])  # no time: nothing is begun
     assert not ablate.read_results(tmp_path)
@@ -82,7 +82,7 @@ def test_what_runs_at_the_end_of_the_time_is_stopped(tmp_path):
     queue = ablate.Queue(args, {"variants": []})
     began = time.monotonic()
     with pytest.raises(subprocess.CalledProcessError):
-        queue._run([sys.executable, "-c", "import time; time.sleep(600)"], {}, None)
+        queue.execute([sys.executable, "-c", "import time; time.sleep(600)"], {}, None)
     assert time.monotonic() - began < 300
 
 

@@ -84,9 +84,9 @@ def test_training_that_does_not_end_is_stopped_and_the_checkpoint_taken(tmp_path
         (work / "back" / "keyturn.gguf").write_bytes(bytes(1000))
         (work / "export.log").write_text("sha256 0\n")
 
-    monkeypatch.setattr(lease.Lease, "_run", run)
-    monkeypatch.setattr(lease.Lease, "_await", lambda self, path: path)
-    monkeypatch.setattr(lease.Lease, "_prepare", lambda self: None)
+    monkeypatch.setattr(lease.Lease, "execute", run)
+    monkeypatch.setattr(lease.Lease, "wait_for", lambda self, path: path)
+    monkeypatch.setattr(lease.Lease, "prepare", lambda self: None)
     lease.Lease(work).run()
     done = json.loads((work / lease.DONE).read_text())
     assert done["from"] == "checkpoint.pt" and done["pieces"] == 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.wire.config import EngineConfig
@@ -103,8 +104,11 @@ def test_logits_over_a_turned_cache_are_the_engines(
     session.set_cursor(cursor)
     session.sync(go_on)
 
-    builder = Builder([Document("p", "a.py", new)], tokenizer_path)
-    encode = lambda text: builder._encode(text)[0]  # noqa: E731
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+
+    def encode(text):
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
     ids = encode(middle)
     engines = session.prompt.score([*ids, 0], go_on)
 
