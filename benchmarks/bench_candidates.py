@@ -2,7 +2,7 @@
 
 The places are those of `bench_offer.py`. Everything before the first token is done beforehand, so
 the times are those of decoding: processor time, for a busy machine, with one thread. A place counts
-as exact if the first line of one of the candidates, trimmed as the server does, is what stood there.
+as exact if the first line of a candidate, trimmed as the server does, is what stood there.
 
     python benchmarks/bench_candidates.py --threads 1 --places 60
     python benchmarks/compare.py OLD NEW bench_candidates -- --threads 1 --places 60
@@ -16,7 +16,7 @@ import itertools
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import harness
@@ -100,18 +100,19 @@ def summarised(
 ) -> dict[str, Any]:
     """Return the figures of one number of candidates."""
     total, of_one = (sum(ms for ms, _, _ in some) for some in (found, alone))
-    exact = [
-        sum(any(is_exact(text, truth) for text in some[:most]) for _, some, truth in found)
-        for most in (1, 2, 3)
-    ]
     return {
         "depth": depth,
         "candidates": count,
         "ms": total / len(found),
         "times one's": total / of_one,
         "offered": sum(len(some) for _, some, _ in found) / len(found),
-        **{f"exact in {most}": each / len(found) for most, each in zip((1, 2, 3), exact)},
+        **{f"exact in {most}": exact(found, most) for most in COUNTS},
     }
+
+
+def exact(found: list[tuple[float, list[str], str]], most: int) -> float:
+    """Return the share of places where one of the first candidates is exact."""
+    return mean(any(is_exact(text, truth) for text in some[:most]) for _, some, truth in found)
 
 
 def is_exact(text: str, truth: str) -> bool:

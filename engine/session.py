@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .exits.controller import Exits
 from .exits.stop import StopRule, StopWatch
-from .generation.candidates import candidates
+from .generation.branches import Branches
+from .generation.candidates import Candidates
 from .generation.decoding_cache import DecodingCache
 from .generation.depth import steps_of
 from .generation.draft import PastTexts, PromptLookup
-from .generation.generate import Generated, Pick, generate
+from .generation.generate import Generated, generate, write
 from .generation.speculation import DraftRecord
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
@@ -338,39 +339,22 @@ class Session:
             end_ids=end_ids,
             token_bytes=token_bytes,
         )
-        decode = functools.partial(
-            generate,
-            step=steps,
-            params=params,
-            end_ids=end_ids,
-            token_bytes=token_bytes,
-            forced=forced,
-            check=check,
+        writing = functools.partial(
+            write, end_ids=end_ids, token_bytes=token_bytes, forced=forced, check=check
         )
         # Only `fast` may change what is written; who asked for it is warned at any depth.
         may_stop = params.depth == "fast" or not params.min_probability
         rule = model.stop if params.place and may_stop else None
         watch = None if rule is None else StopWatch(rule, params.place)
-        num_others = params.num_candidates - 1
-        # All candidates together take no longer than one may.
-        budget_ms = params.time_budget_ms
-
-        def left_ms() -> float:
-            return budget_ms - (time.perf_counter() - generated.first_token_at) * 1e3
-
-        def has_time() -> bool:
-            return not budget_ms or left_ms() > 0
-
-        def branch(begun: list[Pick]) -> Generated:
-            after = steps.branch_off([pick.token_id for pick in begun])
-            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
-            return decode(after, params=limited, on_text=None, begun=begun)
-
+        others: list[Generated] = []
         try:
-            generated = decode(
-                logits, on_text=on_text, wants_runners_up=num_others > 0, watch=watch
-            )
-            others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
+            if params.num_candidates > 1:
+                layers = steps.layers or range(model.decoder.config.num_layers)
+                open_branches = functools.partial(Branches, prompt, check, layers)
+                several = Candidates(writing, params, steps, open_branches)
+                generated, others = several.decode(logits, on_text=on_text, watch=watch)
+            else:
+                generated = generate(writing(logits, params, on_text=on_text, watch=watch), steps)
         finally:
             steps.end()
         self.past.completed(generated.token_ids)

@@ -36,10 +36,10 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         position = cache.positions.max() + 1
-        with self._append(np.array([token_id]), np.array([position])) as slots:
+        with self.appended(np.array([token_id]), np.array([position])) as slots:
             logits = self.decoder.last_logits(cache, slots, check, layers=layers)
         cache.mark_computed(slots)
-        self._count_forwarded(slots)
+        self.count_forwarded(slots)
         return logits
 
     def decode_by(
@@ -58,7 +58,7 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions):
+        with self.appended(np.array(token_ids, dtype=np.int64), positions):
             return self.finish_by(len(token_ids), compute)
 
     def finish_by(
@@ -68,7 +68,7 @@ class DecodingCache(PromptCache):
         slots = self._generated(count)
         result, whole = compute(self.rows, slots)
         self.rows.mark_computed(whole)
-        self._count_forwarded(slots)
+        self.count_forwarded(slots)
         return result
 
     def decode_several(self, token_ids: Sequence[int], check: Check) -> Tensor:
@@ -88,7 +88,7 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+        with self.appended(np.array(token_ids, dtype=np.int64), positions) as slots:
             return self.decoder.forward(cache, slots, check, layers=layers)
 
     def finish(self, hidden: Tensor, check: Check, layers: range) -> Tensor:

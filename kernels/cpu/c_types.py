@@ -73,6 +73,7 @@ class CStep(ctypes.Structure):
                 "slots",
                 "row_positions",
                 "slot_positions",
+                "unseen",
                 "cos",
                 "sin",
                 "weights",
@@ -92,6 +93,7 @@ class CStep(ctypes.Structure):
                 "rotary_half",
                 "num_threads",
                 "isa",
+                "num_marked",
             )
         ),
     )
