@@ -6,13 +6,14 @@ built for, and one wheel serves every CPython from 3.11 on ("abi3").
 """
 
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
 CPU_STEP = Extension(
     "keyturn.kernels.cpu._cpu_step",
     ["kernels/cpu/cpu_step.c"],
-    depends=["kernels/cpu/cpu_step_ops.h", "kernels/cpu/cpu_step_vectors.h"],
+    depends=[str(header) for header in sorted(Path("kernels/cpu").glob("*.h"))],
     # Products and sums are joined only where the source says so: the order of every sum is fixed.
     extra_compile_args="-std=gnu11 -O2 -g0 -ffp-contract=off -fno-math-errno -Wno-psabi".split(),
     libraries=["m"],

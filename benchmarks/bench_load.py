@@ -1,4 +1,4 @@
-"""How long a fresh process needs: the command's help, the model's loading, a cold completion."""
+"""How long a fresh process needs: for help, an answer to `initialize`, a model, a completion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import harness
 from keyturn.engine.replay.scoring import percentile
 
 KEYTURN = str(Path(sys.executable).parent / "keyturn")
-PLACE = f"{harness.ROOT / 'examples' / 'intervals.py'}:1:0"
+PLACE = f"{harness.ROOT / 'examples' / 'intervals.py'}:34:14"
 TRACE = harness.ROOT / "examples" / "traces" / "anyio-sockets.jsonl"
 PROMPT_CHARS = 1284  # of that file: almost 400 tokens
 # Without `import torch`, which is measured apart.
@@ -49,6 +49,21 @@ def main() -> None:
         output([KEYTURN, *command])
         return time.perf_counter() - start
 
+    def initialize_s() -> float:
+        params = {"processId": None, "rootUri": None, "capabilities": {}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+        body = json.dumps(message).encode()
+        start = time.perf_counter()
+        command = [KEYTURN, "serve", "--stdio"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdin and server.stdout, "started with pipes"
+            server.stdin.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            server.stdin.flush()
+            server.stdout.readline()
+            seconds = time.perf_counter() - start
+            server.kill()  # before `initialized`: no engine host is started
+        return seconds
+
     def first_token_s(place: str) -> float:
         start = time.perf_counter()
         command = ["complete", place, "--max-tokens", "1", "--json", "--model", args.model]
@@ -63,6 +78,7 @@ def main() -> None:
         times = harness.alternate(
             {
                 "keyturn --help": lambda: wall_s("--help"),
+                "initialize answered": initialize_s,
                 "load the model": load_s,
                 "keyturn complete": lambda: wall_s("complete", PLACE, "--model", args.model),
                 "first token": lambda: first_token_s(place),
@@ -83,6 +99,7 @@ def main() -> None:
     checks = [
         harness.check("load the model", median(times["load the model"]), "s", "<= 3"),
         harness.check(cold, median(times[cold]), "s", "<= 3"),
+        harness.check("initialize answered", median(times["initialize answered"]), "s", "<= 1"),
         harness.check("keyturn --help", median(times["keyturn --help"]), "s", "<= 0.3"),
     ]
     harness.finish("load", args, {"seconds": times}, checks)

@@ -7,6 +7,7 @@ with the line's end as the end of a statement that is not whole (`is_within_stat
 and with it by language. Right is what agrees with the stretch from its beginning on.
 
     python benchmarks/bench_offer.py --places 540 --rows answers.jsonl
+    python benchmarks/bench_offer.py --words --places 200       # right behind a word, or within one
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=NUM_PLACES)
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     parser.add_argument("--rows", type=Path, help="write answers here, or use those that are there")
+    parser.add_argument("--words", action="store_true", help="the cursor is right behind a word")
     args = parser.parse_args()
     if args.rows and args.rows.exists():
         with args.rows.open(encoding="utf-8") as file:
@@ -83,7 +86,7 @@ def main() -> None:
     harness.finish("offer", args, {"num_places": len(answers), "runs": rows}, [])
 
 
-def places(files: list[fim_fetch.File], seed: int) -> Iterator[Place]:
+def places(files: list[fim_fetch.File], seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Place]:
     """Yield places without end, languages and kinds by turns; the same ones for a seed."""
     rng = random.Random(seed)
     by_language: dict[str, list[tuple[str, str]]] = {}
@@ -91,7 +94,7 @@ def places(files: list[fim_fetch.File], seed: int) -> Iterator[Place]:
         if len(text) >= _MIN_CHARS:
             by_language.setdefault(fim_fetch.LANGUAGES[Path(path).suffix], []).append((path, text))
     while True:
-        for kind in KINDS:
+        for kind in kinds:
             for language in sorted(by_language):
                 while (found := _place(rng, kind, *rng.choice(by_language[language]))) is None:
                     pass
@@ -113,6 +116,10 @@ def _place(rng: random.Random, kind: str, path: str, text: str) -> Place | None:
     if kind != "line":
         within = rng.randrange(1, len(body) - 3)
         offset = start + (word_start(body[:within]) or within)
+    if kind == "word":
+        word = rng.choice([*re.finditer(r"\w{2,}", body)] or [None])
+        offset = start if word is None else start + rng.randint(word.start() + 1, word.end())
+        kind = "rest"
     if kind == "gap":
         end = rng.randrange(offset + 1, start + len(body))
     place = Place(path, kind, text[:offset] + text[end:], offset, text[offset:end])
@@ -124,7 +131,8 @@ def answered(args: argparse.Namespace) -> list[Answered]:
     """Ask at every place, without a gate and without the rule for lines."""
     engine = Engine(COMMAND_LINE.engine_config())
     found: list[Answered] = []
-    for place in places(fim_fetch.held_out_files(args.cache), args.seed):
+    kinds = ("word",) if args.words else KINDS
+    for place in places(fim_fetch.held_out_files(args.cache), args.seed, kinds):
         session = engine.open(
             "offer", place.text, path=place.path, model=args.model, policy="repair"
         )

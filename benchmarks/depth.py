@@ -17,7 +17,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
@@ -30,10 +30,12 @@ from quality import fim_fetch, fim_metrics
 from quality.fim_tasks import read_human_eval
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.exits import skip_file
+from keyturn.engine.generation.skipping import Schedule, exit_depths, skip_decode
+from keyturn.engine.generation.speculation import DraftRecord, OwnDrafts
 from keyturn.engine.prompt.growing_window import WHOLE
 from keyturn.engine.replay.trace import Complete, Cursor, Edit, map_back, read_trace
-from keyturn.engine.session import Session
+from keyturn.engine.session import Model, Session
 from keyturn.engine.wire.config import Completion, CompletionParams
 from keyturn.server.settings import COMMAND_LINE
 from keyturn.server.suggestion import asked
@@ -47,24 +49,59 @@ TRAINED_ON = {"attrs", "anyio", "rich", "express", "fastify", "undici", "werkzeu
 
 
 class Method(NamedTuple):
-    """One way to compute tokens: the depth that is asked for, and how its record begins."""
+    """One way to compute tokens.
+
+    Attributes:
+        depth: that is asked for.
+        record: how the record of drafts begins.
+        fast: what "fast" saves by; None: what the model has.
+    """
 
     depth: str
     record: DraftRecord
+    fast: Callable[[int], bytes] | None = None
 
 
-def methods() -> dict[str, Method]:
+def methods(model: Model) -> dict[str, Method]:
     """Return what is compared, the baseline first; each with a record of its own."""
-    lookup, exits = frozenset({"lookup"}), frozenset({"exits"})
-    return {
+    num_layers = model.decoder.config.num_layers
+
+    def layers(of_thirty: int) -> int:
+        return max(1, round(num_layers * of_thirty / 30))
+
+    def drafted_by(*sources: str) -> DraftRecord:
+        return DraftRecord(sources=frozenset(sources))
+
+    # Whatever it gains: otherwise it would be left out where it gains nothing.
+    whatever = OwnDrafts(gain=math.inf)
+    compared = {
         "plain": Method("full", DraftRecord()),
-        "lookup": Method("exact", DraftRecord(sources=lookup)),
-        # Whatever it gains: otherwise it would be left out where it gains nothing.
-        "first layers": Method("exact", DraftRecord(sources=exits, exit_gain=math.inf)),
-        "exact": Method("exact", DraftRecord()),
-        "fast without drafts": Method("fast", DraftRecord(sources=frozenset())),
+        "lookup": Method("exact", drafted_by("lookup")),
+        "first layers": Method("exact", replace(drafted_by("exits"), exits=whatever)),
+        "exact": Method("exact", drafted_by("lookup", "exits")),
         "fast": Method("fast", DraftRecord()),
+        # Which layers a token is not put through depends on its number alone.
+        "falling exits": Method(
+            *("fast", DraftRecord(), exit_depths(num_layers, {0: num_layers, 4: layers(22)})),
+        ),
+        "one exit": Method(*("fast", DraftRecord(), exit_depths(num_layers, {0: layers(22)}))),
+        "SkipDecode": Method(
+            *("fast", DraftRecord()),
+            skip_decode(num_layers, warm_up=layers(6), least=layers(26), over=16),
+        ),
     }
+    if model.skips:
+        # The same set for all languages.
+        fixed = Schedule(((0, next(iter(model.skips.values()))),))
+        compared |= {
+            "skip set": Method("exact", replace(drafted_by("skips"), skips=replace(whatever))),
+            "exact, skip set too": Method("exact", DraftRecord()),
+            "fast by skip set": Method("fast", DraftRecord(), fixed),
+        }
+    for name, each in list(compared.items()):
+        if each.depth == "fast":
+            compared[f"{name} without drafts"] = each._replace(record=drafted_by())
+    return compared
 
 
 class Place(NamedTuple):
@@ -105,6 +142,7 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="held-out packages")
     parser.add_argument("--traces", type=Path, help="folder of evaluation sets, see make_traces.py")
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
+    parser.add_argument("--skips", type=Path, help="sets of `keyturn calibrate --skip --out`")
     parser.add_argument("--confidence", default="any", help="the gate, as the setting")
     parser.add_argument("--methods", nargs="+", help="only these, besides plain")
     parser.add_argument(
@@ -119,14 +157,17 @@ def main() -> None:
         parser.error("no places: give --data, --held-out or --traces")
     settings = replace(COMMAND_LINE, num_threads=args.threads, device=args.device, dtype=args.dtype)
     engine = Engine(settings.engine_config())
-    engine.load(args.model)
-    compared = methods()
+    model = engine.load(args.model)
+    if args.skips:
+        sets = skip_file.load(args.skips, model.decoder)
+        model = replace(model, skips={name: each.skipped for name, each in sets.items()})
+    compared = methods(model)
     if args.methods:
         compared = {name: compared[name] for name in ("plain", *args.methods)}
     tolerance = TOLERANCE[str(engine.dtype).removeprefix("torch.")]
     found = {group: {name: Measured() for name in compared} for group in GROUPS}
     for number, place in enumerate(places(args)):
-        measure(engine, args, place, compared, found[place.group], tolerance)
+        measure(engine, args, place, model, compared, found[place.group], tolerance)
         if number % 10 == 9:
             print(f"{number + 1} places", flush=True)
     rows = [
@@ -198,6 +239,7 @@ def measure(
     engine: Engine,
     args: argparse.Namespace,
     place: Place,
+    model: Model,
     compared: dict[str, Method],
     found: dict[str, Measured],
     tolerance: float,
@@ -220,6 +262,7 @@ def measure(
     for number in range(args.repeats):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             session.past, session.drafts = copy.deepcopy(past), compared[name].record
+            session.model = replace(model, exits=compared[name].fast or model.exits)
             asked_for = replace(params, depth=compared[name].depth)
             started_at = time.process_time()
             one = session.complete(place.offset, asked_for, _go_on)
@@ -236,7 +279,7 @@ def measure(
         of_method.num_layers.append(one.num_layers_run)
         if place.middle is not None:
             of_method.similarity.append(fim_metrics.edit_similarity(one.text, place.middle))
-        if compared[name].depth != "fast":
+        if compared[name].depth in ("full", "exact"):
             compare(session, params, plain, one, of_method, tolerance)
         else:
             of_method.num_equal += one.token_ids == plain.token_ids

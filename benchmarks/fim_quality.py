@@ -1,4 +1,4 @@
-"""Fill-in-the-middle quality as users get it: the product's prompts, early stop and trimming.
+r"""Fill-in-the-middle quality as users get it: the product's prompts, early stop and trimming.
 
 Sets: HumanEval-Infilling's single lines (also through the language server), several lines and
 random spans (--data), and holes in packages that nothing here was trained on (--held-out). Single
@@ -13,6 +13,13 @@ inside already.
     python benchmarks/fim_quality.py --data HumanEval-*.jsonl.gz --held-out --jobs 2 --run-tests
     python benchmarks/fim_quality.py --model base --held-out --answers base.jsonl
     python benchmarks/fim_compare.py embedded.jsonl base.jsonl
+
+The wider held-out set, 1,100 holes of each language and of each length, in parts that may run
+anywhere, at any time, and are put together afterwards:
+
+    python benchmarks/fim_quality.py --held-out 3300 --wider --only engine --part 1/8 \
+        --answers spm.1.jsonl
+    cat spm.?.jsonl > spm.jsonl; python benchmarks/fim_report.py spm.jsonl
 """
 
 from __future__ import annotations
@@ -124,6 +131,8 @@ def options() -> argparse.Namespace:
     add("--every", type=int, default=1, help="take every K-th task of those files")
     add("--parity", choices=("even", "odd"), help="leave out the tasks with other numbers")
     add("--held-out", type=int, nargs="?", const=NUM_HELD_OUT, default=0, metavar="N")
+    add("--wider", action="store_true", help="draw them from four times as many packages")
+    add("--part", type=part_of, default=(1, 1), metavar="I/N", help="ask this part of the tasks")
     add("--cache", type=Path, default=fim_fetch.CACHE, help="where fetched packages are kept")
     add("--fim", type=Path, help="fim.json to read a .gguf with that has none beside it")
     add("--layout", choices=("spm", "psm", "own"), default="spm", help="own: the model's default")
@@ -147,12 +156,25 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
         file = GGUFFile(resolve(EMBEDDED))
         tokenizer, _ = gguf_tokenizer(file, read_config(file).vocab_size)
         tasks += fim_held_out.draw(
-            fim_fetch.held_out_files(args.cache),
+            fim_fetch.held_out_files(args.cache, args.wider),
             args.held_out,
             seed=args.seed,
             num_tokens=lambda text: len(tokenizer.encode(text).token_ids),
         )
-    return sorted(tasks, key=lambda task: task.group != SINGLE)
+    number, count = args.part
+    return sorted(tasks, key=lambda task: task.group != SINGLE)[number - 1 :: count]
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Parse "2/8", the second of eight parts.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such part.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part; write for instance 1/8")
+    return int(number), int(count)
 
 
 def groups(part: Part) -> Iterator[tuple[str, Part]]:
@@ -246,6 +268,9 @@ def write_answers(path: Path, part: Part, passed: dict[str, bool]) -> None:
                 "tokens": answer.num_tokens,
                 "end_right": answer.end_right,
                 "early_end": answer.early_end,
+                "joint": answer.joint,
+                "confidence": [round(p, 4) for p in answer.confidence],
+                "is_right": [int(right) for right in answer.is_right],
                 "ms": answer.ms,
             }
             file.write(json.dumps(row) + "\n")

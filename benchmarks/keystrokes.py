@@ -15,9 +15,6 @@ import argparse
 import asyncio
 import os
 import random
-import re
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,200 +23,29 @@ from lsprotocol import types
 from pygls.lsp.client import LanguageClient
 from quality import fim_fetch
 from quality.fim_ask import KEYTURN
+from quality.typist import Pause, Typist, segment
 
 from keyturn.engine.replay.scoring import percentile
 from keyturn.server.settings import Settings
 
 NUM_KEYS = 5000
-# A file of some 2,000 tokens, and what is typed at once of it.
-FILE_CHARS, SEGMENT_LINES = (6500, 8500), (3, 8)
-# Pauses between keys are lognormal, with this median in seconds and this spread.
-KEY_S, SPREAD = 0.12, 0.45
-# Pauses to think: after these characters, so often, and so long.
-THINKS_AFTER, THINKS, THINK_S = "\n =(,.:", 0.12, (0.4, 1.5)
-LONG_PAUSE_S = 0.4
-_REPLY_S = 60.0
-# What one key writes: editors indent the next line by themselves.
-_KEY = re.compile(r"\n *|[^\n]")
+# A file of some 2,000 tokens.
+FILE_CHARS = (6500, 8500)
 _URI = "file:///held-out/"
-
-
-@dataclass
-class Pause:
-    """What came in one long pause.
-
-    Attributes:
-        place: "typing", "accepted" (right after that) or "jump".
-        ms: from the last key to the reply; None if none came before the next key.
-        calls: of the model, for it.
-        reason: why there was nothing.
-        shown, wrong: characters shown, and of those behind the first that is not to be typed.
-        is_wrong_first: the first word is another.
-    """
-
-    place: str
-    ms: float | None = None
-    calls: int = 0
-    reason: str | None = None
-    shown: int = 0
-    wrong: int = 0
-    is_wrong_first: bool = False
-
-
-@dataclass
-class Typist:
-    """One document in one language server, and who types in it."""
-
-    client: LanguageClient
-    uri: str
-    text: str
-    rng: random.Random
-    version: int = 1
-    num_chars: int = 0
-    num_keys: int = 0
-    num_stale: int = 0
-    pauses: list[Pause] = field(default_factory=list)
-    _asking: asyncio.Task[Any] | None = None
-
-    async def retype(self, start: int, end: int, budget: int) -> None:
-        """Have a stretch of the text gone, and type it again."""
-        wanted = self.text[start:end]
-        self.replace(self.text[:start] + self.text[end:])
-        at, place = start, "jump"
-        while at < end and self.num_keys < budget:
-            asked_at = time.perf_counter()
-            self._ask(at)
-            pause_s = self._pause_s(wanted[at - start - 1 : at - start])
-            if pause_s < LONG_PAUSE_S and place != "jump":
-                await asyncio.sleep(pause_s)
-            else:
-                taken = await self._think(place, asked_at, max(pause_s, 0.6), wanted[at - start :])
-                place = "typing"
-                if taken:
-                    self.change(at, at, taken)
-                    at += len(taken)
-                    place = "accepted"
-                    continue
-            key = _KEY.match(wanted, at - start)
-            assert key is not None, "every character is one"
-            self.change(at, at, key[0])
-            self.num_keys += 1
-            self.num_chars += 1
-            at += len(key[0])
-        if at < end:
-            self.change(at, at, wanted[at - start :])
-
-    def _pause_s(self, last: str) -> float:
-        if last in THINKS_AFTER and self.rng.random() < THINKS:
-            return self.rng.uniform(*THINK_S)
-        return KEY_S * self.rng.lognormvariate(0, SPREAD)
-
-    def change(self, start: int, end: int, text: str) -> None:
-        """Edit, here and there."""
-        where = types.Range(start=self.position(start), end=self.position(end))
-        self._send(types.TextDocumentContentChangePartial(range=where, text=text))
-        self.text = self.text[:start] + text + self.text[end:]
-
-    def replace(self, text: str) -> None:
-        """Have another text: one that was never there is not what was just deleted."""
-        self._send(types.TextDocumentContentChangeWholeDocument(text=text))
-        self.text = text
-
-    def _send(self, event: types.TextDocumentContentChangeEvent) -> None:
-        self.version += 1
-        document = types.VersionedTextDocumentIdentifier(uri=self.uri, version=self.version)
-        self.client.text_document_did_change(
-            types.DidChangeTextDocumentParams(text_document=document, content_changes=[event])
-        )
-
-    def position(self, offset: int) -> types.Position:
-        """Return an offset as line and character, in code points."""
-        line = self.text.count("\n", 0, offset)
-        return types.Position(line=line, character=offset - self.text.rfind("\n", 0, offset) - 1)
-
-    def _ask(self, offset: int) -> None:
-        self._asking = asyncio.ensure_future(self._reply(offset, self.version))
-
-    async def _reply(self, offset: int, version: int) -> tuple[str, float]:
-        """Return the suggestion for a place and when it came; nothing if the text is another."""
-        reply = await self.client.text_document_inline_completion_async(
-            types.InlineCompletionParams(
-                text_document=types.TextDocumentIdentifier(uri=self.uri),
-                position=self.position(offset),
-                context=types.InlineCompletionContext(
-                    trigger_kind=types.InlineCompletionTriggerKind.Automatic
-                ),
-            )
-        )
-        now = time.perf_counter()
-        items = reply.items if isinstance(reply, types.InlineCompletionList) else reply or []
-        if not items:
-            return "", now
-        item = items[0]
-        if version != self.version:
-            self.num_stale += 1  # never shown: an editor sees that it is for an earlier text
-            return "", now
-        at = self.position(offset)
-        assert item.range is not None and item.range.start == item.range.end == at, item
-        assert isinstance(item.insert_text, str)
-        return item.insert_text, now
-
-    async def _think(self, place: str, asked_at: float, pause_s: float, wanted: str) -> str:
-        """Wait for what comes in a long pause; return what is taken of it."""
-        pause = Pause(place)
-        self.pauses.append(pause)
-        before = await self._counts()
-        asking = self._asking
-        assert asking is not None
-        limit = (
-            _REPLY_S if place == "jump" else max(0.0, pause_s - (time.perf_counter() - asked_at))
-        )
-        await asyncio.wait({asking}, timeout=limit)
-        if not asking.done():
-            return ""
-        shown, came_at = asking.result()
-        after = await self._counts()
-        pause.ms = (came_at - asked_at) * 1e3
-        pause.calls = after["num_asked"] - before["num_asked"]
-        if not shown:
-            pause.reason = after["recent_reasons"][-1]
-            return ""
-        right = len(os.path.commonprefix([shown, wanted]))
-        pause.shown, pause.wrong = len(shown), len(shown) - right
-        word = re.match(r"\s*(?:\w+|.)", wanted)
-        pause.is_wrong_first = right < len(word[0] if word else wanted)
-        await asyncio.sleep(0.2)  # it is read
-        return self._taken(shown, wanted, right)
-
-    def _taken(self, shown: str, wanted: str, right: int) -> str:
-        """Return what is taken, and count the keys for it."""
-        words = re.findall(r"\s*(?:\w+|[^\w\s]+)", shown)
-        taken, num_words = "", 0
-        for word in words:
-            if len(taken + word) > right:
-                break
-            taken += word
-            num_words += 1
-        if right == len(shown):
-            taken, num_words = shown, 1
-        if len(taken) <= num_words + 1:
-            return ""
-        self.num_keys += num_words
-        self.num_chars += len(_KEY.findall(taken))
-        return taken
-
-    async def _counts(self) -> dict[str, Any]:
-        status = await self.client.protocol.send_request_async("keyturn/status", {})
-        return plain(status)["completions"]
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - what pygls makes of JSON it has no type for
-    """Return named tuples and objects that pygls made of JSON as dictionaries and lists."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+_OVER_ALL = {
+    "num_keys": "keys",
+    "num_chars": "characters written with them",
+    "keys_saved": "keys saved",
+    "replied": "long pauses with a suggestion or a reason",
+    "shown": "long pauses with a suggestion",
+    "calls_by_key": "calls of the model by key",
+    "begun_by_key": "begun by key, before it was certain that it is a pause",
+    "ahead_by_key": "computed ahead by key",
+    "wrong_first_word": "suggestions wrong from the first word",
+    "shown_chars": "characters shown",
+    "wrong_chars": "of them wrong",
+    "num_late": "suggestions for an earlier text, none of them shown",
+}
 
 
 def main() -> None:
@@ -229,13 +55,13 @@ def main() -> None:
     parser.add_argument("--confidence", default=Settings().confidence)
     parser.add_argument("--no-speculate", action="store_true", help="nothing is begun early")
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
+    parser.add_argument("--slowest", type=int, default=5, help="replies shown one by one")
     args = parser.parse_args()
     figures = asyncio.run(typed(args))
     found: list[dict[str, Any]] = figures["pauses"]
     harness.table(list(found[0]), [list(row.values()) for row in found])
-    for name, value in figures.items():
-        if name not in ("pauses", "reasons"):
-            print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    show_slowest(figures["slowest"])
+    harness.table(["over all", ""], [[text, figures[name]] for name, text in _OVER_ALL.items()])
     for reason, count in figures["reasons"].items():
         print(f"nothing, {count} times: {reason}")
     typing = found[0]
@@ -294,26 +120,35 @@ async def typed(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{num_keys} keys, {sum(len(t.pauses) for t in typists)} pauses", flush=True)
         document = types.TextDocumentIdentifier(uri=typist.uri)
         client.text_document_did_close(types.DidCloseTextDocumentParams(text_document=document))
-    counts = await typists[0]._counts()
+    counts = await typists[0].counts()
     await client.shutdown_async(None)
     client.exit(None)
     await client.stop()
-    return summarised(typists, counts)
+    return summarised(typists, counts, args.slowest)
 
 
-def segment(text: str, rng: random.Random) -> tuple[int, int]:
-    """Return where some lines begin, behind their indentation, and end."""
-    starts = [0, *(at.end() for at in re.finditer("\n", text))]
-    while True:
-        number = rng.randrange(len(starts) - SEGMENT_LINES[1] - 1)
-        last = starts[number + rng.randint(*SEGMENT_LINES)] - 1
-        start = starts[number]
-        start += len(text[start:]) - len(text[start:].lstrip(" "))
-        if last - start > 60 and text[start] != "\n":
-            return start, last
+def show_slowest(slowest: list[dict[str, Any]]) -> None:
+    """Print where the time of the slowest replies went, in ms.
+
+    Until the model was asked (the pause, and what hindered; below 0 if an earlier key asked), until
+    the engine took it up, for rows until the first token, for the other tokens.
+    """
+    rows = [
+        [
+            *(f"{one['place']}, {one['stop_reason']}", one["ms"], one["waited_ms"]),
+            one["answered_ms"] - one["total_ms"],
+            *(one["ttft_ms"], one["total_ms"] - one["ttft_ms"]),
+            *(one["num_computed"], one["num_tokens"], one["is_narrow"]),
+        ]
+        for one in slowest
+    ]
+    header = ("slowest replies", "ms", "asked", "queued", "rows", "tokens")
+    harness.table([*header, "num rows", "num tokens", "narrow"], rows)
 
 
-def summarised(typists: list[Typist], counts: dict[str, Any]) -> dict[str, Any]:
+def summarised(
+    typists: list[Typist], counts: dict[str, Any], num_slowest: int = 0
+) -> dict[str, Any]:
     """Return the figures: by kind of pause, and over all."""
     pauses = [pause for typist in typists for pause in typist.pauses]
     rows: list[dict[str, Any]] = []
@@ -332,6 +167,7 @@ def summarised(typists: list[Typist], counts: dict[str, Any]) -> dict[str, Any]:
             }
         )
     warm = [pause for pause in pauses if pause.place != "jump"]
+    slowest = sorted((one for one in warm if one.work), key=lambda one: -(one.ms or 0.0))
     shown = [pause for pause in pauses if pause.shown]
     num_chars = sum(typist.num_chars for typist in typists)
     num_keys = sum(typist.num_keys for typist in typists)
@@ -350,9 +186,14 @@ def summarised(typists: list[Typist], counts: dict[str, Any]) -> dict[str, Any]:
         "begun_by_key": counts["num_begun"] / num_keys,
         "ahead_by_key": counts["num_asked_ahead"] / num_keys,
         "wrong_first_word": _share(shown, lambda pause: pause.is_wrong_first),
+        "shown_chars": sum(pause.shown for pause in shown),
+        "wrong_chars": sum(pause.wrong for pause in shown),
         "wrong_chars_of_shown": sum(p.wrong for p in shown) / max(1, sum(p.shown for p in shown)),
         "num_late": sum(typist.num_stale for typist in typists),
         "reasons": reasons,
+        "slowest": [
+            {"place": one.place, "ms": one.ms, **(one.work or {})} for one in slowest[:num_slowest]
+        ],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
-from .exits import depth_file, stop
+from .exits import depth_file, skip_file, stop
 from .exits.controller import Exits
 from .files.adapter import AdapterFiles, find_adapter, read_adapter
 from .files.catalog import resolve
@@ -109,6 +109,7 @@ class Engine:
             # On a GPU layers that are launched one by one take longer than all of them at once.
             may_exit = self._finds_exits and self.device.type == "cpu"
             rule = depth_file.find(decoder) if may_exit else None
+            sets = skip_file.find(decoder) if self._finds_exits else {}
             self._models[model] = Model(
                 name=model,
                 decoder=decoder,
@@ -118,6 +119,7 @@ class Engine:
                 chars_per_token=files.fim.chars_per_token if files.fim else UNKNOWN_CHARS_PER_TOKEN,
                 capacity=window + spare,
                 exits=None if rule is None else Exits(rule, decoder),
+                skips={language: each.skipped for language, each in sets.items()},
                 stop=stop.find(decoder),
             )
             if self.device.type == "cuda":

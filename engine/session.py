@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,7 @@ from .prompt.layout import SegmentKey
 from .prompt.policy import find_policy
 from .prompt.prompt_encoder import Prompt, PromptEncoder
 from .prompt.repair import BY_SHARE, RepairLimit
+from .syntax.languages import language_of
 from .tokens.tokenizer import Tokenizer
 from .wire.config import Completion, CompletionParams
 from .wire.errors import BadPosition
@@ -47,7 +48,9 @@ class Model:
         chars_per_token: characters a token stands for in code, for choosing the window.
         capacity: rows of a session's cache: the prompt and what may be generated.
         drafts: what drafts of its text have been worth.
-        exits: where its tokens may leave the layers, if that was calibrated.
+        exits: where its tokens may leave the layers, if that was calibrated; or what they skip, by
+            their number in a completion.
+        skips: sub-layers that drafts may leave out, by language, where that was calibrated.
         stop: when a completion is given up, if that was.
     """
 
@@ -59,7 +62,8 @@ class Model:
     chars_per_token: float
     capacity: int
     drafts: DraftRecord = field(default_factory=DraftRecord)
-    exits: Exits | None = None
+    exits: Exits | Callable[[int], bytes] | None = None
+    skips: Mapping[str, bytes] = field(default_factory=dict)
     stop: StopRule | None = None
 
     @property
@@ -174,7 +178,8 @@ class Session:
         """Move cursor and anchor as edits of the shown text do."""
         self._num_edits += len(edits)
         for start, end, _ in edits:
-            self.past.deleted(before[start:end])
+            if end > start:
+                self.past.deleted(before[start:end])
         if self._anchor is not None:
             self._cursor = shifted(self._cursor, edits, after_insertion=True)
             anchor = shifted(self._anchor, edits, after_insertion=False)
@@ -334,7 +339,8 @@ class Session:
             lookup=self._lookup,
             record=self.drafts,
             # An adapter changes the states that exits were trained on.
-            exits=None if model.decoder.is_adapted else model.exits,
+            fast=None if model.decoder.is_adapted else model.exits,
+            skips=model.skips.get(language_of("", self.path)),
             num_forced=len(forced.encode("utf-8", "replace")),
             end_ids=end_ids,
             token_bytes=token_bytes,

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .attention import reference as reference_attention
-from .cpu import step as cpu_step
+from .cpu import library as cpu_library
 from .cpu.linear import CpuHead, CpuLinear, choose_plan, silu_mul
+from .cpu.step import CpuStep
 from .layer import reference as reference_step
 from .rotary import reference
 from .weights.linear import DenseLinear, Linear, Matrix
@@ -45,7 +46,7 @@ class Kernels:
         fused_linear: a product of up to four rows with what precedes and follows it.
         attend_slots: attention of a few rows to slots in any order.
         record_dependencies: what many rows attend to, mean over heads.
-        whole_step: makes a `cpu_step.CpuStep`, which runs all layers over a few rows in one call;
+        whole_step: makes a `CpuStep`, which runs all layers over a few rows in one call;
             None where there is none.
         bit_linear: makes a projection of bit planes, of what `linear` takes and the number of
             planes; None where no kernel multiplies those.
@@ -63,7 +64,7 @@ class Kernels:
     fused_linear: Callable[..., Tensor]
     attend_slots: Callable[..., Tensor]
     record_dependencies: Callable[..., None]
-    whole_step: Callable[..., cpu_step.CpuStep] | None = None
+    whole_step: Callable[..., CpuStep] | None = None
     bit_linear: Callable[..., Linear] | None = None
 
 
@@ -120,9 +121,9 @@ def _reference(why: str) -> Kernels:
 
 
 def _cpu(note: str) -> Kernels:
-    library = cpu_step.load()
+    library = cpu_library.load()
     plan = choose_plan(torch.bfloat16)
-    is_built = isinstance(library, cpu_step.Library)
+    is_built = isinstance(library, cpu_library.Library)
     few = f"few rows in C ({library.why})" if is_built else f"no C library: it is {library}"
 
     def linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Linear:
@@ -137,7 +138,7 @@ def _cpu(note: str) -> Kernels:
         linear=linear,
         head=lambda matrix, dtype: CpuHead(matrix, choose_plan(dtype)),
         silu_mul=silu_mul,
-        whole_step=functools.partial(cpu_step.CpuStep, library) if is_built else None,
+        whole_step=functools.partial(CpuStep, library) if is_built else None,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from .begun import OnText
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
 from .documents import UTF16, Document, Focus, Limits, Position
-from .engine_connection import TRYING_AGAIN
 from .event_notes import EventNotes
 from .events import log_path
 from .lsp_items import (
@@ -29,12 +27,11 @@ from .lsp_items import (
     inline_items,
     path_of,
 )
-from .messages import REFRESH, STATUS, register
-from .progress import LoadingProgress
+from .messages import REFRESH, register
+from .reports import Reports
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
 from .secrets import EngineTexts
 from .settings import Settings, from_options
-from .summary import summary
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -59,6 +56,7 @@ class KeyturnServer(LanguageServer):
     Attributes:
         handle: handles one message from the client, given its body.
         events: what becomes of suggestions.
+        reports: what the server says of itself.
     """
 
     protocol: Protocol  # type: ignore[assignment] - pygls makes what it is told to
@@ -86,7 +84,7 @@ class KeyturnServer(LanguageServer):
             self._warm,
             lambda: self.settings,
             lambda: self.engine.languages,
-            self._summarise,
+            self._soon_tell_summary,
         )
         self.events = EventNotes(lambda: self.settings.event_log, log_path)
         self._texts = EngineTexts(
@@ -95,11 +93,17 @@ class KeyturnServer(LanguageServer):
             self._path_of,
             lambda uri: uri == self._focus.uri,
         )
-        self._progress = LoadingProgress(self)
-        self._told_failures: set[str] = set()
-        self._told_summary: dict[str, Any] = {}
+        self.reports = Reports(
+            self,
+            engine,
+            self.documents,
+            self._completions,
+            self._focus,
+            lambda: self.settings,
+            lambda: self._encoding,
+        )
         self._connected = asyncio.Event()
-        self._client_settings = ClientSettings(self, self._configure, self._warn)
+        self._client_settings = ClientSettings(self, self._configure, self.reports.warn)
         self.protocol.on_malformed = self._on_malformed
         register(self)
 
@@ -125,7 +129,7 @@ class KeyturnServer(LanguageServer):
         self._encoding = str(getattr(encoding, "value", encoding))
         self._base_settings, warnings = from_options(params.initialization_options)
         self.settings = self._base_settings
-        self._warn(warnings)
+        self.reports.warn(warnings)
         self._can_refresh = asks_for_refresh(params.capabilities)
         documents = params.capabilities.text_document
         has_inline = documents is not None and documents.inline_completion is not None
@@ -144,7 +148,9 @@ class KeyturnServer(LanguageServer):
     def _start_engine(self) -> None:
         if self._connected.is_set():
             return
-        self.engine.start(self.settings, on_change=self._on_engine_change, text_of=self._text_of)
+        self.engine.start(
+            self.settings, on_change=self.reports.engine_changed, text_of=self._text_of
+        )
         self._connected.set()
         for document in self.documents.values():
             if document.refusal is None:
@@ -158,7 +164,7 @@ class KeyturnServer(LanguageServer):
         """Use settings; the documents are opened anew when the engine needs that."""
         before = self.settings
         self.settings, warnings = from_options(options, self._base_settings)
-        self._warn(warnings)
+        self.reports.warn(warnings)
         if not self._connected.is_set():
             self._start_engine()
         elif self.settings != before:
@@ -237,12 +243,12 @@ class KeyturnServer(LanguageServer):
             document = self._named(params)
             if document is not None or "textDocument" not in params:
                 self._completions.pause(document and document.uri, paused)
-                self._summarise()
+                self._soon_tell_summary()
 
     async def restart(self, _: object) -> dict[str, Any]:
         """Start the engine host anew (`keyturn/restart`)."""
         await self.engine.restart()
-        return self.status()
+        return self.reports.status()
 
     def _named(self, params: object) -> Document | None:
         identifier = params.get("textDocument") if isinstance(params, dict) else None
@@ -259,8 +265,8 @@ class KeyturnServer(LanguageServer):
             return
         self._texts.close(document.uri)
         if not was_refused:
-            self._warn([f"no completions in {document.uri}: {document.refusal}"])
-            self._notify_status()
+            self.reports.warn([f"no completions in {document.uri}: {document.refusal}"])
+            self.reports.tell_status()
 
     def _path_of(self, document: Document) -> str:
         folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
@@ -308,64 +314,6 @@ class KeyturnServer(LanguageServer):
         answer: Answer = await self._completions.complete(document, offset, invoked=invoked)
         name = self.events.name(answer, document, offset, invoked=invoked)
         return completion_list(answer, document, name)
-
-    async def answer_status(self, params: object) -> dict[str, Any]:
-        """Answer keyturn/status; with {"host": true} the engine host is asked as well."""
-        status = self.status()
-        if isinstance(params, dict) and params.get("host"):
-            try:
-                status["host"] = await self.engine.host_status()
-                status["summary"] = self._summary(status["host"])
-            except EngineError as error:
-                status["host"] = {"reason": str(error)}
-        return status
-
-    def status(self) -> dict[str, Any]:
-        """Return what works and what does not, with reasons, as plain data; asks nobody."""
-        return {
-            "summary": self._summary(),
-            "model": self.settings.model,
-            **self.engine.status(),
-            "version": self.version,
-            "position_encoding": self._encoding,
-            "num_documents": len(self.documents),
-            "refused": {
-                document.uri: document.refusal
-                for document in self.documents.values()
-                if document.refusal is not None
-            },
-            "completions": self._completions.status(),
-        }
-
-    def _summary(self, host: dict[str, Any] | None = None) -> dict[str, Any]:
-        completions = self._completions
-        return summary(
-            self.engine.status(),
-            is_busy=completions.is_busy,
-            is_paused=completions.is_paused(self._focus.uri),
-            last_reason=completions.last_reason,
-            host=host,
-        )
-
-    def _summarise(self) -> None:
-        """Tell the client the status when what a status bar says of it has changed."""
-        if (now := self._summary()) != self._told_summary:
-            self._told_summary = now
-            self._notify_status()
-
-    def held_documents(self) -> list[dict[str, Any]]:
-        """Return what is held of each document, so that a client can compare."""
-        return [
-            {
-                "uri": document.uri,
-                "version": document.version,
-                "num_chars": len(document.text),
-                "sha256": hashlib.sha256(
-                    document.text.encode("utf-8", "surrogatepass")
-                ).hexdigest(),
-            }
-            for document in self.documents.values()
-        ]
 
     async def _ask(
         self,
@@ -417,28 +365,9 @@ class KeyturnServer(LanguageServer):
         document = self.documents.get(uri)
         return None if document is None or document.refusal else self._texts.held(document)
 
-    # What the server says by itself.
-
-    def _on_engine_change(self, state: str, what: str, percent: int) -> None:
-        if state == "loading":
-            self._progress.report(what, percent)
-            self._summarise()
-            return
-        self._progress.end(what)
-        self._told_summary = self._summary()
-        self._notify_status()
-        if state == "failed":
-            self._tell_failure(what.partition(TRYING_AGAIN)[0])
-
-    def _tell_failure(self, reason: str) -> None:
-        """Tell the user that no completions come and what to do; once for each reason."""
-        if reason not in self._told_failures:
-            self._told_failures.add(reason)
-            remedy = "" if "; " in reason else "; keyturn doctor says what to do"
-            message = f"Keyturn cannot complete: {reason}{remedy}"
-            self.window_show_message(
-                types.ShowMessageParams(type=types.MessageType.Error, message=message)
-            )
+    def _soon_tell_summary(self) -> None:
+        """Tell what a status bar says, behind the request that changes it."""
+        asyncio.get_running_loop().call_soon(self.reports.tell_summary)
 
     def _on_malformed(self, malformed: Malformed) -> None:
         """Set a document aside when one of its changes could not be read: its text is lost."""
@@ -448,13 +377,3 @@ class KeyturnServer(LanguageServer):
             self._completions.edited(document.uri, None)
             self.events.edited(document.uri, None)
             self._submit_text(document)
-
-    def _warn(self, messages: list[str]) -> None:
-        for message in messages:
-            log.warning("%s", message)
-            self.window_log_message(
-                types.LogMessageParams(type=types.MessageType.Warning, message=message)
-            )
-
-    def _notify_status(self) -> None:
-        self.protocol.notify(STATUS, self.status())

@@ -82,7 +82,8 @@ class Begun:
 
     def _hear(self, piece: str, _: float) -> None:
         self._heard += piece
-        self._agrees()
+        if self._typed:
+            self._agrees()
 
     def _agrees(self) -> bool:
         """Whether what was typed may still be what the model writes; it stops if not."""

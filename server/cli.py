@@ -161,16 +161,27 @@ def _add_complete(commands: argparse._SubParsersAction) -> None:
         "--candidates",
         type=int,
         metavar="N",
-        help='so many different completions at most, as "candidates" in the JSON',
-    )
-    complete.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate")
-    complete.add_argument(
-        "--temperature", type=float, metavar="T", help="0 always takes the likeliest token"
+        help='so many different completions at most, from 1 to 3, as "candidates" in the JSON; by '
+        "default 1",
     )
     complete.add_argument(
-        "--top-p", type=float, metavar="P", help="probability mass to sample from"
+        "--max-tokens", type=int, metavar="N", help="most tokens to generate; by default 64"
     )
-    complete.add_argument("--seed", type=int, metavar="N", help="seed of the sampling")
+    complete.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0, the default, always takes the likeliest token",
+    )
+    complete.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="probability mass to sample from; by default 1, all of it",
+    )
+    complete.add_argument(
+        "--seed", type=int, metavar="N", help="seed of the sampling; by default 0"
+    )
     complete.add_argument(
         "--languages",
         metavar="A,B",
@@ -193,8 +204,13 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
         help="apply a recorded trace of edits and completions, and measure",
         description="Apply a trace's edits and completions in order, and measure each completion "
         "against a full prefill.",
+        epilog="Exit codes: 0 it was applied, 2 an error, 130 interrupted.",
     )
-    replay.add_argument("trace", metavar="TRACE.jsonl")
+    replay.add_argument(
+        "trace",
+        metavar="TRACE.jsonl",
+        help="a recorded trace; examples/traces of the sources has some, and what is in one",
+    )
     _add_model_flags(replay)
     _add_quant_flag(replay)
     _add_depth_flag(replay, "full, so that rows do not depend on the machine")
@@ -226,7 +242,7 @@ def _add_replay(commands: argparse._SubParsersAction) -> None:
         "--budget-ms",
         type=float,
         metavar="MS",
-        help="instead: what a round takes; 0 is no limit",
+        help="instead of --repair-tokens: what a round takes at most; 0 is no limit",
     )
 
 
@@ -271,7 +287,10 @@ def _add_engine(commands: argparse._SubParsersAction) -> None:
         "--socket", metavar="PATH", help="where to listen; by default the shared place"
     )
     engine.add_argument(
-        "--idle-s", type=float, metavar="S", help="end this long after the last client has gone"
+        "--idle-s",
+        type=float,
+        metavar="S",
+        help="end so many seconds after the last client has gone; by default 300",
     )
     _add_quant_flag(engine)
 
@@ -308,6 +327,19 @@ def _add_calibrate(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="places to learn from, at most; by default 400",
     )
+    calibrate.add_argument(
+        "--skip",
+        type=int,
+        metavar="N",
+        help="search instead, for each language, N sub-layers (attention and MLPs count each by "
+        'itself) that drafts of the depth "exact" may leave out',
+    )
+    calibrate.add_argument(
+        "--oracle",
+        action="store_true",
+        help="with --skip, by default 8: print how far what is found is from the best of all that "
+        "was tried for each token; takes twice as long",
+    )
     calibrate.add_argument("--out", metavar="FILE", help="write it there and not where it is found")
     _add_model_flags(calibrate)
     _add_download_flag(calibrate)
@@ -326,7 +358,7 @@ def _add_quant_flag(parser: argparse.ArgumentParser) -> None:
         "--quant",
         metavar="Q",
         help="q4 or q8: round the model's matrices to 4 or 8 bits when it is loaded; b2 to b8: to "
-        "so many bit planes, on a GPU",
+        "so many bit planes, on a GPU; by default they stay as they are",
     )
 
 
@@ -341,8 +373,20 @@ def _add_depth_flag(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="which model; by default the embedded one")
-    parser.add_argument("--adapter", metavar="PATH", help="LoRA adapter of that model (PEFT)")
+    parser.add_argument(
+        "--adapter", metavar="PATH", help="LoRA adapter of that model (PEFT); by default none"
+    )
     parser.add_argument("--layout", metavar="L", help="spm or psm; by default the model's own")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--device", metavar="D", help="auto, cpu, or a torch device such as cuda:0")
-    parser.add_argument("--dtype", metavar="T", help="auto, float32 or bfloat16")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads; 0, the default, is torch's choice"
+    )
+    parser.add_argument(
+        "--device",
+        metavar="D",
+        help="auto (default: a GPU if there is one), cpu, or a torch device such as cuda:0",
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="T",
+        help="auto (default: as fits the device), float32 or bfloat16",
+    )

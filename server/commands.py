@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from ..engine.wire.config import POLICIES, EngineConfig
@@ -25,6 +26,8 @@ from .transport import LOOPBACK
 # Arguments for which a shell offers files.
 _FILE_ARGUMENTS = ("place", "trace", "model", "adapter", "token_file", "socket", "paths", "out")
 _MIN_TOKEN_CHARS = 16
+# Sub-layers that are searched for where no other number is said.
+_NUM_SKIPPED = 8
 # Flags of `serve` that say what a language client's settings say otherwise.
 _OF_HTTP = ("model", "adapter", "layout", "threads", "device", "dtype")
 
@@ -80,42 +83,68 @@ def _check_repair_flags(arguments: argparse.Namespace, policy: str) -> None:
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
-    """Learn where tokens may leave a model's layers, and write it to a file."""
+    """Learn where tokens may leave a model's layers, or what drafts skip; write it to a file."""
     if not 0 < arguments.risk < 0.5:
         raise BadRequest(f"--risk {arguments.risk:g}: must be a number above 0 and below 0.5")
     if arguments.places < 1:
         raise BadRequest(f"--places {arguments.places}: must be a whole number above 0")
+    if arguments.skip is not None and arguments.skip < 1:
+        raise BadRequest(f"--skip {arguments.skip}: must be a whole number above 0")
     settings = settings_of(arguments)
     from rich.console import Console
     from rich.progress import Progress
 
     from ..engine.calibration.calibrate import calibrate as learn
+    from ..engine.calibration.skips import find_skips
     from ..engine.engine import Engine
-    from ..engine.exits import depth_file
+    from ..engine.exits import depth_file, skip_file
 
     # A file that is damaged must not keep a new one from being made.
     engine = Engine(settings.engine_config(), finds_exits=False)
     decoder = engine.load(settings.model).decoder
+    num_skipped = arguments.skip or (_NUM_SKIPPED if arguments.oracle else 0)
+    out = Path(arguments.out) if arguments.out else None
     with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("observing places", total=None)
-        found = learn(
-            engine,
-            settings.model,
-            arguments.paths,
-            risk=arguments.risk,
-            num_places=arguments.places,
-            check=lambda: None,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    path = Path(arguments.out) if arguments.out else depth_file.own_file(decoder)
+        task = bar.add_task("trying sets" if num_skipped else "observing places", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        common = (engine, settings.model, arguments.paths)
+        if num_skipped:
+            searched = find_skips(
+                *common,
+                num_skipped=num_skipped,
+                wants_oracle=arguments.oracle,
+                check=_go_on,
+                progress=progress,
+            )
+            report = "".join(each.report() for each in searched)
+            sets = {each.language: each.best for each in searched}
+            path = out or skip_file.path_of(decoder)
+            write = partial(skip_file.save, path, sets, decoder)
+        else:
+            found = learn(
+                *common,
+                risk=arguments.risk,
+                num_places=arguments.places,
+                check=_go_on,
+                progress=progress,
+            )
+            report, path = found.report(), out or depth_file.own_file(decoder)
+            write = partial(depth_file.save, path, found.rule, decoder)
     try:
-        depth_file.save(path, found.rule, decoder)
+        write()
     except OSError as error:
         raise BadRequest(
             f"cannot write {path}: {error.strerror}; name another file with --out"
         ) from None
-    print_text(found.report() + f"written to {path}\n")
+    print_text(report + f"written to {path}\n")
     return 0
+
+
+def _go_on() -> None:
+    """Never cancel."""
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -70,6 +70,7 @@ class Completions:
         self._counts: Counter[str] = Counter()
         self._recent_reasons: deque[str] = deque(maxlen=_NUM_RECENT)
         self._last_reason: str | None = None
+        self._latest: dict[str, object] | None = None
         self._num_asking = 0
 
     @property
@@ -152,11 +153,16 @@ class Completions:
         return answer
 
     def status(self) -> dict[str, object]:
-        """Return how requests ended, as plain data; latest reasons for none, and doubts, last."""
+        """Return how requests ended, as plain data; latest reasons for none, and doubts, last.
+
+        `latest` is the last completion of the engine, None before the first: when it was asked for
+        after the last key then, when its answer was there after that, and the engine's own figures.
+        """
         names = ("requests", "suggested", "asked", "begun", "asked_ahead", "typed_through", "known")
         return {
             **{f"num_{name}": self._counts[name] for name in names},
             "recent_reasons": list(self._recent_reasons),
+            "latest": self._latest,
         }
 
     def _count(self, reason: str | None) -> None:
@@ -275,6 +281,7 @@ class Completions:
             return await answer
         finally:
             self._num_asking -= 1
+            self._on_change()
 
     async def _asked(
         self,
@@ -290,12 +297,15 @@ class Completions:
         params = asked(text, offset, settings.completion_params(), confidence, language)
         if invoked:
             params = replace(params, num_candidates=settings.num_candidates)
+        pace, now = self._paces.setdefault(document.uri, Pace()), asyncio.get_running_loop().time
+        waited_s, asked_at = pace.since_key_s(), now()
         raw = await self._ask(document, offset, params, invoked, on_text)
+        self._latest = _figures(raw, waited_s, now() - asked_at)
         # The model's languages may have come with it.
         reason = self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        kept = offered(raw, text, offset, language)
+        kept = offered(raw, text, offset, language, invoked=invoked)
         if invoked and raw.is_doubtful and kept.text:
             self._recent_reasons.append(_DOUBTFUL)
         others = others_offered(raw, text, offset, language, kept.text)
@@ -323,7 +333,7 @@ class Completions:
         except EngineError as error:
             log.debug("nothing is computed ahead in %s: %s", uri, error)
             return
-        kept = offered(raw, text, after, language)
+        kept = offered(raw, text, after, language, invoked=False)
         is_cut = raw.stop_reason == "time" or raw.is_narrow
         self._known.put(uri, text, Answer(kept.text, after, after, kept.reason, is_cut))
 
@@ -331,6 +341,19 @@ class Completions:
         return untrained(
             document.language_id, document.uri, self._model_languages(), settings.languages
         )
+
+
+def _figures(raw: Completion, waited_s: float, answered_s: float) -> dict[str, object]:
+    return {
+        "waited_ms": waited_s * 1e3,
+        "answered_ms": answered_s * 1e3,
+        "ttft_ms": raw.ttft_ms,
+        "total_ms": raw.total_ms,
+        "num_tokens": len(raw.token_ids),
+        "num_computed": raw.num_prompt_tokens - raw.num_reused_tokens,
+        "stop_reason": raw.stop_reason,
+        "is_narrow": raw.is_narrow,
+    }
 
 
 def _reason_not_to_ask(

@@ -1,7 +1,7 @@
 """The open documents' text, LSP positions as code-point offsets, and which one is looked at.
 
 Never pygls' copy: it splits lines at form feeds and U+2028. Here lines end at LF, CRLF and CR
-only. An edit rescans the lines it touches; the other line starts are shifted in one array.
+only. An edit rescans the lines it touches, and no others.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-import numpy as np
+from .line_starts import LineStarts, line_starts
 
-_LINE_END = re.compile(r"\r\n|\n|\r")
 _SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 UTF8, UTF16, UTF32 = "utf-8", "utf-16", "utf-32"
 ENCODINGS = (UTF8, UTF16, UTF32)
@@ -75,7 +74,8 @@ class Document:
     language_id: str = ""
     refusal: str | None = field(init=False, default=None)
     _lost: str | None = field(init=False, repr=False, default=None)
-    _starts: np.ndarray = field(init=False, repr=False)
+    _starts: LineStarts = field(init=False, repr=False)
+    _num_long: int = field(init=False, default=0)  # lines beyond the limit
     _num_bytes: int = field(init=False, default=0)
     _num_nuls: int = field(init=False, default=0)
 
@@ -117,6 +117,7 @@ class Document:
     def limit(self, limits: Limits) -> None:
         """Check the document against other limits from now on."""
         self.limits = limits
+        self._num_long = self._count_long(0, len(self._starts))
         self._check()
 
     def offset(self, position: Position) -> int:
@@ -129,8 +130,8 @@ class Document:
 
     def position(self, offset: int) -> Position:
         """Return the LSP position of code-point `offset`, which must lie in the text."""
-        line = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        before = self.text[int(self._starts[line]) : offset]
+        line = self._starts.line_of(offset)
+        before = self.text[self._starts[line] : offset]
         return Position(line, num_units(before, self.encoding))
 
     def line(self, line: int) -> str:
@@ -140,7 +141,7 @@ class Document:
 
     def rest_of_line(self, offset: int) -> str:
         """Return the text between code-point `offset` and the end of its line."""
-        line = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        line = self._starts.line_of(offset)
         return self.text[offset : self._line_span(line)[1]]
 
     def _set_text(self, text: str) -> None:
@@ -149,9 +150,21 @@ class Document:
         self._num_bytes = _num_bytes(text)
         self._num_nuls = text.count("\0")
         # A text over the limit is dropped by _check; its lines need not be found.
-        lines = line_starts(text, 0) if self._num_bytes <= self.limits.max_document_bytes else []
-        self._starts = np.array([0, *lines], dtype=np.int64)
+        is_held = self._num_bytes <= self.limits.max_document_bytes
+        self._starts = LineStarts(text if is_held else "")
+        self._num_long = self._count_long(0, len(self._starts)) if is_held else 0
         self._check()
+
+    def _count_long(self, first: int, last: int) -> int:
+        """Return how many of the lines `first` to `last` are longer than they may be."""
+        return sum(length > self.limits.max_line_chars for length in self._lengths(first, last))
+
+    def _lengths(self, first: int, last: int) -> list[int]:
+        """Return lengths of lines in characters, line ends included."""
+        starts = [self._starts[line] for line in range(first, min(last + 1, len(self._starts)))]
+        if last == len(self._starts):
+            starts.append(len(self.text))
+        return [after - before for before, after in pairwise(starts)]
 
     def _check(self) -> None:
         limits = self.limits
@@ -162,13 +175,13 @@ class Document:
             )
         self.refusal = self._lost
         if self._lost is not None:
-            self.text, self._starts = "", np.zeros(1, dtype=np.int64)
+            self.text, self._starts, self._num_long = "", LineStarts(), 0
             return
         if self._num_nuls:
             self.refusal = "it contains NUL characters, so it is taken for a binary file"
             return
-        longest = int(np.diff(self._starts, append=len(self.text)).max())
-        if longest > limits.max_line_chars:
+        if self._num_long:
+            longest = max(self._lengths(0, len(self._starts)))
             self.refusal = (
                 f"a line of {longest} characters, line end included, is longer than "
                 f"max_line_chars = {limits.max_line_chars}: break the line or raise that setting"
@@ -194,10 +207,10 @@ class Document:
         return end, 0
 
     def _line_span(self, line: int) -> tuple[int, int]:
-        start = int(self._starts[line])
+        start = self._starts[line]
         if line + 1 == len(self._starts):
             return start, len(self.text)
-        end = int(self._starts[line + 1]) - 1
+        end = self._starts[line + 1] - 1
         if end > start and self.text[end] == "\n" and self.text[end - 1] == "\r":
             end -= 1
         return start, end
@@ -231,21 +244,20 @@ class Document:
         self._num_bytes += _num_bytes(new) - _num_bytes(old)
         self._num_nuls += new.count("\0") - old.count("\0")
         # The line before is scanned too when its "\r" may meet a "\n".
-        first = int(np.searchsorted(self._starts, max(0, start - 1), side="right")) - 1
-        next_line = int(np.searchsorted(self._starts, end, side="right"))
-        scan_start = int(self._starts[first])
-        scan_end = int(self._starts[next_line]) if next_line < len(self._starts) else len(self.text)
+        starts = self._starts
+        first, next_line = starts.line_of(max(0, start - 1)), starts.line_of(end) + 1
+        self._num_long -= self._count_long(first, next_line)
+        scan_start = starts[first]
+        scan_end = starts[next_line] if next_line < len(starts) else len(self.text)
         delta = len(new) - (end - start)
         region = self.text[scan_start:start] + new + self.text[end:scan_end]
         self.text = self.text[:start] + new + self.text[end:]
         found = line_starts(region, scan_start)
         # The end of the region is a line start already known, unless it is the end of the text.
-        if next_line < len(self._starts) and found and found[-1] == scan_end + delta:
+        if next_line < len(starts) and found and found[-1] == scan_end + delta:
             found.pop()
-        middle = np.array(found, dtype=np.int64)
-        self._starts = np.concatenate(
-            (self._starts[: first + 1], middle, self._starts[next_line:] + delta)
-        )
+        starts.replace(first + 1, next_line, found, delta)
+        self._num_long += self._count_long(first, first + 1 + len(found))
 
 
 class Focus:
@@ -293,11 +305,6 @@ class Focus:
 
 
 _WIDEST = {UTF8: 4, UTF16: 2, UTF32: 1}
-
-
-def line_starts(text: str, base: int) -> list[int]:
-    """Return the offset after every line end of `text`, counted from `base`."""
-    return [base + match.end() for match in _LINE_END.finditer(text)]
 
 
 def num_units(text: str, encoding: str) -> int:

@@ -31,11 +31,6 @@ _FAILURES_TO_TELL = 3
 # A host that lived this long did start well; its loss is not counted with failures before.
 _GOOD_LIFE_S = 10.0
 
-# Follows the reason of a failure that may pass.
-TRYING_AGAIN = "; trying again in "
-# So many in a row are no hiccup any more.
-_FAILURES_TO_TELL = 3
-
 OnChange = Callable[[str, str, int], None]
 
 

@@ -47,8 +47,8 @@ def register(server: Any) -> None:  # noqa: ANN401 - `KeyturnServer`, whose modu
     hear(DID_SHOW, server.events.note_shown)
     hear(DID_ACCEPT_PARTLY, server.events.note_partly_accepted)
     server.command(DID_ACCEPT)(lambda *arguments: server.events.note_accepted(*arguments))
-    on(STATUS, server.answer_status, {})
-    on(DOCUMENTS, lambda _: server.held_documents(), [])
+    on(STATUS, server.reports.answer_status, {})
+    on(DOCUMENTS, lambda _: server.reports.held_documents(), [])
     on(types.EXIT, lambda _: server.protocol.leave())
     # Without options pygls does not advertise it.
     options = types.InlineCompletionOptions()

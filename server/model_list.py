@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import textwrap
 import time
 from typing import Any
 
-from ..engine.files.catalog import EMBEDDED, fetch, on_disk
+from ..engine.files.catalog import EMBEDDED, fetch, on_disk, resolve
 
 _SHOW_EVERY_S = 0.2
 _STEP_PERCENT = 10
@@ -35,46 +37,52 @@ def list_models() -> dict[str, Any]:
 
 
 def models_report(found: dict[str, Any]) -> str:
-    """Return the models for people."""
+    """Return the models for people, in lines of 80 columns; only a path may be longer."""
     machine = found["machine"]
-    memory = f"{machine['memory_bytes'] / 1e9:.0f} GB of memory"
-    where = f"{machine['num_cores']} cores, {memory}"
+    where = f"{machine['num_cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB of memory"
     if machine["gpu"]:
         where = f"{machine['gpu']}, {machine['gpu_bytes'] / 1e9:.0f} GB; {where}"
     lines = [
-        f"Models that fill in the middle, and the memory they take here in GB ({where}):",
+        "Models that fill in the middle, and the memory that completing with them takes,",
+        f"in GB, on this machine ({where}):",
         "",
-        f"  {'':<38} {'weights':>7} {'dense':>6} {'q8':>6} {'q4':>6}  licence",
+        f"  {'':<36} {'weights':>7} {'none':>5} {'q8':>5} {'q4':>5}  licence",
     ]
+    notes = []
     for model in found["known"]:
-        needed = [f"{model['needed_bytes'][quant] / 1e9:6.1f}" for quant in ("none", "q8", "q4")]
-        mark = "*" if model["recommended"] else " "
-        notes = [model["licence"], "here" if model["path"] else "", model["note"]]
-        if not model["is_supported"]:
-            notes.append("not supported yet")
+        needed = [f"{model['needed_bytes'][quant] / 1e9:5.1f}" for quant in ("none", "q8", "q4")]
+        mark = "*" if model["recommended"] else "+" if model["path"] else " "
         size = f"{model['num_weights'] / 1e9:6.2f}B"
-        about = "; ".join(filter(None, notes))
-        lines.append(f"{mark} {model['name']:<38} {size} {' '.join(needed)}  {about}")
-    for model in found["known"]:
+        lines.append(f"{mark} {model['name']:<36} {size} {' '.join(needed)}  {model['licence']}")
         if model["recommended"]:
-            flag = "" if model["recommended"] == "none" else f" with --quant {model['recommended']}"
-            lines += ["", f"* suits this machine{flag}: {model['why']}."]
-    lines += ["", "On this disk:"]
+            quant = model["recommended"]
+            flag = "" if quant == "none" else f" with --quant {quant}"
+            notes.append(f"* {model['name']} suits this machine{flag}: {model['why']}.")
+        if about := "; ".join(filter(None, (model["terms"], model["note"]))):
+            notes.append(f"{model['name'].rpartition('/')[2]}: {about}.")
+    lines += ["", *_wrapped(notes), "", "On this disk (* and + above):"]
     for model in found["on_disk"]:
-        lines.append(f"  {model['name']:<40} {model['num_bytes'] / 1e6:8.1f} MB  {model['path']}")
+        lines.append(f"  {model['name']:<60} {model['num_bytes'] / 1e6:10.1f} MB")
+        if model["path"] != model["name"]:
+            lines.append(f"    {model['path']}")
     lines += ["", "Families whose fill-in-the-middle format is known:"]
     for family in found["families"]:
         layouts = "/".join(family["layouts"])
-        lines.append(f"  {family['name']:<16} {layouts:<8} for instance {family['example']}")
+        lines.append(f"  {family['name']:<14} {layouts:<7} for instance {family['example']}")
     wanted = next(m["name"] for m in found["known"] if m["name"] != EMBEDDED)
+    architectures = f"Architectures that load: {', '.join(found['architectures'])}."
     lines += [
         "",
-        f"Architectures that load: {', '.join(found['architectures'])};",
-        "--model PATH of a folder (config.json, safetensors, tokenizer.json) or a .gguf file.",
+        *_wrapped([architectures]),
+        "--model PATH of a folder (config.json, safetensors, tokenizer.json) or a .gguf.",
         "Nothing is downloaded unless you say so:",
         f"  keyturn models --download {wanted}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(texts: list[str]) -> list[str]:
+    return [line for text in texts for line in textwrap.wrap(text, 80, subsequent_indent="  ")]
 
 
 def download(model: str) -> str:
@@ -82,12 +90,21 @@ def download(model: str) -> str:
 
     Raises:
         DownloadFailed: from `fetch`.
+        ModelNotFound: from `resolve`.
     """
-    shown = DownloadShown()
+    if model == EMBEDDED:
+        return str(resolve(model))
+    shown, rest = DownloadShown(), ""
+    # Other commands end at once; this one has something to say.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return str(fetch(model, shown.note))
+    except KeyboardInterrupt:
+        rest = "keyturn: stopped; the same command goes on from here\n"
+        raise
     finally:
         shown.end()
+        sys.stderr.write(rest)
 
 
 class DownloadShown:

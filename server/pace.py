@@ -105,6 +105,10 @@ class Pace:
         usual = statistics.quantiles(self._pauses, n=10, method="inclusive")[_TENTHS - 1]
         return min(max(least_s, usual), _MOST_TIMES * least_s)
 
+    def since_key_s(self) -> float:
+        """Return how long ago the last edit was, in seconds; 0 before the first."""
+        return 0.0 if self._last_at is None else self._clock() - self._last_at
+
     def left_s(self, pause_s: float, offset: int) -> float:
         """Return how much is left of a pause at a place, in seconds.
 

@@ -5,10 +5,9 @@ The language server, `keyturn complete` and the benchmarks all ask and trim by t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-
-import regex
 
 from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
@@ -32,14 +31,19 @@ LEAST = {
     "reserved": {"line": 0.6, "rest": 0.6, "gap": 0.7},
 }
 # What begins so has a body below it, and what ends so is gone on with there.
-_HEADER = regex.compile(
+_HEADER = re.compile(
     r"\s*(?:(?:export|default|async|public|private|protected|static|abstract|declare|const) )*"
     r"(?:def|class|if|elif|else|for|while|with|try|except|finally|match|case|function|switch|catch|do|"
     r"interface|enum|namespace|type)\b"
 )
 _OPENERS = (":", "{", "(", "[")
-_WORD_CHARACTER = regex.compile(r"[\w\p{M}]")
-_WORD_BOUNDARY = regex.compile(r"\b", regex.WORD)
+# Of the first token behind a word that looks unfinished: then it is a name that is new.
+_SURE = 0.9
+# An ideograph takes several.
+_KEY = re.compile(r"[ -~]")
+_WORD = re.compile(r"\w")
+_LAST_WORD = re.compile(r"\w+\Z")
+_WORD_CHARACTER = re.compile(r"\w", re.ASCII)
 
 
 def kind_of(text: str, offset: int) -> str:
@@ -98,7 +102,14 @@ def asked(
     return replace(params, stop=stop, min_probability=LEAST[confidence][kind], place=kind)
 
 
-def offered(completion: Completion, text: str, offset: int, language: str | None) -> Trimmed:
+def offered(
+    completion: Completion,
+    text: str,
+    offset: int,
+    language: str | None,
+    *,
+    invoked: bool = True,
+) -> Trimmed:
     """Return what of a completion is worth offering at `offset`; if nothing, why.
 
     Args:
@@ -106,6 +117,7 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
         text: the document that it was asked for.
         offset: the cursor, in code points.
         language: an LSP identifier, see `language_of`; what does not parse in it is not offered.
+        invoked: the user asked for it: also what is as soon typed as taken.
     """
     reason = completion.stop_reason
     if reason == DOUBT and not completion.text.strip():
@@ -114,7 +126,14 @@ def offered(completion: Completion, text: str, offset: int, language: str | None
         if not completion.text.strip():
             return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
         reason = DOUBT
-    return trim(completion.text, text, offset, offset, reason, language)
+    kept = trim(completion.text, text, offset, offset, reason, language)
+    if kept.text and not invoked:
+        if _KEY.fullmatch(kept.text):
+            return Trimmed("", "one key would write it, and one would take it")
+        doubts = completion.probabilities[:1] < (_SURE,)
+        if doubts and not _WORD.match(kept.text) and is_unfinished_word(text, offset):
+            return Trimmed("", "it leaves the word before the cursor unfinished")
+    return kept
 
 
 def others_offered(
@@ -150,11 +169,26 @@ def is_inside_word(text: str, offset: int) -> bool:
     """
     at = min(offset, _MAX_WORD)
     around = text[offset - at : offset + _MAX_WORD]
-    return (
-        0 < at < len(around)
-        and all(_WORD_CHARACTER.match(char) for char in around[at - 1 : at + 1])
-        and _WORD_BOUNDARY.match(around, at) is None
-    )
+    beside = around[at - 1 : at + 1] if at else ""
+    if beside.isascii():
+        return len(beside) == 2 and all(map(_WORD_CHARACTER.match, beside))
+    import regex  # a language server starts sooner without it
+
+    is_word = len(beside) == 2 and all(regex.match(r"[\w\p{M}]", char) for char in beside)
+    return is_word and regex.compile(r"\b", regex.WORD).match(around, at) is None
+
+
+def is_unfinished_word(text: str, offset: int) -> bool:
+    """Whether the word that ends at `offset` is nowhere else in a text but as others' beginning."""
+    found = _LAST_WORD.search(text, max(0, offset - _MAX_REST), offset)
+    if found is None:
+        return False
+    word = rf"\b{re.escape(found[0])}"
+    is_begun = is_whole = False
+    for part in (text[: found.start()], text[offset:]):
+        is_begun = is_begun or re.search(rf"{word}\B", part) is not None
+        is_whole = is_whole or re.search(rf"{word}\b", part) is not None
+    return is_begun and not is_whole
 
 
 def untrained(

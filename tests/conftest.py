@@ -6,6 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # Triton reads this where it is first imported, for its own library too, and transformers imports
 # it: so here, before any test. On a machine with a GPU TRITON_INTERPRET=0 compiles the kernels.

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -59,7 +60,9 @@ class FakeSession:
             return
         self.engine.note("sync", self)
         self._act("sync")
-        self._steps("slow-sync", check)
+        if "deaf-sync" in self.text.split():  # does not hear that something else came
+            self.engine.go_on.wait(60)
+        self._steps("sync", check)
         self.synced = self.text
         self.num_stale = 10
 
@@ -71,12 +74,12 @@ class FakeSession:
         self.sync(check)
         if self.is_narrow:
             self.engine.note("grow", self)
-            self._steps("slow-grow", check)
+            self._steps("grow", check)
             self.grown = self.text
 
     def heal(self, max_rows: int, check: Check) -> int:
         self.engine.note("heal", self)
-        self._steps("slow-heal", check)
+        self._steps("heal", check)
         done = min(self.num_stale, max_rows)
         self.num_stale -= done
         return done
@@ -84,12 +87,16 @@ class FakeSession:
     def drop_cache(self) -> None:
         self.synced, self.num_stale = None, 0
 
-    def _steps(self, word: str, check: Check) -> None:
-        for _ in range(200 if word in self.text.split() else 1):
+    def _steps(self, what: str, check: Check) -> None:
+        """Check once; for two seconds where the text says slow-, until told where held-."""
+        words = self.text.split()
+        num_steps, is_held = 200 if f"slow-{what}" in words else 1, f"held-{what}" in words
+        while num_steps > 0:
             self.num_checks += 1
             self.engine.num_checks += 1
             check()
-            time.sleep(0.01 if word in self.text.split() else 0)
+            time.sleep(0.01 if num_steps > 1 or is_held else 0)
+            num_steps -= 0 if is_held and not self.engine.go_on.is_set() else 1
 
     @property
     def anchor(self) -> int | None:
@@ -112,11 +119,16 @@ class FakeSession:
         self.sync(check)
         self._act("complete")
         text = f"<{self.text[:offset]}|{self.text[offset:]}>"
-        for word in ("slow", "endless"):
-            if word in self.text.split():
-                while word == "endless" or self.num_checks < 100:
-                    self._steps("slow-sync", check)
-                    time.sleep(0.005)
+        for word in {"slow", "endless", "held"} & {*self.text.split()}:
+            if on_text is not None:
+                on_text("", 1.0)  # who asked knows that it has begun
+            while {
+                "slow": self.num_checks < 100,
+                "endless": True,
+                "held": not self.engine.go_on.is_set(),
+            }[word]:
+                self._steps("complete", check)
+                time.sleep(0.005)
         pieces = list("abc") if "stream" in self.text else []
         pieces += ["x" * 500] * (2000 if "flood" in self.text else 0)
         for piece in pieces:
@@ -145,6 +157,7 @@ class FakeEngine:
         self.adapters: dict[str, str | None] = {}
         self.log: list[tuple[str, str]] = []
         self.num_checks = 0
+        self.go_on = threading.Event()  # ends what a text holds
 
     def note(self, what: str, session: FakeSession) -> None:
         self.log.append((what, session.path))

@@ -6,7 +6,7 @@ one automatic `inlineCompletion` go through the server while every call is watch
 
 - Files: the modules of ours in which a function was called between the message's bytes and the
   first pass over rows, for both messages together. `__init__.py` and what runs on its own (timers,
-  loading, status) are not among them.
+  loading, the status that is told when the request has gone out) are not among them.
 - Frames: our functions on the stack at the three places where the work changes hands, added up:
   from the server's reading loop to the write on the host's socket, from the host's reading loop to
   the scheduler's inbox, from the engine thread's loop to the call of the pass; for the keystroke.
@@ -47,7 +47,7 @@ ROOMS = {
     for name in ("server", "engine", "kernels")
 }
 THE_PASS = "kernels/cpu/step.py"
-BY_THEMSELVES = {"server/heartbeat.py"}
+BY_THEMSELVES = {"server/heartbeat.py", "server/reports.py"}
 # Where the work changes hands: the loop that a stack is counted from, and the call it ends with.
 HANDS = {
     "server": ("server/transport.py:serve", "server/engine_link.py:request"),
@@ -223,7 +223,7 @@ async def _type(
     editor.send("initialized", {})
     item = {"uri": URI, "languageId": "python", "version": 1, "text": TEXT}
     editor.send("textDocument/didOpen", {"textDocument": item})
-    await _until(lambda: server.status()["state"] == "ready")
+    await _until(lambda: server.reports.status()["state"] == "ready")
 
     def place(character: int) -> dict[str, Any]:
         position = {"line": 4, "character": character}

@@ -132,13 +132,13 @@ class LspClient:
         """End the session as the protocol says; return the exit code."""
         self.result("shutdown")
         self.notify("exit")
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def kill(self) -> None:
         """End the server if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # the test closed the pipe

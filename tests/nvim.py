@@ -63,7 +63,7 @@ class Nvim:
         assert taken == len(keys.encode())
         self.lua("vim.wait(5)")
 
-    def until(self, expression: str, timeout_s: float = 30) -> Any:
+    def until(self, expression: str, timeout_s: float = 120) -> Any:
         """Wait for a Lua expression to be true."""
         deadline = time.monotonic() + timeout_s
         while not (value := self.lua(f"return {expression}")):

@@ -10,15 +10,15 @@ import re
 
 import pytest
 
-from keyturn.kernels.cpu import step
+from keyturn.kernels.cpu import library
 
 from .keystroke_path import HANDS, README, files_of, picture, report, trace
 
-MOST_FILES, MOST_FRAMES = 54, 12
+MOST_FILES, MOST_FRAMES = 50, 12
 
 
 needs_the_end = pytest.mark.skipif(
-    isinstance(step.load(), str), reason="needs the C library, where the path ends"
+    isinstance(library.load(), str), reason="needs the C library, where the path ends"
 )
 
 

@@ -93,27 +93,38 @@ def collect_package(
     return train, held, {"version": package.version, "licence": package.licence, **size}
 
 
-def reserved_documents(folder: Path) -> list[Document]:
-    """Return the documents of the packages reserved for evaluation (no builds, no locales)."""
+def reserved_documents(folder: Path, under: dict[str, str]) -> tuple[list[Document], int]:
+    """Return the documents of the packages reserved for evaluation (no builds, no locales).
+
+    Args:
+        folder: of `fetch_sources`.
+        under: npm package to the folder of what people wrote; what lies elsewhere comes last.
+
+    Returns:
+        The documents, and how many of them people wrote.
+    """
     packages = [read_wheel(path) for path in sorted((folder / "whl").glob("*.whl"))]
     packages += [read_tarball(path) for path in sorted((folder / "npm").glob("*.tgz"))]
-    documents = []
+    documents, others = [], []
     for package in packages:
+        name = package.name.removeprefix("npm:")
+        written = f"npm/{name}/{under[name]}" if name in under else ""
         for path, data in sorted(package.files):
             is_build = path.endswith((".d.ts", ".d.cts", ".d.mts", ".cjs")) or ".min." in path
-            is_copy = package.name == "npm:zod" and "/src/" not in path
-            if is_build or is_copy or "/locales/" in path or b"\x00" in data:
+            if is_build or "/locales/" in path or b"\x00" in data:
                 continue
             text = strip_licence(data.decode("utf-8").replace("\r", "")).strip("\n") + "\n"
             if max(map(len, text.split("\n"))) <= MAX_LINE_CHARS:
-                documents.append(Document("reserved:" + package.name, path, text))
-    return documents
+                mine = documents if path.startswith(written) else others
+                mine.append(Document("reserved:" + package.name, path, text))
+    return documents + others, len(documents)
 
 
 def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     """Filter all packages into collected.bin and held.bin.zst; report in collected.json."""
     keep = Filter(Contamination.from_file(args.humaneval))
-    reserved = reserved_documents(args.reserved)
+    under = sources.get("reserved_wider", {}).get("under", {})
+    reserved, num_written = reserved_documents(args.reserved, under)
     for document in reserved:
         keep.reserve(document.text)
     train: list[Document] = []
@@ -142,13 +153,13 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     report = {
         "documents": len(train),
         "held_out_documents": len(held),
-        "reserved_documents": len(reserved),
+        "reserved_documents": num_written,
         "dropped": keep.dropped,
         "refused_licences": refused,
         "humaneval": _overlap(keep),
         "packages": packages,
     }
-    write_documents(args.out / "held.bin.zst", held + reserved)
+    write_documents(args.out / "held.bin.zst", held + reserved[:num_written])
     (args.out / "collected.json").write_text(json.dumps(report, indent=1))
     write_documents(args.out / "collected.bin", train)
 

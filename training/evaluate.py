@@ -5,8 +5,9 @@ r"""Evaluate weights: held-out middles, and HumanEval single lines by execution.
         --held data/held --humaneval dl/HumanEval-SingleLineInfilling.jsonl.gz \
         --tokenizer engine/embedded/tokenizer.json --out evaluation
 
-WEIGHTS is anything that train.py starts from. Writes OUT/NAME.json, and every answer to
-OUT/NAME.answers.jsonl.gz. The language models' answers are executed: use a machine that may break.
+WEIGHTS is anything that train.py starts from. Writes OUT/NAME.json, every answer to
+OUT/NAME.answers.jsonl.gz, and to OUT/NAME.items.npz what two models are compared by, place by place
+(--lines, --edited). The language models' answers are executed: use a machine that may break.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from .evaluation.held_edits import held_edits
+from .evaluation.held_lines import held_lines
 from .evaluation.held_middles import held_out
 from .evaluation.human_eval import human_eval, tasks
 from .model.decoder import Model
@@ -56,6 +60,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--round-embedding", choices=FORMATS, default="none")
     add("--held", type=Path, action="append", default=[], help="held-out shards (several)")
     add("--held-tokens", type=int, default=1_000_000)
+    add("--edited", type=Path, help="held-out shards of `prepare --edited 1`: what turning costs")
+    add("--edits", type=int, default=1000, help="samples of --edited at most")
+    add("--lines", type=int, default=0, help="first lines to write, of each layout, in --held")
     add("--humaneval", type=Path, help="HumanEval-SingleLineInfilling.jsonl.gz")
     add("--tokenizer", type=Path, help="tokenizer.json, for --humaneval")
     add("--runs", default="spm.30,psm.30", help="layouts and numbers of layers")
@@ -64,8 +71,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--size", type=int, default=32768 if cuda else 4096, help="tokens scored together")
     add("--device", default="cuda" if cuda else "cpu")
     args = parser.parse_args(argv)
-    if args.humaneval and not args.tokenizer:
-        parser.error("--humaneval needs --tokenizer")
+    if (args.humaneval or args.lines) and not args.tokenizer:
+        parser.error("--humaneval and --lines need --tokenizer")
     return args
 
 
@@ -81,8 +88,10 @@ def main(argv: list[str] | None = None) -> None:
         "round_embedding": args.round_embedding,
     }
     path = args.out / f"{args.name}.json"
-    if args.humaneval:
-        tokenizer, rows = Tokenizer.from_file(str(args.tokenizer)), tasks(args.humaneval, args.step)
+    items: dict[str, np.ndarray] = {}
+    tokenizer = Tokenizer.from_file(str(args.tokenizer)) if args.tokenizer else None
+    if args.humaneval and tokenizer:
+        rows = tasks(args.humaneval, args.step)
         figures, answers = human_eval(model, tokenizer, rows, args.runs.split(","), args.batch)
         result["humaneval"] = figures
         with gzip.open(args.out / f"{args.name}.answers.jsonl.gz", "wt") as file:
@@ -93,6 +102,16 @@ def main(argv: list[str] | None = None) -> None:
         result[folder.name] = held_out(model, folder, args.held_tokens, args.size)
         path.write_text(json.dumps(result, indent=1))
         print(folder.name, json.dumps(result[folder.name]["all"]))
+        for layout in ("spm", "psm") if args.lines and tokenizer else ():
+            figures, found = held_lines(model, tokenizer, folder, layout, args.lines, args.batch)
+            result[f"{folder.name} lines {layout}"] = figures
+            items |= {f"{folder.name}.{layout}.{name}": part for name, part in found.items()}
+    if args.edited:
+        result["edited"], found = held_edits(model, args.edited, args.size, args.edits)
+        items |= {f"edited.{name}": part for name, part in found.items()}
+    if items:
+        np.savez_compressed(args.out / f"{args.name}.items.npz", allow_pickle=False, **items)
+    path.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -175,10 +175,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     sources = json.loads(args.sources.read_text())
     reserved = args.dir / "reserved"
+    wider = sources.get("reserved_wider", {"pypi": {}, "npm": {}})
+    wanted = {kind: sources["reserved"][kind] | wider[kind] for kind in ("pypi", "npm")}
     steps = {
         "reserved": lambda: (
-            fetch_pypi(sources["reserved"]["pypi"], reserved / "whl")
-            + fetch_npm(sources["reserved"]["npm"], reserved / "npm")
+            fetch_pypi(wanted["pypi"], reserved / "whl")
+            + fetch_npm(wanted["npm"], reserved / "npm")
         ),
         "humaneval": lambda: fetch_humaneval(sources["humaneval"], args.dir),
         "repositories": lambda: fetch_repositories(

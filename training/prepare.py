@@ -2,7 +2,8 @@
 """Turn documents into shards of tokenized fill-in-the-middle samples, on many cores.
 
 A shard pPP_uUUU.npz holds the samples of pass PP end to end: tokens uint16, classes uint8 (see
-layouts.py), and for each sample length int32, kind, layout, language uint8, reserved bool. The
+layouts.py), and for each sample length int32, kind, layout, language uint8, reserved bool, and its
+prompt before an edit where it has one (see shards.py). The
 same documents, numbers and seed give the same shard. Shards that exist are not made again.
 """
 
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from .data.documents import LANGUAGES, Document, language_of, load_documents
 from .data.layouts import MIDDLE_CLASSES
-from .data.samples import Builder, Sample
+from .data.samples import Builder, Sample, Shares
+from .data.shards import edit_arrays
 
 _Row = tuple[Sample, int, bool]  # sample, its language, whether of a reserved package
 
@@ -76,8 +78,10 @@ def _write(path: Path, rows: list[_Row]) -> tuple[int, int, int]:
     classes = np.concatenate([np.array(s.classes, np.uint8) for s in samples] or [none])
     tokens = np.concatenate([np.array(s.tokens, np.uint16) for s in samples] or [none])
     temporary = path.with_name("." + path.stem + ".tmp.npz")
+    arrays = edit_arrays([s.edit for s in samples])
     np.savez(
         temporary,
+        allow_pickle=False,
         tokens=tokens.astype(np.uint16),
         classes=classes.astype(np.uint8),
         length=np.array([len(s.tokens) for s in samples], np.int32),
@@ -85,6 +89,7 @@ def _write(path: Path, rows: list[_Row]) -> tuple[int, int, int]:
         layout=np.array([s.layout for s in samples], np.uint8),
         language=np.array([language for _, language, _ in rows], np.uint8),
         reserved=np.array([reserved for _, _, reserved in rows], bool),
+        **arrays,
     )
     temporary.rename(path)
     return len(samples), len(classes), int(np.isin(classes, MIDDLE_CLASSES).sum())
@@ -115,6 +120,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=os.cpu_count())
     add("--small", type=int, default=1, help="samples of each small program a pass")
     add("--program-set-times", type=int, default=4, help="draws of program collections a pass")
+    add("--edited", type=float, default=0, help="share of samples with a prompt before an edit")
+    add("--wanted", type=float, default=0, help="share that says whether a line or block is wanted")
     add("--natural", action="store_true", help="held-out set: no plain text, nothing repeated")
     add(
         "--no-programs",
@@ -136,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.no_programs:
         documents = [d for d in documents if not d.package.startswith("algo:")]
         args.small = 0
-    _jobs[:] = [Job(args, Builder(documents))]
+    _jobs[:] = [Job(args, Builder(documents, shares=Shares(args.edited, args.wanted)))]
     passes = range(args.first_pass, args.first_pass + args.passes)
     numbers = [(p, u) for p in passes for u in range(args.only or args.units)]
     total = np.zeros(3, np.int64)

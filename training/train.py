@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .data.batches import held_batches
+from .data.batches import CLASS_WEIGHTS, Packing, held_batches
+from .data.layouts import LAST, LINE_START
 from .data.stream import Stream, parse_passes
 from .model import checkpoint
 from .model import decoder as model_module
@@ -64,17 +65,31 @@ class Trainer:
             max(64, int(args.tokens * share) // 64 * 64)
             for share in (args.head_share, args.exit_share)
         )
-        self.options = LossOptions(num_exit, args.chunk, args.exit_weight, args.soft_share)
+        self.options = LossOptions(
+            num_exit,
+            args.chunk,
+            args.exit_weight,
+            args.soft_share,
+            args.turned_weight,
+            args.turned_soft_share,
+            args.candidates,
+        )
         self._compile()
         ranks = (processes.rank, processes.world)
         most = args.eval_batches
         self.held = (
             held_batches(args.held, args.tokens, num_head, most, *ranks) if args.held else []
         )
-        device = processes.device
-        passes, seed = args.passes, args.seed
+        packing = Packing(args.tokens, num_head, int(args.tokens * args.turned_share))
+        packing.weights[[LAST, LINE_START]] = args.end_weight, args.line_start_weight
         self.stream = Stream(
-            args.shards, args.tokens, num_head, device, passes, *ranks, seed=seed, skip=shards
+            args.shards,
+            packing,
+            processes.device,
+            args.passes,
+            *ranks,
+            seed=args.seed,
+            skip=shards,
         )
         name = torch.cuda.get_device_name() if processes.cuda else "cpu"
         self.say(ready_s=round(time.time() - began, 1), held=len(self.held), device=name)
@@ -164,8 +179,9 @@ class Trainer:
                 "waited": round(self.stream.waited_s, 1),
                 "shards": self.stream.num_shards,
             }
-            for layer, row in zip(exits, stats.tolist(), strict=True):
-                figures[f"exit{layer}"] = [round(value, 3) for value in row]
+            names = [*(f"exit{layer}" for layer in exits), *["turned"] * (batch.turned is not None)]
+            for name, row in zip(names, stats.tolist(), strict=True):
+                figures[name] = [round(value, 3) for value in row]
             return figures
 
         return report
@@ -237,6 +253,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--exit-share", type=float, default=0.08, help="share that each exit sees")
     add("--exit-weight", type=float, default=1.0, help="of the exits' loss; 0: no exits")
     add("--soft-share", type=float, default=0.85, help="of the last layer in an exit's target")
+    add("--turned-share", type=float, default=0, help="share of rows over a turned cache; 0: none")
+    add("--turned-weight", type=float, default=1.0, help="of their loss")
+    add("--turned-soft-share", type=float, default=0.85, help="of the fresh rows in their target")
+    add("--candidates", type=int, default=1, help="a middle's loss fades where N samples have it")
+    ends = CLASS_WEIGHTS[[LAST, LINE_START]].tolist()
+    add("--end-weight", type=float, default=ends[0], help="of the end token")
+    add("--line-start-weight", type=float, default=ends[1], help="of lines inside a middle")
     add("--chunk", type=int, default=8192, help="positions whose logits exist at a time")
     add("--eval-every", type=float, default=240, help="seconds")
     add("--save-every", type=float, default=300, help="seconds")

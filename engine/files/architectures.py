@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..model.config import GELU_TANH, SILU
+from ..model.config import GELU_TANH, LayerKind
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
-    """One architecture; what it says is a layer of Llama's where nothing is said.
+class Architecture(LayerKind):
+    """One architecture; `activation` is that of files which do not name one.
 
     Attributes:
         gguf: its name in GGUF files; "" if llama.cpp has none that is read here.
-        norm: as in `Block`; so are the next six.
-        norm_bias: as in `Block`.
-        activation: as in `Block`, where the file does not name one.
-        is_gated: as in `Block`.
-        is_parallel: as in `Block`.
-        qk_norm: as in `Block`.
-        post_norms: as in `Block`.
         norm_offset: added to the weights of norms in Hugging Face's files; llama.cpp's converter
             adds it.
         rotary_share: of a head that is rotated, where the file does not say.
@@ -32,24 +25,27 @@ class Architecture:
         is_permuted: llama.cpp rotates neighbouring dimensions, and so its converter interleaves
             the two halves of each head's query and key rows.
         embeds_by_root: embeddings are multiplied with the root of the hidden size.
+        has_experts: the MLP is one of several.
+        sliding_period: layers of which the last one sees everything, where the file does not list
+            them; 0: they are all alike.
+        local_theta: rotary base of the layers that slide, where the file does not say; None: that
+            of the others.
+        rotated_period: likewise, layers of which the last one is not rotated; 0: all are.
         names: what Hugging Face's files call a tensor that has another name here; a name of a part
             of a layer, or of a whole tensor.
         halves: tensors that are one half, the first or the second, of a tensor in those files.
     """
 
     gguf: str = ""
-    norm: str = "rms"
-    norm_bias: bool = False
-    activation: str = SILU
-    is_gated: bool = True
-    is_parallel: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
     norm_offset: float = 0.0
     rotary_share: float = 1.0
     ties: bool = False
     is_permuted: bool = False
     embeds_by_root: bool = False
+    has_experts: bool = False
+    sliding_period: int = 0
+    local_theta: float | None = None
+    rotated_period: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
     halves: Mapping[str, int] = field(default_factory=dict)
 
@@ -102,13 +98,26 @@ ARCHITECTURES: dict[str, Architecture] = {
             "model.norm": "model.final_layernorm",
         },
     ),
-    "smollm3": Architecture("smollm3", is_permuted=True, ties=True),
+    "smollm3": Architecture("smollm3", is_permuted=True, ties=True, rotated_period=4),
     "gemma": Architecture("gemma", **_GEMMA),
-    "gemma2": Architecture("gemma2", **_GEMMA, post_norms=True, names=_GEMMA_NAMES),
-    "gemma3_text": Architecture(
-        "gemma3", **_GEMMA, post_norms=True, qk_norm=True, names=_GEMMA_NAMES
+    "gemma2": Architecture(
+        "gemma2", **_GEMMA, post_norms=True, sliding_period=2, names=_GEMMA_NAMES
     ),
-    "mellum": Architecture(qk_norm=True, names={"mlp.router": "mlp.gate"}),
+    "gemma3_text": Architecture(
+        "gemma3",
+        **_GEMMA,
+        post_norms=True,
+        qk_norm=True,
+        sliding_period=6,
+        local_theta=10_000.0,
+        names=_GEMMA_NAMES,
+    ),
+    "qwen3_moe": Architecture(
+        "qwen3moe", qk_norm=True, has_experts=True, names={"mlp.router": "mlp.gate"}
+    ),
+    "mellum": Architecture(
+        "mellum", qk_norm=True, has_experts=True, names={"mlp.router": "mlp.gate"}
+    ),
 }
 # By the name in GGUF files.
 GGUF_ARCHITECTURES = {one.gguf: one for one in reversed(ARCHITECTURES.values()) if one.gguf}

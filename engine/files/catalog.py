@@ -5,14 +5,14 @@ Only `fetch` touches one, and `resolve(..., download=True)` through it.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..wire.errors import ModelLoadError, ModelNotFound
-from .hf_config import SUPPORTED
+from .hf_config import SUPPORTED, read_json
 
 EMBEDDED = "embedded"
 
@@ -47,13 +47,17 @@ def resolve(model: str, *, download: bool = False, progress: Progress | None = N
         if not EMBEDDED_FILE.is_file():
             raise ModelNotFound(f"the embedded model is not at {EMBEDDED_FILE}; install again")
         return EMBEDDED_FILE
-    path = Path(model).expanduser()
-    if model and path.is_dir():
-        return _in_folder(model, path)
-    if model and path.is_file():
-        if _is_pickle(path):
-            raise ModelLoadError(f"model '{model}': {path.name} {PICKLE}")
-        return path
+    try:
+        path = Path(model).expanduser()
+        if model and path.is_dir():
+            return _in_folder(model, path)
+        if model and path.is_file():
+            if _is_pickle(path):
+                raise ModelLoadError(f"model '{model}': {path.name} {PICKLE}")
+            return path
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise ModelLoadError(f"model '{model}' cannot be read ({reason}); make it so") from None
     if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
         raise ModelNotFound(
             f"model '{model}' is neither a file nor a folder here; use embedded, a folder, a .gguf "
@@ -76,18 +80,22 @@ def on_disk() -> list[dict[str, Any]]:
     if EMBEDDED_FILE.is_file():
         found.append(_entry(EMBEDDED, EMBEDDED_FILE, [EMBEDDED_FILE]))
     for repository in sorted(_hub_cache().glob("models--*--*")):
-        snapshot = _snapshot(repository)
-        if snapshot is None:
-            continue
-        name = repository.name.removeprefix("models--").replace("--", "/")
-        ggufs = sorted(path for path in snapshot.glob("*.gguf") if path.is_file())
-        if _is_supported(snapshot):
-            found.append(_entry(name, snapshot, snapshot.glob("*.safetensors")))
-        elif len(ggufs) == 1:
-            found.append(_entry(name, ggufs[0], ggufs))
-        else:
-            found += [_entry(str(path), path, [path]) for path in ggufs]
+        with contextlib.suppress(OSError):  # of what cannot be read there is nothing to say
+            found += _in_repository(repository)
     return found
+
+
+def _in_repository(repository: Path) -> list[dict[str, Any]]:
+    snapshot = _snapshot(repository)
+    if snapshot is None:
+        return []
+    name = repository.name.removeprefix("models--").replace("--", "/")
+    ggufs = sorted(path for path in snapshot.glob("*.gguf") if path.is_file())
+    if _is_supported(snapshot):
+        return [_entry(name, snapshot, snapshot.glob("*.safetensors"))]
+    if len(ggufs) == 1:
+        return [_entry(name, ggufs[0], ggufs)]
+    return [_entry(str(path), path, [path]) for path in ggufs]
 
 
 def _is_pickle(path: Path) -> bool:
@@ -130,13 +138,12 @@ def _in_folder(model: str, folder: Path) -> Path:
 def _is_supported(snapshot: Path) -> bool:
     """Whether a snapshot is complete and of a family that can be loaded."""
     try:
-        config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
         return (
-            config["model_type"] in SUPPORTED
+            read_json(snapshot / "config.json").get("model_type") in SUPPORTED
             and (snapshot / "tokenizer.json").is_file()
             and any(path.is_file() for path in snapshot.glob("*.safetensors"))
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ModelLoadError):
         return False
 
 

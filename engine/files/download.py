@@ -86,7 +86,7 @@ def download(model: str, cache: Path, progress: Progress | None = None) -> Path:
         if not lock.acquire():
             raise DownloadFailed(f"another process downloads '{model}'; wait for it")
         try:
-            missing = [file for file in files if not (folder / "blobs" / file.digest).is_file()]
+            missing = [file for file in files if not _is_here(folder, file)]
             _check_room(folder, missing)
             for file in missing:
                 _fetch(_url(repository, commit, file.name), file, folder / "blobs", progress)
@@ -190,6 +190,12 @@ def _remote(listed: dict[str, Any]) -> _Remote:
     if not is_sound or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", str(digest)):
         raise ValueError(f"the file {listed!r:.80}")
     return _Remote(name, num_bytes, digest)
+
+
+def _is_here(folder: Path, file: _Remote) -> bool:
+    """Whether a file was fetched, and has not been cut since."""
+    blob = folder / "blobs" / file.digest
+    return blob.is_file() and blob.stat().st_size == file.num_bytes
 
 
 def _check_room(folder: Path, missing: list[_Remote]) -> None:

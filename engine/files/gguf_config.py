@@ -8,21 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model.config import ModelConfig, Rope
+from ..model.config import Experts, ModelConfig, Rope
 from ..wire.errors import ModelLoadError
-from .architectures import GGUF_ARCHITECTURES, INSTEAD, refusal
+from .architectures import GGUF_ARCHITECTURES, INSTEAD, Architecture, refusal
 from .gguf_file import GGUFFile
 from .hf_config import check_config
 
 SUPPORTED = tuple(GGUF_ARCHITECTURES)
 
 _ROPE_FACTORS = "rope_freqs.weight"
-# What llama.cpp knows of an architecture and writes down nowhere. Layers of which the last one sees
-# everything; the base of those that slide; layers of which the last one is not rotated; the number
-# of layers of the one size whose scores are divided by the root of hidden size / heads.
-_PERIODS = {"gemma2": 2, "gemma3": 6}
-_LOCAL_THETAS = {"gemma3": 10_000.0}
-_ROTATED_PERIODS = {"smollm3": 4}
+# What llama.cpp alone knows of an architecture, and writes down nowhere: layers of which the last
+# one sees everything; whose layers are not scaled where they slide; the number of layers of the one
+# size whose scores are divided by the root of hidden size / heads.
+_PERIODS = {"mellum": 4}
+_UNSCALED = ("mellum",)
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
@@ -36,7 +35,13 @@ def read_config(file: GGUFFile) -> ModelConfig:
     one = GGUF_ARCHITECTURES.get(family) if isinstance(family, str) else None
     if one is None:
         raise ModelLoadError(f"{file.path}: architecture {refusal(family)}")
-    if file.metadata.get(f"{family}.expert_count"):
+    num_parts = file.metadata.get("split.count", 1)
+    if num_parts != 1:
+        raise ModelLoadError(
+            f"{file.path} is one of {num_parts!r:.20} parts; join them with llama.cpp's "
+            "llama-gguf-split --merge"
+        )
+    if file.metadata.get(f"{family}.expert_count") and not one.has_experts:
         raise ModelLoadError(f"{file.path}: mixtures of experts are not supported; use another")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
@@ -57,8 +62,8 @@ def read_config(file: GGUFFile) -> ModelConfig:
     def factor(key: str) -> float | None:
         return float(value(key)) if f"{family}.{key}" in file.metadata else None
 
-    def has(name: str) -> bool:
-        return f"blk.0.{name}" in file.tensors
+    def has(*names: str) -> bool:
+        return any(f"blk.0.{name}" in file.tensors for name in names)
 
     hidden, heads = value("embedding_length"), value("attention.head_count")
     head_dim = value("attention.key_length", hidden // heads if heads else 0)
@@ -79,7 +84,11 @@ def read_config(file: GGUFFile) -> ModelConfig:
         value("rope.dimension_count", head_dim),
         _rope_scaling(file, one.gguf),
     )
-    slides = _slides(file, one.gguf, value("attention.sliding_window", 0), value("context_length"))
+    experts = None
+    if one.has_experts:  # whose shares llama.cpp makes add up to 1
+        num, num_used = value("expert_count"), value("expert_used_count")
+        experts = Experts(num, num_used, value("expert_feed_forward_length"), normalises=True)
+    slides = _slides(file, one, value("attention.sliding_window", 0), value("context_length"))
     config = ModelConfig(
         family=one.gguf,
         num_layers=num_layers,
@@ -96,7 +105,7 @@ def read_config(file: GGUFFile) -> ModelConfig:
         rope_interleaved=False,
         rope_scaling=rope.scaling,
         tied_embeddings="output.weight" not in file.tensors,
-        attention_bias=has("attn_q.bias"),
+        attention_bias=has("attn_q.bias", "attn_qkv.bias"),
         output_bias=has("attn_output.bias"),
         mlp_bias=has("ffn_up.bias"),
         norm=norm,
@@ -106,11 +115,12 @@ def read_config(file: GGUFFile) -> ModelConfig:
         is_parallel=one.is_parallel or bool(file.metadata.get(f"{family}.use_parallel_residual")),
         qk_norm=one.qk_norm,
         post_norms=one.post_norms,
+        experts=experts,
         score_cap=factor("attn_logit_softcapping"),
         sliding_windows=tuple(
             value("attention.sliding_window") if each else None for each in slides
         ),
-        ropes=_ropes(one.gguf, rope, factor("rope.freq_base_swa"), slides),
+        ropes=_ropes(one, rope, factor("rope.freq_base_swa"), slides),
         head_bias="output.bias" in file.tensors,
         embedding_multiplier=(
             math.sqrt(hidden) if one.embeds_by_root else factor("embedding_scale") or 1.0
@@ -129,11 +139,12 @@ def read_config(file: GGUFFile) -> ModelConfig:
     return config
 
 
-def _slides(file: GGUFFile, family: str, window: int, context: int) -> tuple[bool, ...]:
+def _slides(file: GGUFFile, one: Architecture, window: int, context: int) -> tuple[bool, ...]:
     """Return which layers slide, over and over again; () if none does."""
     if not 0 < window < context:
         return ()
-    pattern = file.metadata.get(f"{family}.attention.sliding_window_pattern", _PERIODS.get(family))
+    period = one.sliding_period or _PERIODS.get(one.gguf)
+    pattern = file.metadata.get(f"{one.gguf}.attention.sliding_window_pattern", period)
     if pattern is None:
         return (True,)
     if isinstance(pattern, np.ndarray) and pattern.size:
@@ -144,15 +155,17 @@ def _slides(file: GGUFFile, family: str, window: int, context: int) -> tuple[boo
 
 
 def _ropes(
-    family: str, rope: Rope, local_theta: float | None, slides: tuple[bool, ...]
+    one: Architecture, rope: Rope, local_theta: float | None, slides: tuple[bool, ...]
 ) -> tuple[Rope | None, ...]:
     """Return how layers are rotated, over and over again; () where all are alike."""
-    theta = local_theta or _LOCAL_THETAS.get(family)
+    theta = local_theta or one.local_theta
+    if theta is None and one.gguf in _UNSCALED:
+        theta = rope.theta
     if slides and theta is not None:
         local = Rope(theta, rope.rotary_dim)
         return tuple(local if each else rope for each in slides)
-    if family in _ROTATED_PERIODS:
-        return (*[rope] * (_ROTATED_PERIODS[family] - 1), None)
+    if one.rotated_period:
+        return (*[rope] * (one.rotated_period - 1), None)
     return ()
 
 
@@ -185,7 +198,9 @@ def _rope_scaling(file: GGUFFile, family: str) -> dict[str, Any] | None:
         if trained is not None:
             scaling["original_max_position_embeddings"] = trained
         attention = given.get("attn_factor", 1.0)
-        if attention != 1.0:  # llama.cpp multiplies it into YaRN's own factor
+        if "yarn_attn_factor" in given:  # as the model's own config has it
+            scaling["attention_factor"] = given["yarn_attn_factor"]
+        elif attention != 1.0:  # llama.cpp multiplies it into YaRN's own factor
             scaling["attention_factor"] = attention * (1 + 0.1 * math.log(factor))
         for key in ("beta_fast", "beta_slow"):
             if f"yarn_{key}" in given:

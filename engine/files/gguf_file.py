@@ -98,7 +98,11 @@ class GGUFFile:
         return ModelLoadError(f"{self.path} is damaged or incomplete ({reason}); fetch it again")
 
     def tensor(
-        self, name: str, dtype: torch.dtype, row_order: NDArray[np.int64] | None = None
+        self,
+        name: str,
+        dtype: torch.dtype,
+        row_order: NDArray[np.int64] | None = None,
+        rows: tuple[int, int] | None = None,
     ) -> Tensor:
         """Return one tensor, dequantised piece by piece into a new one of that dtype.
 
@@ -106,19 +110,22 @@ class GGUFFile:
             name: as in the file.
             dtype: of the result.
             row_order: which row of the file comes where; exact, since blocks lie along rows.
+            rows: the first and the last row of the file, that one excluded, that are wanted, for
+                `row_order` to count from; those of several matrices in one tensor are counted on.
+                None: all, in the tensor's shape.
 
         Raises:
             ModelLoadError: its block format cannot be dequantised.
         """
         info = self.tensors[name]
         block_size, block_bytes = GGML_QUANT_SIZES[info.kind]
-        raw = np.frombuffer(self._data, np.uint8, info.num_bytes, info.start)
-        if row_order is not None:
-            raw = raw.reshape(info.shape[0], -1)[row_order].ravel()
-        result = torch.empty(info.shape, dtype=dtype)
+        taken = self._rows(info, row_order, rows)
+        raw = taken.reshape(-1)
+        shape = info.shape if rows is None else (len(taken), *info.shape[1:][-1:])
+        result = torch.empty(shape, dtype=dtype)
         flat = result.view(-1)
         num_blocks = _PIECE_VALUES // block_size
-        for first in range(0, info.num_bytes // block_bytes, num_blocks):
+        for first in range(0, len(raw) // block_bytes, num_blocks):
             piece = raw[first * block_bytes : (first + num_blocks) * block_bytes]
             try:
                 values = dequantize(piece.reshape(1, -1), info.kind).ravel()
@@ -132,19 +139,43 @@ class GGUFFile:
             flat[start : start + len(values)] = torch.from_numpy(writable)
         return result
 
-    def blocks(self, name: str, row_order: NDArray[np.int64] | None = None) -> BlockMatrix | None:
+    def blocks(
+        self,
+        name: str,
+        row_order: NDArray[np.int64] | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> BlockMatrix | None:
         """Return a matrix as it is stored, copied out of the file; None if it is not in blocks.
 
         A copy, since a file that is overwritten or cut short must not reach a loaded model.
         Arguments as for `tensor`.
         """
         info = self.tensors[name]
-        if info.kind.name not in GGUF_BLOCKS or len(info.shape) != 2:
+        is_matrix = len(info.shape) == 2 or (rows is not None and len(info.shape) == 3)
+        if info.kind.name not in GGUF_BLOCKS or not is_matrix:
             return None
+        taken = self._rows(info, row_order, rows)
+        copied = taken.copy() if row_order is None else taken
+        return BlockMatrix(torch.from_numpy(copied), info.kind.name)
+
+    def _rows(
+        self,
+        info: TensorInfo,
+        row_order: NDArray[np.int64] | None,
+        rows: tuple[int, int] | None,
+    ) -> NDArray[np.uint8]:
+        """Return rows of a tensor, (n, bytes of one); a view of the file where they are in order.
+
+        Of a vector each value is a row, unless all of it is wanted.
+        """
         raw = np.frombuffer(self._data, np.uint8, info.num_bytes, info.start)
-        rows = raw.reshape(info.shape[0], -1)
-        rows = rows.copy() if row_order is None else rows[row_order]
-        return BlockMatrix(torch.from_numpy(rows), info.kind.name)
+        num_rows = math.prod(info.shape[:-1])
+        if len(info.shape) == 1 and (rows is not None or row_order is not None):
+            num_rows = info.shape[0]
+        taken = raw.reshape(num_rows, -1)
+        if rows is not None:
+            taken = taken[slice(*rows)]
+        return taken if row_order is None else taken[row_order]
 
     # Header
 

@@ -110,7 +110,8 @@ def _pieces(file: GGUFFile, words: list[str], types: NDArray[np.int32]) -> token
     if sum(len(word) ** 2 for word in words) > _MOST_SPLITS:
         raise file.damaged("pieces of the vocabulary are too long")
     ids = {word: token_id for token_id, word in enumerate(words)}
-    plain = np.isin(types, (_UNKNOWN, _CONTROL), invert=True)
+    # Text that spells the name of another is not that token.
+    plain = np.isin(types, (_UNKNOWN, _CONTROL, _BYTE), invert=True)
     merges: list[tuple[str, str]] = []
     for at in np.argsort(-scores, kind="stable").tolist():
         word = words[at]

@@ -10,13 +10,16 @@ from typing import Any
 from ..model.config import GELU, GELU_TANH, Experts, ModelConfig, Rope
 from ..wire.errors import ModelLoadError
 from .architectures import ARCHITECTURES, INSTEAD, REFUSED, refusal
-from .hf_layers import ropes, sliding_windows
+from .hf_layers import KINDS, ropes, sliding_windows
 
 SUPPORTED = tuple(ARCHITECTURES)
 
 _LAYER_NORM_EPS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 _PARALLEL = ("parallel_attn", "use_parallel_residual", "parallel_residual")
 _QK_NORM = ("qk_layernorm", "use_qk_norm", "qk_norm")
+# Of a file: the largest published list of tensors has a tenth of that.
+_MOST_CHARS = 64 << 20
+_MOST_LAYERS = 10_000
 # Families without a bias of the output projection where queries, keys and values have one.
 _NO_OUTPUT_BIAS = ("mistral", "qwen2", "stablelm")
 
@@ -28,7 +31,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelLoadError: there is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = json.loads(file.read(_MOST_CHARS))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read ({error}); fetch it again") from None
     if not isinstance(content, dict):
@@ -60,6 +64,9 @@ def read_config(path: Path) -> ModelConfig:
 def _config(path: Path, given: dict[str, Any]) -> ModelConfig:
     family = given["model_type"]
     one = ARCHITECTURES[family]
+    layers = given["num_hidden_layers"]
+    if type(layers) is int and layers > _MOST_LAYERS:  # before lists of so many are made
+        raise ValueError(f"{layers} layers")
     heads, hidden = given["num_attention_heads"], given["hidden_size"]
     head_dim = given.get("head_dim") or hidden // heads
     by_layer = ropes(path, given, head_dim)
@@ -70,7 +77,7 @@ def _config(path: Path, given: dict[str, Any]) -> ModelConfig:
     inner = "shared_intermediate_size" if family == "granitemoehybrid" else "intermediate_size"
     return ModelConfig(
         family=family,
-        num_layers=given["num_hidden_layers"],
+        num_layers=layers,
         hidden_size=hidden,
         intermediate_size=given[inner],
         num_heads=heads,
@@ -161,6 +168,11 @@ def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
     kinds = given.get("layer_types") or given.get("layers_block_type") or []
     if any(kind in ("mamba", "linear_attention") for kind in kinds):
         raise ModelLoadError(f"{path}: {family!r} {REFUSED['granitehybrid']}; {INSTEAD}")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ModelLoadError(
+            f"{path}: layers of the kind {unknown[0]!r:.80} are not supported; {INSTEAD}"
+        )
     if family == "granitemoehybrid" and (not kinds or given.get("num_local_experts")):
         raise ModelLoadError(
             f"{path}: mixtures of experts of {family!r} are not supported; {INSTEAD}"
@@ -173,7 +185,8 @@ def _refuse_variants(path: Path, given: dict[str, Any]) -> None:
         raise ModelLoadError(
             f"{path}: rows see what comes after them, so that nothing can be generated; {INSTEAD}"
         )
-    if "dense" in (given.get("mlp_layer_types") or ()):
+    is_partly = given.get("mlp_only_layers") or given.get("decoder_sparse_step", 1) != 1
+    if is_partly or "dense" in (given.get("mlp_layer_types") or ()):
         raise ModelLoadError(
             f"{path}: layers with experts beside layers without are not supported; {INSTEAD}"
         )
@@ -196,7 +209,7 @@ def _activation(given: dict[str, Any], default: str) -> str:
 
 
 def _experts(given: dict[str, Any]) -> Experts | None:
-    if given["model_type"] != "mellum":
+    if not ARCHITECTURES[given["model_type"]].has_experts:
         return None
     return Experts(
         num=given.get("num_local_experts") or given.get("num_experts", 64),

@@ -10,13 +10,10 @@ from ..wire.errors import ModelLoadError
 from .architectures import ARCHITECTURES
 
 _SLIDES, _FULL = "sliding_attention", "full_attention"
-# Layers of which the last one sees everything, where a config does not list them.
-_PERIODS = {"gemma2": 2, "gemma3_text": 6}
+KINDS = (_SLIDES, _FULL, "attention")
+_LONGEST_PERIOD = 1000
 # Bases where a config names none.
 _THETAS = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}
-_LOCAL_THETA = 10_000.0
-# SmolLM3's layers of which the last one is not rotated.
-_ROTATED_PERIOD = 4
 
 
 def sliding_windows(given: dict[str, Any]) -> tuple[int | None, ...]:
@@ -31,11 +28,11 @@ def sliding_windows(given: dict[str, Any]) -> tuple[int | None, ...]:
 def kinds(given: dict[str, Any]) -> list[str]:
     """Return "sliding_attention" or "full_attention" for the layers, over and over again."""
     listed = given.get("layer_types")
-    if isinstance(listed, list):  # transformers 5 says it of every layer
-        return listed
+    if listed is not None:  # transformers 5 says it of every layer
+        return _of_every_layer(given, listed)
     family = given["model_type"]
-    if family in _PERIODS:
-        period = given.get("sliding_window_pattern", _PERIODS[family])
+    if ARCHITECTURES[family].sliding_period:
+        period = _period(given.get("sliding_window_pattern", ARCHITECTURES[family].sliding_period))
         return [*[_SLIDES] * (period - 1), _FULL]
     if family in ("mistral", "starcoder2"):
         return [_SLIDES]
@@ -48,7 +45,7 @@ def kinds(given: dict[str, Any]) -> list[str]:
 def ropes(path: Path, given: dict[str, Any], head_dim: int) -> tuple[Rope | None, ...]:
     """Return how the layers are rotated, over and over again; None of them not at all."""
     family = given["model_type"]
-    parameters = given.get("rope_parameters") or {}
+    one, parameters = ARCHITECTURES[family], given.get("rope_parameters") or {}
     if isinstance(parameters, dict) and (_FULL in parameters or _SLIDES in parameters):
         found = {
             kind: _rope(path, given | {"rope_parameters": each}, head_dim)
@@ -57,19 +54,38 @@ def ropes(path: Path, given: dict[str, Any], head_dim: int) -> tuple[Rope | None
         }
         return tuple(found[kind] for kind in kinds(given))
     rope = _rope(path, given, head_dim)
-    if family == "gemma3_text":
-        local = float(given.get("rope_local_base_freq", _LOCAL_THETA))
+    if one.local_theta is not None:
+        local = float(given.get("rope_local_base_freq", one.local_theta))
         slides = Rope(local, rope.rotary_dim)
         return tuple(slides if kind == _SLIDES else rope for kind in kinds(given))
-    if family == "smollm3":
+    if one.rotated_period:
         rotated = given.get("no_rope_layers")
         if rotated is None:
-            period = given.get("no_rope_layer_interval", _ROTATED_PERIOD)
+            period = _period(given.get("no_rope_layer_interval", one.rotated_period))
             rotated = [*[1] * (period - 1), 0]
+        else:
+            rotated = _of_every_layer(given, rotated)
         return tuple(rope if each else None for each in rotated)
     if family == "granitemoehybrid" and given.get("position_embedding_type") != "rope":
         return (None,)
     return (rope,)
+
+
+def _of_every_layer(given: dict[str, Any], listed: object) -> list[Any]:
+    """Return a list of something for every layer.
+
+    Raises:
+        ValueError: it is none, or has another length.
+    """
+    if not isinstance(listed, list) or len(listed) != given["num_hidden_layers"]:
+        raise ValueError(f"{listed!r:.80} for {given['num_hidden_layers']!r:.20} layers")
+    return listed
+
+
+def _period(length: object) -> int:
+    if type(length) is not int or not 0 < length <= _LONGEST_PERIOD:
+        raise ValueError(f"a period of {length!r:.80} layers")
+    return length
 
 
 def _rope(path: Path, given: dict[str, Any], head_dim: int) -> Rope:

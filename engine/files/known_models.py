@@ -27,7 +27,10 @@ _GPU_BASE_BYTES = 1_500_000_000
 # As `passes.MOST_DENSE_BYTES`, which torch would come with.
 _MOST_DENSE_BYTES = 1_000_000_000
 # Whose layers the C step computes.
-_OF_THE_STEP = ("llama", "mistral", "qwen2", "granite", "starcoder2", "gemma")
+OF_THE_STEP = (
+    *("llama", "mistral", "qwen2", "qwen3", "granite", "granitemoehybrid", "starcoder2"),
+    *("stablelm", "smollm3", "gemma"),
+)
 # Of what is there, so much may go to completions; editors and compilers want some too.
 _SHARE = 0.5
 # Operations a second of one core in many-row products, half of what a core with AVX-512 and
@@ -44,7 +47,7 @@ class KnownModel:
         name: its Hugging Face id; "embedded".
         family: as `keyturn models` names its prompt format.
         model_type: as in its `config.json`.
-        licence: its licence, "gated" if the hub asks for consent.
+        licence: its licence.
         layers: decoder layers; so the next ones are those of `ModelConfig`.
         hidden: hidden size.
         inner: of the MLP.
@@ -52,8 +55,11 @@ class KnownModel:
         vocab: rows of the embedding.
         tied: the head shares the embedding.
         is_gated: the MLP has three matrices, not two.
+        experts: MLPs of a layer.
+        terms: what keeps it from being recommended to everybody.
         note: what else to know.
         as_it_comes: its file is in blocks of 4 bits, which no quant changes.
+        source: where these figures, or a copy of its `config.json`, were compared; "" is: nowhere.
     """
 
     name: str
@@ -67,15 +73,20 @@ class KnownModel:
     vocab: int
     tied: bool = True
     is_gated: bool = True
+    experts: int = 1
+    terms: str = ""
     note: str = ""
     as_it_comes: bool = False
+    source: str = ""
 
     @property
     def layer_weights(self) -> int:
         """Weights of all layers' matrices."""
         queries, keys, width = self.heads
         attention = self.hidden * width * 2 * (queries + keys)
-        return self.layers * (attention + (2 + self.is_gated) * self.hidden * self.inner)
+        router = self.hidden * self.experts if self.experts > 1 else 0
+        mlp = (2 + self.is_gated) * self.hidden * self.inner
+        return self.layers * (attention + router + self.experts * mlp)
 
     @property
     def end_weights(self) -> int:
@@ -106,7 +117,7 @@ class KnownModel:
             return self.weight_bytes(quant) + cached * 2 + _GPU_BASE_BYTES
         is_packed = quant != "none" or self.as_it_comes
         dense = self.layer_weights * machine.dtype_bytes if is_packed else 0
-        if self.model_type in _OF_THE_STEP and dense > _MOST_DENSE_BYTES:
+        if self.model_type in OF_THE_STEP and dense > _MOST_DENSE_BYTES:
             dense = 0
         weights = self.weight_bytes(quant, machine.dtype_bytes)
         return weights + dense + cached * machine.dtype_bytes + _BASE_BYTES
@@ -131,51 +142,79 @@ class Machine:
     gpu_bytes: int = 0
 
 
+_LITGPT = "github.com/Lightning-AI/litgpt, litgpt/config.py"
+
+
 def _qwen(
     size: str,
-    licence: str,
     layers: int,
     hidden: int,
     inner: int,
     heads: tuple[int, int, int],
     vocab: int = 151936,
     *,
+    licence: str = "Apache-2.0",
+    terms: str = "",
     tied: bool = True,
 ) -> KnownModel:
-    name = f"Qwen/Qwen2.5-Coder-{size}"
-    shape = (layers, hidden, inner, heads, vocab, tied)
-    return KnownModel(name, "Qwen2.5-Coder", "qwen2", licence, *shape)
+    name, shape = f"Qwen/Qwen2.5-Coder-{size}", (layers, hidden, inner, heads, vocab, tied)
+    source = f"{_LITGPT}; huggingface.co/Qwen/Qwen2.5-Coder-3B, README"
+    return KnownModel(name, "Qwen2.5-Coder", "qwen2", licence, *shape, terms=terms, source=source)
 
 
 KNOWN = (
     KnownModel(
         *("embedded", "keyturn-135m", "llama", "Apache-2.0", 30, 576, 1536, (9, 3, 64), 49152),
-        note="Python, JavaScript and TypeScript; 4 bits as it comes",
+        note="for Python, JavaScript and TypeScript; in 4 bits whatever the quant",
         as_it_comes=True,
+        source="its file",
     ),
-    _qwen("0.5B", "Apache-2.0", 24, 896, 4864, (14, 2, 64)),
-    _qwen("1.5B", "Apache-2.0", 28, 1536, 8960, (12, 2, 128)),
-    _qwen("3B", "Qwen Research (not commercial)", 36, 2048, 11008, (16, 2, 128)),
-    _qwen("7B", "Apache-2.0", 28, 3584, 18944, (28, 4, 128), 152064, tied=False),
+    _qwen("0.5B", 24, 896, 4864, (14, 2, 64)),
+    _qwen("1.5B", 28, 1536, 8960, (12, 2, 128)),
+    _qwen(
+        *("3B", 36, 2048, 11008, (16, 2, 128)),
+        licence="Qwen Research",
+        terms="not for commercial use",
+    ),
+    _qwen("7B", 28, 3584, 18944, (28, 4, 128), 152064, tied=False),
     KnownModel(
         *("deepseek-ai/deepseek-coder-1.3b-base", "DeepSeek-Coder", "llama", "DeepSeek"),
         *(24, 2048, 5504, (16, 16, 128), 32256, False),
+        source="huggingface.co/l3lab/ntp-mathlib-st-deepseek-coder-1.3b, config.json",
     ),
     KnownModel(
-        *("bigcode/starcoder2-3b", "StarCoder", "starcoder2", "BigCode OpenRAIL-M"),
+        *("bigcode/starcoder2-3b", "StarCoder", "starcoder2", "OpenRAIL-M"),
         *(30, 3072, 12288, (24, 2, 128), 49152, True, False),
+        source="huggingface.co/OpenVINO/starcoder2-3b-int8-ov, config.json",
+    ),
+    KnownModel(
+        *("ibm-granite/granite-4.0-1b-base", "Granite", "granitemoehybrid", "Apache-2.0"),
+        *(40, 2048, 4096, (16, 4, 128), 100352),
+        terms="for text in general, of its size Qwen2.5-Coder is the one for code",
+        source="ollama.com/ibm/granite4:1b-base-q5_K_M",
     ),
     KnownModel(
         *("ibm-granite/granite-4.1-3b-base", "Granite", "granite", "Apache-2.0"),
         *(40, 2560, 8192, (40, 8, 64), 100352),
+        source="ollama.com/dna5rm/granite4.1:3b-8k",
     ),
     KnownModel(
-        *("google/codegemma-2b", "CodeGemma", "gemma", "Gemma (gated)"),
+        *("JetBrains/Mellum2-12B-A2.5B-Base", "Mellum", "mellum", "Apache-2.0"),
+        *(28, 2304, 896, (32, 4, 128), 98304, False),
+        experts=64,
+        terms="its experts are computed one by one here, slowly",
+        source="transformers, MellumConfig",
+    ),
+    KnownModel(
+        *("google/codegemma-2b", "CodeGemma", "gemma", "Gemma"),
         *(18, 2048, 16384, (8, 1, 256), 256000),
+        terms="the hub asks for your consent",
+        source="huggingface.co/unsloth/codegemma-2b, config.json",
     ),
     KnownModel(
         *("codellama/CodeLlama-7b-hf", "CodeLlama", "llama", "Llama 2"),
         *(32, 4096, 11008, (32, 32, 128), 32016, False),
+        source=_LITGPT,
     ),
     KnownModel(
         *("ByteDance-Seed/Seed-Coder-8B-Base", "Seed-Coder", "llama", "MIT"),
@@ -224,7 +263,7 @@ def _text(path: str) -> str:
 def listed(machine: Machine, on_disk: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the known models as plain data.
 
-    Each has name, family, licence, note, `num_weights`, `bytes` of its weights and
+    Each has name, family, licence, terms, note, source, `num_weights`, `bytes` of its weights and
     `needed_bytes`, by quant; `path` if it is on this disk; `is_supported`, whether its family is;
     `recommended`, a quant, and `why` for the one that suits this machine.
 
@@ -239,7 +278,9 @@ def listed(machine: Machine, on_disk: list[dict[str, Any]]) -> list[dict[str, An
             "name": model.name,
             "family": model.family,
             "licence": model.licence,
+            "terms": model.terms,
             "note": model.note,
+            "source": model.source,
             "num_weights": model.num_weights,
             "bytes": {
                 each: model.weight_bytes(each, 2 if machine.gpu_bytes else machine.dtype_bytes)
@@ -264,7 +305,7 @@ def recommended(machine: Machine) -> tuple[KnownModel, str, str]:
     a decode step reads half as many bytes. q4, which costs quality, is left to the user.
     """
     embedded, *others = KNOWN
-    free = [m for m in others if m.model_type in SUPPORTED and "(" not in m.licence]
+    free = [m for m in others if m.model_type in SUPPORTED and not m.terms]
     largest_first = sorted(free, key=lambda model: -model.num_weights)
     if machine.gpu_bytes:
         room = _SHARE * machine.gpu_bytes

@@ -15,7 +15,7 @@ _OF_LAYERS = tuple(
 )
 # Q4_1 follows a block's minimum and its maximum, Q4_0 only the larger of them. The embedding, and a
 # head above all, lose more by four bits than they weigh: llama.cpp keeps them at six or eight.
-_KINDS = {"q4": ("Q4_1", "Q8_0"), "q8": ("Q8_0", "Q8_0")}
+KINDS = {"q4": ("Q4_1", "Q8_0"), "q8": ("Q8_0", "Q8_0")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Packing:
         Raises:
             ValueError: it holds values that are not finite in fp16.
         """
-        of_layer, of_ends = _KINDS[self.quant]
+        of_layer, of_ends = KINDS[self.quant]
         is_end = name in (EMBEDDING, HEAD)
         if isinstance(matrix, BlockMatrix) or not (is_end or name.endswith(_OF_LAYERS)):
             return matrix

@@ -7,6 +7,7 @@ are in the weights, so that no pass has to know them.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,12 @@ _GGUF_PARTS = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.router": "ffn_gate_inp",
 }
+# Files of some converters, phi-2's first ones for instance, have these in one tensor.
+_GGUF_FUSED = "attn_qkv"
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_EXPERTS = "mlp.experts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +53,27 @@ class Stored:
 
     Attributes:
         name: in the file.
-        half: which half of that tensor's rows it is; None: all of them.
-        order: where its rows lie in the file; None: in order.
         scale: what its values are multiplied with.
         offset: what is added to them first.
+        order: where its rows lie in the file; None: in order.
+        whole: shape of the tensor in the file, where that holds others as well.
+        first: row of `whole` that it begins with; those of several matrices are counted on.
     """
 
     name: str
-    half: int | None
-    order: NDArray[np.int64] | None
     scale: float
-    offset: float
+    offset: float = 0.0
+    order: NDArray[np.int64] | None = None
+    whole: tuple[int, ...] | None = None
+    first: int = 0
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that the tensor in the file has, by that which it has in memory."""
-        return shape if self.half is None else (2 * shape[0], *shape[1:])
+    def rows(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Return the first and the last row, that one excluded; None: all that the file has.
 
-    def rows(self, num_rows: int) -> tuple[int, int]:
-        """Return the first and the last row, that one excluded, of so many in the file."""
-        middle = num_rows // 2
-        return ((0, num_rows), (0, middle), (middle, num_rows))[
-            0 if self.half is None else self.half + 1
-        ]
+        Args:
+            shape: of the tensor in memory.
+        """
+        return None if self.whole is None else (self.first, self.first + shape[0])
 
     @property
     def is_changed(self) -> bool:
@@ -84,23 +89,55 @@ class Stored:
         return matrix if self.scale == 1 else matrix.scaled(self.scale)
 
 
-def in_safetensors(config: ModelConfig, name: str) -> Stored:
-    """Return where a tensor is in Hugging Face's files."""
+def in_safetensors(config: ModelConfig, name: str, names: Container[str] = ()) -> Stored:
+    """Return where a tensor is in Hugging Face's files.
+
+    Args:
+        config: the model's shape.
+        name: in memory.
+        names: of the file's tensors, which are not looked at here.
+    """
     one = architecture(config.family)
     at, part, kind = _split(name)
     stored = f"{at}{one.names.get(part, part)}.{kind}"
     offset = one.norm_offset if part.endswith("norm") and kind == "weight" else 0.0
-    return Stored(stored, one.halves.get(part), None, _scale(config, part), offset)
+    scale, half = _scale(config, part), one.halves.get(part)
+    if half is None:
+        return Stored(stored, scale, offset)
+    num_rows = config.intermediate_size
+    whole = (2 * num_rows, config.hidden_size)
+    return Stored(stored, scale, offset, whole=whole, first=half * num_rows)
 
 
-def in_gguf(config: ModelConfig, name: str) -> Stored:
-    """Return where a tensor is in llama.cpp's files."""
+def in_gguf(config: ModelConfig, name: str, names: Container[str] = ()) -> Stored:
+    """Return where a tensor is in llama.cpp's files.
+
+    Args:
+        config: the model's shape.
+        name: in memory.
+        names: of the file's tensors: some may be part of another.
+    """
     at, part, kind = _split(name)
-    if at:
-        stored = f"blk.{at.split('.')[2]}.{_GGUF_PARTS[part]}"
-    else:
-        stored = _GGUF_WHOLE[part]
-    return Stored(f"{stored}.{kind}", None, _row_order(config, name), _scale(config, part), 0.0)
+    scale, order = _scale(config, part), _row_order(config, name)
+    if not at:
+        return Stored(f"{_GGUF_WHOLE[part]}.{kind}", scale)
+    layer = f"blk.{at.split('.')[2]}."
+    if part.startswith(_EXPERTS) and config.experts is not None:
+        number, which = part.removeprefix(_EXPERTS).split(".")
+        rows, columns = config.experts.inner, config.hidden_size
+        if which == "down_proj":
+            rows, columns = columns, rows
+        stored = f"{layer}{_GGUF_PARTS[f'mlp.{which}']}_exps.{kind}"
+        whole = (config.experts.num, rows, columns)
+        return Stored(stored, scale, whole=whole, first=int(number) * rows)
+    fused = f"{layer}{_GGUF_FUSED}.{kind}"
+    if part in _QKV and fused in names:
+        sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        starts = np.cumsum([0, *sizes]) * config.head_dim
+        whole = (int(starts[-1]),) if kind == "bias" else (int(starts[-1]), config.hidden_size)
+        first = int(starts[_QKV.index(part)])
+        return Stored(fused, scale, order=order, whole=whole, first=first)
+    return Stored(f"{layer}{_GGUF_PARTS[part]}.{kind}", scale, order=order)
 
 
 def _row_order(config: ModelConfig, name: str) -> NDArray[np.int64] | None:

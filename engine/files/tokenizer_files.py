@@ -34,6 +34,8 @@ _SEPARATORS = (
     *("<|repo_name|>", "<repo_name>", "<|reponame|>", "<reponame>"),
     *("<end_of_turn>", "<|eom_id|>", "<|end_of_role|>"),
 )
+# The largest published file has a third of that. Reading one takes its size several times.
+_MOST_BYTES = 100 << 20
 # A sample of ids is compared with the file's own vocabulary before a tokenizer.json is believed.
 _SAMPLES = 256
 
@@ -100,6 +102,8 @@ def is_chat_tuned(folder: Path) -> bool:
 
 def _read(path: Path) -> tokenizers.Tokenizer:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES >> 20} MB")
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         reason = str(error).splitlines()[0]
@@ -115,6 +119,8 @@ def _wrapped(
     path: Path, raw: tokenizers.Tokenizer, vocab_size: int, bos_id: object, named: list[Any]
 ) -> Tokenizer:
     size = raw.get_vocab_size(with_added_tokens=False)
+    if not size:
+        raise ModelLoadError(f"{path} has no tokens; fetch the model again")
     if size > vocab_size:
         raise ModelLoadError(
             f"{path} has {size} tokens for an embedding of {vocab_size}; fetch the model again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,8 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
     refuse_unsupported(config, path)
     found = {name: info.shape for name, info in file.tensors.items()}
     wanted = _checked_shapes(path, config, found, in_gguf)
-    _try_rotary(config)
+    shapes = expected_shapes(config)
+    _try_rotary(path, config)
     tokenizer, raw = gguf_tokenizer(file, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -121,12 +122,12 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
         raise _chat_only(path)
 
     def read(name: str) -> Matrix:
-        stored = wanted[name]
-        blocks = file.blocks(stored.name, stored.order)
+        stored, rows = wanted[name], wanted[name].rows(shapes[name])
+        blocks = file.blocks(stored.name, stored.order, rows)
         if blocks is not None:
             return stored.changed_blocks(blocks)
         first = torch.float32 if stored.is_changed else how.dtype
-        return stored.changed(file.tensor(stored.name, first, stored.order)).to(how.dtype)
+        return stored.changed(file.tensor(stored.name, first, stored.order, rows)).to(how.dtype)
 
     return ModelFiles(config, _tensors([path], config, read, how), tokenizer, fim)
 
@@ -134,11 +135,11 @@ def _load_gguf(path: Path, how: _Load) -> ModelFiles:
 def _load_folder(path: Path, how: _Load) -> ModelFiles:
     config = hf_config.read_config(path / "config.json")
     refuse_unsupported(config, path)
-    shards = _open_shards(path)
-    places = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
+    shards, places = _open_shards(path)
     found = {name: tuple(at.get_slice(name).get_shape()) for name, at in places.items()}
     wanted = _checked_shapes(path, config, found, in_safetensors)
-    _try_rotary(config)
+    shapes = expected_shapes(config)
+    _try_rotary(path, config)
     tokenizer, raw = hf_tokenizer(path, config.vocab_size)
     fim = find_template(
         raw.token_to_id,
@@ -153,10 +154,9 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
         raise _chat_only(path)
 
     def read(name: str) -> Tensor:
-        stored = wanted[name]
+        stored, rows = wanted[name], wanted[name].rows(shapes[name])
         at = places[stored.name].get_slice(stored.name)
-        start, end = stored.rows(at.get_shape()[0])
-        tensor = at[start:end]
+        tensor = at[:] if rows is None else at[slice(*rows)]
         if not tensor.is_floating_point():
             raise ModelLoadError(
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
@@ -166,7 +166,7 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
         copies = how.packing is None and not stored.is_changed
         return stored.changed(tensor).to(how.dtype, copy=copies)
 
-    return ModelFiles(config, _tensors(list(shards), config, read, how), tokenizer, fim)
+    return ModelFiles(config, _tensors(shards, config, read, how), tokenizer, fim)
 
 
 def _chat_only(path: Path) -> ModelLoadError:
@@ -176,10 +176,15 @@ def _chat_only(path: Path) -> ModelLoadError:
     )
 
 
-def _open_shards(path: Path) -> dict[Path, Any]:
-    """Open a folder's safetensors; only headers are read."""
+def _open_shards(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Open a folder's safetensors, of which only headers are read.
+
+    Returns:
+        The files, and by a tensor's name the open one that it is in.
+    """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists() or not index.exists():
+    weight_map: Any = {}
+    if single.exists() or not index.is_file():
         names = [single.name]
     else:
         weight_map = hf_config.read_json(index).get("weight_map")
@@ -192,43 +197,60 @@ def _open_shards(path: Path) -> dict[Path, Any]:
                     f"{index} names {name!r:.80}, which is no safetensors file beside it; fetch "
                     "the model again"
                 )
-    shards: dict[Path, Any] = {}
+    places: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for name in names:
         if not (path / name).is_file():
             raise ModelLoadError(
                 f"{path} has no {name}; fetch the model again (weights as safetensors)"
             )
         try:
-            shards[path / name] = safe_open(path / name, framework="pt")
+            shard = safe_open(path / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ModelLoadError(
                 f"{path / name} is damaged or incomplete ({error}); fetch it again"
             ) from None
-    return shards
+        for tensor in shard.keys():  # noqa: SIM118
+            said = weight_map.get(tensor, name)
+            if tensor in files or said != name:
+                other = files.get(tensor, said)
+                raise ModelLoadError(
+                    f"{path}: the tensor '{tensor!s:.80}' is in {name}, and in {other!s:.80} or "
+                    "said to be; fetch the model again"
+                )
+            files[tensor], places[tensor] = name, shard
+    return [path / name for name in names], places
 
 
-def _try_rotary(config: ModelConfig) -> None:
+def _try_rotary(path: Path, config: ModelConfig) -> None:
     """Raise whatever a cache's rotary table raises, now and not at the first document."""
-    KVCache(config, 1, torch.float32, torch.device("cpu"))
+    try:
+        KVCache(config, 1, torch.float32, torch.device("cpu"))
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{path}: {error}; use another model") from None
 
 
 def _checked_shapes(
     path: Path,
     config: ModelConfig,
     found: dict[str, tuple[int, ...]],
-    place: Callable[[ModelConfig, str], Stored],
+    place: Callable[[ModelConfig, str, Container[str]], Stored],
 ) -> dict[str, Stored]:
     """Return where all tensors to read are, after checking that they are there as expected."""
-    if config.num_layers > len(found):  # before as many names are made up
+    # Before as many names are made up; GGUF files have all experts of a layer in one tensor.
+    num_matrices = sum(shape[0] if len(shape) == 3 else 1 for shape in found.values())
+    num_experts = 1 if config.experts is None else config.experts.num
+    if config.num_layers > len(found) or config.num_layers * num_experts > num_matrices:
         raise ModelLoadError(
-            f"{path} holds {len(found)} tensors for {config.num_layers} layers; fetch it again"
+            f"{path} holds {len(found)} tensors, too few for {config.num_layers} layers"
+            f"{f' of {num_experts} experts' if num_experts > 1 else ''}; fetch it again"
         )
     shapes = expected_shapes(config)
-    wanted = {name: place(config, name) for name in shapes}
+    wanted = {name: place(config, name, found) for name in shapes}
     for name, stored in wanted.items():
         if stored.name not in found:
             raise ModelLoadError(f"{path} lacks the tensor '{stored.name}'; fetch the model again")
-        shape = stored.shape(shapes[name])
+        shape = stored.whole or shapes[name]
         if found[stored.name] != shape:
             raise ModelLoadError(
                 f"{path}: tensor '{stored.name}' has the shape {list(found[stored.name])} instead "

@@ -91,6 +91,26 @@ class DecodingCache(PromptCache):
         with self.appended(np.array(token_ids, dtype=np.int64), positions) as slots:
             return self.decoder.forward(cache, slots, check, layers=layers)
 
+    def look_ahead(self, hidden: Tensor, check: Check, layers: range, skipped: bytes) -> Tensor:
+        """Take the last row through layers but for what is skipped, to see what it would say.
+
+        It lacks these layers all the same: what this leaves as its keys and values there is
+        written over by `finish`.
+
+        Args:
+            hidden: (1, hidden_size), what `begin` returned of it.
+            check: called between layers.
+            layers: those behind it.
+            skipped: as for `Rows`.
+
+        Returns:
+            (1, hidden_size) float32, the last of these layers' output.
+        """
+        slots = self._generated(len(hidden))
+        return self.decoder.forward(
+            self.rows, slots, check, layers=layers, hidden=hidden, skipped=skipped
+        )
+
     def finish(self, hidden: Tensor, check: Check, layers: range) -> Tensor:
         """Take the last rows through the layers that they lack.
 

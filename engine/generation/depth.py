@@ -11,6 +11,7 @@ from ..wire.errors import BadRequest
 from .decoding_cache import DecodingCache
 from .draft import PromptLookup
 from .fast import FastSteps
+from .skipping import SkippingSteps
 from .speculation import DraftRecord, SpeculativeSteps
 from .steps import PlainSteps, Steps
 
@@ -22,7 +23,8 @@ def steps_of(
     *,
     lookup: Callable[[], PromptLookup],
     record: DraftRecord,
-    exits: Exits | None,
+    fast: Exits | Callable[[int], bytes] | None,
+    skips: bytes | None,
     num_forced: int,
     end_ids: Collection[int],
     token_bytes: Sequence[bytes],
@@ -35,7 +37,9 @@ def steps_of(
         check: called between layers.
         lookup: makes what finds drafts in texts.
         record: what the model's drafts have been worth.
-        exits: of the model; None where none were calibrated, and "fast" is as "exact".
+        fast: what "fast" saves by: the model's exits, or what is skipped by a token's number, as
+            for `SkippingSteps`; None: nothing, and it is as "exact".
+        skips: sub-layers that a draft may leave out; None: there is no such set.
         num_forced: bytes that are bound to be written first.
         end_ids: tokens that end a completion.
         token_bytes: bytes of each token.
@@ -52,21 +56,26 @@ def steps_of(
         def is_last(token_id: int) -> bool:
             return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
 
-        drafts_itself = "exits" in record.sources
         found = lookup() if "lookup" in record.sources else None
-        if depth == "fast" and exits is not None:
+        if depth == "fast" and isinstance(fast, Exits):
             return FastSteps(
                 *(prompt, check, found, record),
-                exits=exits,
-                drafts_itself=drafts_itself,
+                exits=fast,
                 num_forced=num_forced,
                 token_bytes=token_bytes,
                 is_last=is_last,
                 max_tokens=params.max_tokens,
             )
+        if depth == "fast" and fast is not None:
+            return SkippingSteps(
+                *(prompt, check, found, record),
+                skipped=fast,
+                is_last=is_last,
+                max_tokens=params.max_tokens,
+            )
         return SpeculativeSteps(
             *(prompt, check, found, record),
-            drafts_itself=drafts_itself,
+            skips=skips,
             is_last=is_last,
             max_tokens=params.max_tokens,
         )

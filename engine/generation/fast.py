@@ -56,7 +56,6 @@ class FastSteps(SpeculativeSteps):
         record: DraftRecord,
         *,
         exits: Exits,
-        drafts_itself: bool,
         num_forced: int,
         token_bytes: Sequence[bytes],
         is_last: Callable[[int], bool],
@@ -70,7 +69,6 @@ class FastSteps(SpeculativeSteps):
             lookup: finds drafts in texts; None: there are none.
             record: what drafts have been worth, kept up to date.
             exits: of the model.
-            drafts_itself: whether the first layers may draft.
             num_forced: bytes that are bound to be written first: an exit does not know all tokens
                 that they may need, and none leaves before them.
             token_bytes: bytes of each token.
@@ -79,12 +77,12 @@ class FastSteps(SpeculativeSteps):
         """
         super().__init__(
             *(prompt, check, lookup, record),
-            drafts_itself=drafts_itself,
+            skips=None,  # such drafts would be made of rows that lack layers
             is_last=is_last,
             max_tokens=max_tokens,
         )
-        # What the first layers draft would be made up from rows that lack these layers.
-        self._drafts_itself &= all(point.depth >= self._first.stop for point in exits.points)
+        if any(point.depth < each.kept.stop for point in exits.points for each in self._drafters):
+            self._drafters.clear()  # they would draft from rows that lack these layers
         self._exits, self._num_forced, self._token_bytes = exits, num_forced, token_bytes
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
         self._left: list[_Row] = []  # rows that lack keys and values
@@ -112,10 +110,10 @@ class FastSteps(SpeculativeSteps):
         return self._prompt.decode_by(token_ids, partial(self._through, token_ids, begun))
 
     def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float
+        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
     ) -> Sequence[Tensor | None]:
         """Take drafted rows as far as the exits ask; as `_rows`."""
-        begun = [(self._first.stop, state) for state in hidden]
+        begun = [(rest.start, state) for state in hidden]
         return self._prompt.finish_by(len(token_ids), partial(self._through, token_ids, begun))
 
     def _through(

@@ -6,9 +6,11 @@ seed. (For such drafts the acceptance rule of Leviathan et al., arXiv 2211.17192
 accepts as often.) Where drafts come from:
 
 - Prompt lookup: what followed the last tokens where they stood before.
-- Self-speculation (LayerSkip, arXiv 2404.16710, section 4.3): what the first layers say through the
-  final norm and the head. The remaining layers then verify several rows at once, from the hidden
-  states and the cache that the first ones left.
+- Self-speculation: what some of the layers say through the final norm and the head. These are the
+  first ones (LayerSkip, arXiv 2404.16710, section 4.3), or all but a set of sub-layers (SWIFT,
+  arXiv 2410.06916). The layers from the first one that was not run as a whole then verify several
+  rows at once, from the hidden states and the cache that those before it left, and write over the
+  keys and values that drafting has made in them.
 
 How much is drafted, nothing included, and from where, is decided at each step by what it is
 expected to gain for its cost (goodput: SmartSpec, arXiv 2406.14066, section 4).
@@ -27,13 +29,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..exits.skip_file import share_of
 from ..model.decoder import Check
 from ..model.pass_cost import StepCost
 from ..model.passes import DraftHead
 from .decoding_cache import DecodingCache
 from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
 
-SOURCES = frozenset({"lookup", "exits"})
+SOURCES = frozenset({"lookup", "exits", "skips"})
 # Rows of one step at most: so many go through the C library in one call.
 MOST_ROWS = 16
 # Of the layers, those that draft: of the embedded model's 30 the first 6, which were trained as an
@@ -51,27 +54,57 @@ _FOLLOW_GAIN = 0.05
 
 
 @dataclass
+class OwnDrafts:
+    """What drafts that some of the model's layers make have been worth so far.
+
+    Attributes:
+        rates: how often the likeliest token there comes true, by its probability there.
+        gain: tokens that they give in the time of one without a draft; infinite: they are made
+            whatever they gain.
+        waited: steps since they were made last.
+    """
+
+    rates: Rates = field(default_factory=lambda: Rates(_EXIT_GUESSES))
+    gain: float = _EXIT_GAIN
+    waited: int = 0
+
+
+@dataclass
 class DraftRecord:
     """What one model's drafts have been worth so far, for all documents.
 
     Attributes:
         lookup: how often a token behind a match comes true, by the length of the match.
-        exits: how often the first layers' likeliest token does, by its probability there.
-        exit_gain: tokens that self-speculation gives in the time of one without a draft; infinite:
-            it is used whatever it gains.
-        waited: steps since it was tried last.
+        exits: of the first layers.
+        skips: of all layers but a set of sub-layers.
         num_drafted: tokens that were drafted.
         num_accepted: those of them that came true.
         sources: where drafts may come from.
     """
 
     lookup: Rates = field(default_factory=lambda: Rates(_LOOKUP_GUESSES))
-    exits: Rates = field(default_factory=lambda: Rates(_EXIT_GUESSES))
-    exit_gain: float = _EXIT_GAIN
-    waited: int = 0
+    exits: OwnDrafts = field(default_factory=OwnDrafts)
+    skips: OwnDrafts = field(default_factory=OwnDrafts)
     num_drafted: int = 0
     num_accepted: int = 0
     sources: frozenset[str] = SOURCES
+
+
+class Drafter(NamedTuple):
+    """Some of a model's layers, that draft.
+
+    Attributes:
+        kept: the first layers: what they compute of a drafted row stays.
+        skipped: what a drafted row is not put through of the layers behind them, as for `Rows`;
+            None: it is put through none of these.
+        share: of all layers' cost, that of the layers that a drafted row is put through.
+        worth: what its drafts have been worth.
+    """
+
+    kept: range
+    skipped: bytes | None
+    share: float
+    worth: OwnDrafts
 
 
 class _Ahead(NamedTuple):
@@ -93,7 +126,7 @@ class SpeculativeSteps:
         lookup: PromptLookup | None,
         record: DraftRecord,
         *,
-        drafts_itself: bool,
+        skips: bytes | None,
         is_last: Callable[[int], bool],
         max_tokens: int,
     ) -> None:
@@ -103,8 +136,8 @@ class SpeculativeSteps:
             prompt: the prompt's rows; nothing is generated.
             check: called between layers.
             lookup: finds drafts in texts; None: there are none.
-            record: what drafts have been worth, kept up to date.
-            drafts_itself: whether the first layers may draft.
+            record: what drafts have been worth, kept up to date; its sources say what may draft.
+            skips: sub-layers that a draft may leave out, as for `Rows`; None: there is no such set.
             is_last: whether a completion ends with a token: nothing is drafted behind it.
             max_tokens: so many are taken, about; nothing is drafted beyond.
         """
@@ -115,11 +148,17 @@ class SpeculativeSteps:
         self._cost: StepCost = decoder.step_cost
         self._num_layers = num_layers = decoder.config.num_layers
         num_first = max(1, round(num_layers * _DRAFTING_SHARE))
-        self._first, self._rest = range(num_first), range(num_first, num_layers)
-        self._drafts_itself = drafts_itself and num_first < num_layers
+        self._drafters: list[Drafter] = []
+        if "exits" in record.sources and num_first < num_layers:
+            share = num_first / num_layers
+            self._drafters.append(Drafter(range(num_first), None, share, record.exits))
+        if "skips" in record.sources and skips is not None and any(skips):
+            kept = range(next(at for at, each in enumerate(skips) if each))
+            share = share_of(skips, decoder.config)
+            self._drafters.append(Drafter(kept, skips, share, record.skips))
         self._taken: list[int] = []  # tokens that have rows
         self._ahead: deque[_Ahead] = deque()
-        self._num_steps = self._num_layer_runs = 0
+        self._num_steps, self._num_layer_runs = 0, 0.0
         # When the last pass began, and who is told what it took.
         self._started_at: float = 0.0
         self._note: Callable[[float], None] = _pass_over
@@ -191,14 +230,19 @@ class SpeculativeSteps:
         # The last token of a completion needs no row.
         most = min(MOST_ROWS, self._prompt.room, self._max_tokens - 1 - len(self._taken)) - 1
         draft, gain = self._looked_up(most)
-        record = self._record
-        if self._drafts_itself and most > 0:
-            record.waited += 1
-            may = record.exit_gain > 1 or record.waited > _TRIED_AGAIN
-            if may and gain <= max(record.exit_gain, 1.0):
-                record.waited = 0
-                return self._from_first_layers(token_id, most)
+        drafter = self._drafter() if most > 0 else None
+        if drafter is not None and gain <= max(drafter.worth.gain, 1.0):
+            drafter.worth.waited = 0
+            return self._drafted(token_id, most, drafter)
         return self._verified(token_id, draft)
+
+    def _drafter(self) -> Drafter | None:
+        """Return whose drafts gain most, or were not made for long; None if none gains anything."""
+        for each in self._drafters:
+            each.worth.waited += 1
+        ranked = [(each.worth.waited > _TRIED_AGAIN, each.worth.gain) for each in self._drafters]
+        best = max(ranked, default=(False, 0.0))
+        return self._drafters[ranked.index(best)] if best > (False, 1.0) else None
 
     def _looked_up(self, most: int) -> tuple[Draft, float]:
         """Return the part of a looked up draft that gains most, and tokens in the time of one."""
@@ -246,54 +290,63 @@ class SpeculativeSteps:
         self._num_layer_runs += num_rows * self._num_layers
         return list(logits)
 
-    def _from_first_layers(self, token_id: int, most: int) -> Tensor:
-        """Draft with the first layers as long as it pays, then verify all with the rest."""
+    def _drafted(self, token_id: int, most: int, drafter: Drafter) -> Tensor:
+        """Draft with some of the layers as long as it pays, then verify all with the rest."""
         prompt, record, head = self._prompt, self._record, self._draft_head
         self._started_at, num_slots = time.perf_counter(), prompt.num_rows
-        share = len(self._first) / self._num_layers
+        kept, rest = drafter.kept, range(drafter.kept.stop, self._num_layers)
         ms = partial(
-            self._cost.drafting_ms, num_slots=num_slots, share=share, head_share=head.share
+            self._cost.drafting_ms,
+            num_slots=num_slots,
+            share=drafter.share,
+            kept=len(kept) / self._num_layers,
+            head_share=head.share,
         )
         hidden: list[Tensor] = []
         drafted: list[tuple[int, int]] = []  # tokens, and the classes of their probabilities
         expected = reached = 1.0
         fed = token_id
         while True:
-            hidden.append(prompt.begin([fed], self._check, self._first))
-            fed, probability = head.best(hidden[-1])
+            state = prompt.begin([fed], self._check, kept)
+            hidden.append(state)
+            if drafter.skipped is not None:
+                state = prompt.look_ahead(state, self._check, rest, drafter.skipped)
+            fed, probability = head.best(state)
             number = int(10 * probability)
             drafted.append((fed, number))
             num_rows = len(hidden)
-            reached *= record.exits.of(number)
+            reached *= drafter.worth.rates.of(number)
             is_over = num_rows > most or self._is_last(fed)
             if is_over or (expected + reached) * ms(num_rows) <= expected * ms(num_rows + 1):
                 break
             expected += reached
-        self._num_layer_runs += num_rows * len(self._first)
+        self._num_layer_runs += num_rows * drafter.share * self._num_layers
         fed_ids = [token_id, *(drafted_id for drafted_id, _ in drafted[:-1])]
-        first, *others = self._finished(fed_ids, torch.cat(hidden), ms(num_rows))
+        first, *others = self._finished(fed_ids, torch.cat(hidden), rest, ms(num_rows))
         assert first is not None, "what is not drafted is not wrong"
         gain = expected * self._cost.ms(1, num_slots) / ms(num_rows)
-        if math.isfinite(record.exit_gain):
-            record.exit_gain += _FOLLOW_GAIN * (gain - record.exit_gain)
+        worth = drafter.worth
+        if math.isfinite(worth.gain):
+            worth.gain += _FOLLOW_GAIN * (gain - worth.gain)
         record.num_drafted += len(drafted)
         for at, (drafted_id, number) in enumerate(drafted):
             after = others[at] if at < len(others) else None
-            self._ahead.append(_Ahead(drafted_id, after, record.exits, number))
+            self._ahead.append(_Ahead(drafted_id, after, worth.rates, number))
         return first
 
     def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, expected_ms: float
+        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
     ) -> Sequence[Tensor | None]:
-        """Take rows through the layers that did not draft; return the logits after each.
+        """Take drafted rows through layers that all of them lack; return the logits after each.
 
         Args:
             token_ids: of the rows.
             hidden: (n, hidden_size) their states.
+            rest: the layers.
             expected_ms: what drafting and this are expected to take.
         """
-        logits = self._prompt.finish(hidden, self._check, self._rest)
-        self._num_layer_runs += len(hidden) * len(self._rest)
+        logits = self._prompt.finish(hidden, self._check, rest)
+        self._num_layer_runs += len(hidden) * len(rest)
         self._note = partial(self._cost.observe_drafting, expected_ms)
         return list(logits)
 

@@ -88,8 +88,9 @@ class Scheduler:
     def status(self) -> dict[str, Any]:
         """Return the engine's status after the last job, as plain data; waits for nothing.
 
-        Beside the engine's own: `num_narrow` documents whose window has still to grow,
-        `num_stale_rows` that are not what a prefill would give,
+        Whoever has a job's answer finds here what it did. Before the first job there is no more
+        than `num_queued` and `is_idle`. Beside the engine's own: `num_narrow` documents whose
+        window has still to grow, `num_stale_rows` that are not what a prefill would give,
         `num_rows_to_heal` of them that healing is going to recompute, `num_queued`
         requests, and `is_idle`: nothing is queued, behind its text or to be healed.
         """
@@ -136,6 +137,7 @@ class Scheduler:
                     try:
                         check = self._check(urgency, document)
                         session.sync(check)
+                        self._note_status()
                         document.answer_waiting(None)  # a narrow window will do for them
                         session.grow(check)
                         document.note_warm(session)
@@ -309,6 +311,7 @@ class Scheduler:
         finally:
             self._running = None
         if result is not LATER:
+            self._note_status()  # who has an answer finds in the status what was done for it
             job.on_result(result)
         return True
 

@@ -44,9 +44,9 @@ class Experts:
     normalises: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """All that one layer computes, sizes aside: what a backend is asked whether it supports it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """How the layers of a family differ from the Llama family's, which is what nothing said means.
 
     Attributes:
         norm: "rms" (RMSNorm) or "layer" (LayerNorm).
@@ -57,6 +57,22 @@ class Block:
             reads what attention has added to the residual stream.
         qk_norm: queries and keys are normed, head by head, before they are rotated.
         post_norms: what attention and MLP give is normed before it is added.
+    """
+
+    norm: str = "rms"
+    norm_bias: bool = False
+    activation: str = SILU
+    is_gated: bool = True
+    is_parallel: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Block(LayerKind):
+    """All that one layer computes, sizes aside: what a backend is asked whether it supports it.
+
+    Attributes:
         experts: the MLP is one of several.
         score_cap: scores of attention are kept below it by a tanh; None: they are not.
         attention_bias: as in `ModelConfig`.
@@ -67,13 +83,6 @@ class Block:
         sliding_window: tokens that a row sees at most, its own among them; None: all before it.
     """
 
-    norm: str
-    norm_bias: bool
-    activation: str
-    is_gated: bool
-    is_parallel: bool
-    qk_norm: bool
-    post_norms: bool
     experts: Experts | None
     score_cap: float | None
     attention_bias: bool
@@ -122,11 +131,10 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(LayerKind):
     """What a decoder looks like: its sizes, and what its layers compute.
 
-    The fields from `norm` on say how a layer differs from the Llama family's, whose layer is what
-    they are when nothing is said of them. The readers of model files say every one of them.
+    The readers of model files say every field.
 
     Attributes:
         family: `model_type` of the config, or the architecture in a GGUF file; "llama" for
@@ -150,13 +158,6 @@ class ModelConfig:
         attention_bias: q, k and v projections have a bias.
         output_bias: the attention's output projection has a bias.
         mlp_bias: MLP projections have a bias.
-        norm: as in `Block`; so are the next eight.
-        norm_bias: as in `Block`.
-        activation: as in `Block`.
-        is_gated: as in `Block`.
-        is_parallel: as in `Block`.
-        qk_norm: as in `Block`.
-        post_norms: as in `Block`.
         experts: as in `Block`.
         score_cap: as in `Block`.
         sliding_windows: of the layers, as in `Block`, over and over again; empty: none has one.
@@ -190,13 +191,6 @@ class ModelConfig:
     attention_bias: bool
     output_bias: bool
     mlp_bias: bool
-    norm: str = "rms"
-    norm_bias: bool = False
-    activation: str = SILU
-    is_gated: bool = True
-    is_parallel: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
     experts: Experts | None = None
     score_cap: float | None = None
     sliding_windows: tuple[int | None, ...] = ()

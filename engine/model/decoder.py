@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ...kernels import dispatch
-from ...kernels.cpu.step import CpuStep, StepLayer
+from ...kernels.cpu.step import CpuStep
+from ...kernels.cpu.step_weights import StepLayer, StepWeights
 from ...kernels.weights.linear import Linear, Matrix
-from ...kernels.weights.low_rank import LowRank, adapted, side_by_side
+from ...kernels.weights.low_rank import FusedUpdate, LowRank, adapted
 from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import PATCH_ROWS, sees_every_slot
@@ -114,38 +115,37 @@ class Decoder:
         if GraphPass.exists_for(stack):
             passes.insert(0, GraphPass(stack))
         # The first that serves some rows computes them; the last serves any.
-        self._own_passes = [each for each in passes if not any(map(each.lacks, blocks))]
-        self._use(self._own_passes)
+        self._passes = [each for each in passes if not any(map(each.lacks, blocks))]
+        self._graphs = next((each for each in self._passes if isinstance(each, GraphPass)), None)
         self.is_adapted = False
-
-    def _use(self, passes: list[Pass]) -> None:
-        self._passes = passes
-        self._graphs = next((each for each in passes if isinstance(each, GraphPass)), None)
 
     def adapt(self, updates: Mapping[str, LowRank]) -> None:
         """Serve an adapter beside the weights, in place of the one before; {} is none.
 
-        Rows that were computed before are of other weights. With an adapter all rows are launched
-        one by one: the C library and captured graphs read the weights themselves.
+        Rows that were computed before are of other weights.
 
         Args:
             updates: name of a projection, as in files, to its update.
         """
         shapes = names.expected_shapes(self.config)
+        in_step: list[dict[str, FusedUpdate]] = []
         for number, layer in enumerate(self.stack.layers):
+            in_step.append({})
             for field, parts in names.projections_of(self.config):
                 of_parts = [f"model.layers.{number}.{part.name}" for part in parts]
                 found = [updates.get(name) for name in of_parts]
                 rows = [shapes[f"{name}.weight"][0] for name in of_parts]
-                update = side_by_side(found, rows) if any(found) else None
+                update = FusedUpdate.of(found, rows, self.device, self.dtype)
                 if update is not None:
-                    update = update.to(self.device, self.dtype)
+                    in_step[-1][field] = update
                 owner = layer if field in ("qkv", "output") else layer.mlp
                 if hasattr(owner, field):  # experts are never adapted
                     setattr(owner, field, adapted(getattr(owner, field), update))
+        if self._in_c is not None:
+            self._in_c.adapt(in_step)
+        if self._graphs is not None:
+            self._graphs.note_other_weights(is_adapted=bool(updates))
         self.is_adapted = bool(updates)
-        launches: list[Pass] = [p for p in self._own_passes if isinstance(p, EagerPass)]
-        self._use(launches if updates else self._own_passes)
 
     def _step(
         self, kernels: dispatch.Kernels, layers: list[StepLayer], norm: Norm, head: Matrix
@@ -154,7 +154,7 @@ class Decoder:
         config = self.config
         assert kernels.whole_step is not None, "asked for where there is one"
         shape = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads}
-        if CpuStep.obstacle(layers, head, **shape):
+        if StepWeights.obstacle(layers, head, **shape):
             return None
         return kernels.whole_step(
             layers,

@@ -36,6 +36,7 @@ class KVCache:
         generation: raised by every change of rows that a later row may have seen: those that were
             turned, recomputed, removed or put in before another. What is appended or removed at
             the end leaves it.
+        copied_row_bytes: memory of one row in what `copied` returns.
         tables: what each layer's keys are rotated by.
         graphs: passes that a decoder captured over this cache, by their shape; they go with it.
     """
@@ -66,6 +67,7 @@ class KVCache:
             self._moved = self._moved.view(torch.int64)
         # Of these the keys of a row at any position can be made again, likewise in words.
         self._sources = self._moved.unflatten(0, (3, -1))[::2]
+        self.copied_row_bytes = self._sources[:, :, 0].nbytes
         self.capacity = capacity
         self.tables = RotaryTables(config, capacity, device)
         self.graphs: dict[object, object] = {}
@@ -162,12 +164,14 @@ class KVCache:
         self.positions[start:end] = positions
         return np.arange(start, end)
 
-    def copied(self, slots: Slots) -> Tensor:
-        """Return a copy of rows, for `insert`: unrotated keys and values of all layers.
+    def copied(self, *slots: Slots) -> list[Tensor]:
+        """Return copies of rows, some at a time, for `insert`: unrotated keys, and values.
 
-        It is (2, num_layers * num_kv_heads, n, words); nothing else reads it.
+        They are of all layers, (2, num_layers * num_kv_heads, n, words); nothing else reads them.
         """
-        return self._sources.index_select(2, torch.from_numpy(slots).to(self._keys.device))
+        (together,) = self.on_device(np.concatenate(slots))
+        at = together.split([*map(len, slots)])
+        return [self._sources.index_select(2, each) for each in at]
 
     def insert(
         self, token_ids: NDArray[np.int64], positions: NDArray[np.int64], rows: Tensor
@@ -244,7 +248,7 @@ class KVCache:
             np.take(number.astype(held.dtype), held, out=held, mode="wrap")
 
     def _move(self, source: Slots, target: Slots) -> None:
-        from_, to = self._on_device(source, target)
+        from_, to = self.on_device(source, target)
         self._moved.index_copy_(1, to, self._moved.index_select(1, from_))
 
     def turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
@@ -266,7 +270,7 @@ class KVCache:
         self._order = None
 
     def _turn(self, slots: Slots, positions: NDArray[np.int64]) -> None:
-        at, index = self._on_device(positions, slots)
+        at, index = self.on_device(positions, slots)
         for layers, table in self.tables.runs:
             unrotated, keys = (
                 part[layers.start : layers.stop] for part in (self._unrotated, self._keys)
@@ -344,24 +348,23 @@ class KVCache:
             return total
         return total // self.capacity * self._num_touched
 
-    @property
-    def copied_row_bytes(self) -> int:
-        """Memory of one row in what `copied` returns."""
-        return self._sources[:, :, 0].numel() * self._sources.element_size()
+    def on_device(self, *numbers: NDArray[np.int64]) -> list[Tensor]:
+        """Return arrays of numbers, (n,) each, in one copy that the host does not wait for.
 
-    def _on_device(
-        self, first: NDArray[np.int64], second: NDArray[np.int64]
-    ) -> tuple[Tensor, Tensor]:
-        """Return both, (n,) each, in one copy that the host does not wait for."""
-        count = len(first)
-        # Either starts at a multiple of 16 bytes: Triton would compile once more for other places.
-        shape = (2, count + count % 2)
-        both = torch.empty(shape, dtype=torch.int64, pin_memory=self._keys.is_cuda)
-        on_host = both.numpy()
-        on_host[0, :count], on_host[1, :count] = first, second
+        On a CPU they are the arrays themselves.
+        """
+        if self._keys.device.type == "cpu":
+            return [torch.from_numpy(each) for each in numbers]
+        count = len(numbers[0])
+        # Each starts at a multiple of 16 bytes: Triton would compile once more for other places.
+        shape = (len(numbers), count + count % 2)
+        staged = torch.empty(shape, dtype=torch.int64, pin_memory=self._keys.is_cuda)
+        on_host = staged.numpy()
+        for row, each in zip(on_host, numbers, strict=True):
+            row[:count] = each
         # PyTorch does not give pinned memory to anyone else before it has been read.
-        both = both.to(self._keys.device, non_blocking=True)
-        return both[0, :count], both[1, :count]
+        copied = staged.to(self._keys.device, non_blocking=True)
+        return [row[:count] for row in copied]
 
 
 def _ascending(positions: NDArray[np.int64], limit: int) -> Slots:

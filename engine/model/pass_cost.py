@@ -120,19 +120,20 @@ class StepCost:
         return ms * self._speed * float(self._shape[num_rows])
 
     def drafting_ms(
-        self, num_rows: int, *, num_slots: int, share: float, head_share: float
+        self, num_rows: int, *, num_slots: int, share: float, kept: float, head_share: float
     ) -> float:
         """Return what it takes to draft with some rows, one by one, and to verify them together.
 
         Args:
             num_rows: the rows.
             num_slots: slots that they see.
-            share: of the layers, the first ones that draft.
+            share: of the layers, those that draft.
+            kept: of the layers, the first ones, that need not be run again.
             head_share: of the head, the tokens that may be drafted.
         """
         alone_ms = share * self._layers_ms(self._rows_alone, num_slots)
         drafting = num_rows * (alone_ms + head_share * float(self._head[1]))
-        verifying = (1 - share) * self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
+        verifying = (1 - kept) * self._layers_ms(num_rows, num_slots) + float(self._head[num_rows])
         return (drafting + verifying) * self._speed * self._drafting
 
     def _layers_ms(self, num_rows: int, num_slots: int) -> float:

@@ -203,7 +203,18 @@ class GraphPass:
     def __init__(self, stack: LayerStack) -> None:
         """Take the layers to capture."""
         self._stack = stack
-        self._fuses = DecodeGraph.can_fuse(stack)
+        self._can_fuse = self._fuses = DecodeGraph.can_fuse(stack)
+        self._num_changes = 0  # of the weights
+
+    def note_other_weights(self, *, is_adapted: bool) -> None:
+        """Capture anew what was captured: a graph reads the weights of its time.
+
+        Args:
+            is_adapted: updates lie beside the weights. A decode step is then launched as a patch of
+                a few rows is, since `fused_linear` knows no updates.
+        """
+        self._num_changes += 1
+        self._fuses = self._can_fuse and not is_adapted
 
     @staticmethod
     def lacks(block: Block) -> tuple[str, ...]:
@@ -226,9 +237,10 @@ class GraphPass:
             rows = Rows(np.array([slot]), range(self._stack.config.num_layers))
             return self._stack.logits(self.run(cache, rows, check))[0]
         check()
-        graph = cache.graphs.get(1)
+        graphs = self._graphs_of(cache)
+        graph = graphs.get(1)
         if not isinstance(graph, DecodeGraph):
-            graph = cache.graphs[1] = DecodeGraph(self._stack, cache, self._stack.kernels)
+            graph = graphs[1] = DecodeGraph(self._stack, cache, self._stack.kernels)
         return graph.step(slot).clone()
 
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
@@ -237,10 +249,11 @@ class GraphPass:
         size = next(size for size in PATCH_ROWS if len(rows.slots) <= size)
         recorded = frozenset[int]() if rows.record is None else rows.record.layers
         key = (size, rows.layers, rows.hidden is not None, recorded, rows.skipped)
-        graph = cache.graphs.get(key)
+        graphs = self._graphs_of(cache)
+        graph = graphs.get(key)
         if not isinstance(graph, PatchGraph):
             kernels = self._stack.kernels
-            graph = cache.graphs[key] = PatchGraph(
+            graph = graphs[key] = PatchGraph(
                 self._stack,
                 cache,
                 kernels,
@@ -255,6 +268,13 @@ class GraphPass:
             for layer, weights in graph.attention().items():
                 rows.record.keep(layer, weights, len(rows.slots))
         return hidden
+
+    def _graphs_of(self, cache: KVCache) -> dict[object, object]:
+        """Return a cache's graphs of the weights as they are now."""
+        if cache.graphs.setdefault("changes", self._num_changes) != self._num_changes:
+            cache.graphs.clear()
+            cache.graphs["changes"] = self._num_changes
+        return cache.graphs
 
 
 class StepPass:

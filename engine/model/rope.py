@@ -111,9 +111,12 @@ def inverse_frequencies(rope: Rope, max_positions: int, length: int) -> tuple[Te
         known = ", ".join(sorted(_SCALINGS))
         raise ModelLoadError(f"rotary scaling '{kind}' is not supported; known: {known}")
     try:
-        return _SCALINGS[kind](scaling, rope.rotary_dim, rope.theta, max_positions, length)
+        found, factor = _SCALINGS[kind](scaling, rope.rotary_dim, rope.theta, max_positions, length)
     except KeyError as missing:
         raise ModelLoadError(f"rotary scaling '{kind}' lacks the parameter {missing}") from None
+    if not (found.isfinite().all() and math.isfinite(factor)):
+        raise ModelLoadError(f"rotary scaling '{kind}' gives no finite frequencies")
+    return found, factor
 
 
 def _plain(dim: int, base: float) -> Tensor:

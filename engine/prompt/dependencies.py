@@ -68,9 +68,7 @@ class Dependencies:
 
         Their debt is what they owe through rows that are in debt themselves.
         """
-        mean = torch.stack(list(record.weights.values())).mean(0)
-        self.attention[:] = mean[-1].cpu().numpy()
-        self._keep(slots, mean)
+        self._keep(slots, torch.stack(list(record.weights.values())).mean(0))
         leaned_on, leaning = self._of(slots)
         debt = self.debt
         debt[slots] = 0
@@ -78,12 +76,18 @@ class Dependencies:
         debt[slots] = (owed * leaning).sum(1, dtype=np.float32)
 
     def _keep(self, slots: Slots, mean: Tensor) -> None:
-        """Keep each row's largest entries but the one for itself."""
-        own = torch.from_numpy(slots).to(mean.device)
+        """Keep what the last row attends to, and of each the largest entries but its own."""
+        of_cursor = mean[-1].clone()
+        (own,) = self._cache.on_device(slots)
         mean.scatter_(1, own[:, None], 0.0)
-        indices, weights = largest_entries(mean)
-        self._cache.record("leaned_on")[slots] = indices.cpu().numpy()
-        self._cache.record("leaning")[slots] = weights.cpu().numpy()
+        # One copy: a GPU is waited for once. Slots are small enough for float32.
+        parts = (of_cursor, *(each.flatten() for each in largest_entries(mean)))
+        found = torch.cat([part.float() for part in parts]).cpu().numpy()
+        of_cursor, entries = np.split(found, [mean.shape[1]])
+        indices, weights = entries.reshape(2, len(slots), NUM_ENTRIES)
+        self.attention[:] = of_cursor
+        self._cache.record("leaned_on")[slots] = indices
+        self._cache.record("leaning")[slots] = weights
 
     def _of(self, slots: Slots) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
         cache = self._cache

@@ -7,7 +7,6 @@ of the layout, as all that is turned: text that crosses the cursor changes its m
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -39,11 +38,11 @@ _CAPACITIES = 2
 _OVERWRITTEN_SHARE = 0.25
 
 
-class _Span(NamedTuple):
-    """Rows dropped together, one after another in one segment.
+_Key = tuple[int, bytes]  # of a span: its segment and its tokens
 
-    `rows` is `KVCache.copied`'s; `key` tells the segment and the tokens.
-    """
+
+class _Span(NamedTuple):
+    """Rows dropped together, one after another in one segment; `rows` is `KVCache.copied`'s."""
 
     segment: int
     token_ids: Ints
@@ -52,7 +51,6 @@ class _Span(NamedTuple):
     standing: NDArray[np.int8]
     debt: Floats
     rows: Tensor
-    key: tuple[int, bytes]
 
 
 class DroppedRows:
@@ -69,7 +67,7 @@ class DroppedRows:
     def __init__(self, cache: KVCache) -> None:
         """Keep nothing yet; the cache has the record "segment"."""
         self._cache = cache
-        self._spans: deque[_Span] = deque()  # the oldest first
+        self._spans: dict[_Key, _Span] = {}  # the oldest first
         self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
         self._max_bytes = self._most_bytes
         self._span_bytes = 0
@@ -97,7 +95,7 @@ class DroppedRows:
         if self._overwritten.num_bytes > _OVERWRITTEN_SHARE * self._max_bytes:
             self._overwritten.clear()
         while self._spans and self.num_bytes > self._max_bytes:
-            self._span_bytes -= self._spans.popleft().rows.nbytes
+            self._forget(next(iter(self._spans)))
 
     def keep_overwritten(self, slots: Slots, debt: Floats) -> None:
         """Copy rows that are about to be computed again.
@@ -106,7 +104,7 @@ class DroppedRows:
             slots: (n,) the rows.
             debt: (n,) theirs.
         """
-        is_other = ~self.exactness.is_of_this_text()[slots]
+        is_other = ~self.exactness.is_of_this_text(slots)
         self._keep_one_by_one(slots[is_other], debt[is_other])
         self.trim()
 
@@ -136,42 +134,39 @@ class DroppedRows:
         alone = rows_between([(start, end - start) for start, end in stretches], len(slots))
         if len(alone) > 1:  # one row is computed as soon as put back
             self._keep_one_by_one(slots[alone], debt[alone])
-        for start, end in stretches:
+        most_rows = self._max_bytes // cache.copied_row_bytes
+        stretches = [(start, end) for start, end in stretches if end - start <= most_rows]
+        if not stretches:
+            return
+        try:
+            copies = cache.copied(*(slots[start:end] for start, end in stretches))
+        except Exception as error:
+            if memory_error(error) is None:
+                raise
+            self._spans.clear()  # they are a luxury, and there is no room for it
+            self._span_bytes = 0
+            return
+        for (start, end), rows in zip(stretches, copies, strict=True):
             of_span = slots[start:end]
-            if len(of_span) * cache.copied_row_bytes > self._max_bytes:
-                continue
-            try:
-                rows = cache.copied(of_span)
-            except Exception as error:
-                if memory_error(error) is None:
-                    raise
-                self._spans.clear()  # they are a luxury, and there is no room for it
-                self._span_bytes = 0
-                return
             token_ids = cache.token_ids[of_span]
-            self._forget(int(segments[start]), token_ids)
-            self._spans.append(
-                _Span(
-                    int(segments[start]),
-                    token_ids,
-                    run_hashes(token_ids),
-                    cache.record("seen")[of_span],
-                    cache.record("standing")[of_span],
-                    debt[start:end].copy(),
-                    rows,
-                    (int(segments[start]), token_ids.tobytes()),
-                )
+            segment = int(segments[start])
+            key = segment, token_ids.tobytes()
+            self._forget(key)  # the newer rows saw what is there now
+            self._spans[key] = _Span(
+                segment,
+                token_ids,
+                run_hashes(token_ids),
+                cache.record("seen")[of_span],
+                cache.record("standing")[of_span],
+                debt[start:end].copy(),
+                rows,
             )
             self._span_bytes += rows.nbytes
 
-    def _forget(self, segment: int, token_ids: Ints) -> None:
-        """Let a span of the very same tokens go: the newer rows saw what is there now."""
-        key = segment, token_ids.tobytes()
-        for number, span in enumerate(self._spans):
-            if span.key == key:
-                self._span_bytes -= span.rows.nbytes
-                del self._spans[number]
-                return
+    def _forget(self, key: _Key) -> None:
+        """Let a span go, if there is such a one."""
+        if (span := self._spans.pop(key, None)) is not None:
+            self._span_bytes -= span.rows.nbytes
 
     def prefer_own(
         self, runs: list[Run], order: Slots, segment_of: Ints, changed_from: int
@@ -194,47 +189,54 @@ class DroppedRows:
         if changed_from >= len(wanted) - 1:
             return runs, []
         runs = self.exactness.with_own(runs, order, segment_of)
-        if not self.num_bytes:
+        num_missing = len(wanted) - sum(run.length for run in runs)
+        # With little missing, spans hold better rows only of a text that was here before.
+        is_sought = num_missing >= SHORTEST_RUN or self.exactness.was_settled()
+        spans = [*reversed(self._spans.values())] if is_sought else []
+        holding = self._holding(spans, wanted)
+        kept, places = self._overwritten.found(wanted)
+        if not holding and not len(kept):
             return runs, []
         seen = self._cache.record("seen")
         is_left = np.arange(len(wanted)) >= changed_from
         for source, at, length in runs:
             part = slice(at, at + length)
             is_left[part] &= seen[order[source : source + length]] != wanted[part]
-        found: list[Returning] = []
-        num_missing = len(wanted) - sum(run.length for run in runs)
-        # With little missing, spans hold better rows only of a text that was here before.
-        if self._spans and (num_missing >= SHORTEST_RUN or self.exactness.was_settled()):
-            found += self._find_own(is_left, wanted, segment_of)
-        found += self._overwritten.find(is_left, wanted)
+        found = [*self._own(holding, is_left, wanted, segment_of)]
+        is_wanted = is_left[places]
+        found += self._overwritten.returning(kept[is_wanted], places[is_wanted])
         is_found = np.zeros(len(wanted), dtype=bool)
         for piece in found:
             is_found[piece.positions] = True
         return without(runs, true_spans(is_found)), found
 
-    def _find_own(
-        self, is_left: NDArray[np.bool_], seen: Ints, segment_of: Ints
-    ) -> list[Returning]:
-        """Return the rows of spans that were computed over this text, for places that are left.
+    def _holding(self, spans: list[_Span], wanted: Ints) -> list[_Span]:
+        """Return those of the spans that hold rows computed over a text, by its histories."""
+        if not spans:
+            return []
+        rows, _ = found_at(np.concatenate([span.seen for span in spans]), wanted)
+        if not len(rows):
+            return []
+        ends = np.cumsum([len(span.seen) for span in spans])
+        return [spans[number] for number in np.unique(np.searchsorted(ends, rows, "right"))]
+
+    def _own(
+        self, spans: list[_Span], is_left: NDArray[np.bool_], wanted: Ints, segment_of: Ints
+    ) -> Iterator[Returning]:
+        """Yield the rows of spans that were computed over this text, for places that are left.
 
         Those are left no more.
         """
-        returning: list[Returning] = []
-        spans = [*reversed(self._spans)]
-        seen_by = np.concatenate([span.seen for span in spans])
-        rows, _ = found_at(seen_by, seen, is_left)
-        ends = np.cumsum([len(span.seen) for span in spans])
-        for number in np.unique(np.searchsorted(ends, rows, "right")).tolist():
-            span = spans[number]
-            fits, at = found_at(span.seen, seen, is_left)
-            is_of_segment = segment_of[at] == span.segment
-            fits, at = fits[is_of_segment], at[is_of_segment]
+        for span in spans:
+            fits, at = found_at(span.seen, wanted)
+            at, first = np.unique(at, return_index=True)  # what was pasted twice is twice
+            is_right = is_left[at] & (segment_of[at] == span.segment)
+            fits, at = fits[first][is_right], at[is_right]
             # What was seen at one place was seen there alone: spans and places go in step.
             for start, end in _stretches(fits, at - fits):
                 part = slice(int(fits[start]), int(fits[end - 1]) + 1)
-                returning.append(_part(span, part, int(at[start])))
+                yield _part(span, part, int(at[start]))
                 is_left[at[start:end]] = False
-        return returning
 
     def find(self, missing: Ints, token_ids: Ints, segment_of: Ints) -> list[Returning]:
         """Find kept rows for missing tokens, the newest first.
@@ -248,42 +250,59 @@ class DroppedRows:
             segment_of: (m,) or longer, the segment of each.
         """
         found: dict[int, list[Returning]] = {}
-        for start, end in _stretches(missing, segment_of[missing]):
+        spans = self._with_common_run(token_ids[missing])
+        for start, end in _stretches(missing, segment_of[missing]) if spans else ():
             at = int(missing[start])
             segment = int(segment_of[at])
-            pieces = self._fill(segment, token_ids[at : at + end - start], at)
+            of_segment = [span for span in spans if span.segment == segment]
+            pieces = _filling(of_segment, token_ids[at : at + end - start], at)
             found.setdefault(segment, []).extend(pieces)
-        num_missing = Counter(segment_of[missing].tolist())
         returning = []
         for segment, pieces in found.items():
+            num_missing = np.count_nonzero(segment_of[missing] == segment)
             num_wanted = np.count_nonzero(segment_of[: len(token_ids)] == segment)
             num_found = sum(len(piece.positions) for piece in pieces)
-            if 2 * (num_missing[segment] - num_found) <= num_wanted:
+            if 2 * (num_missing - num_found) <= num_wanted:
                 returning += pieces
         return returning
 
-    def _fill(self, segment: int, wanted: Ints, at: int) -> Iterator[Returning]:
-        """Yield the kept rows of a segment for a stretch of wanted tokens that begins at `at`."""
-        gaps = [(0, len(wanted))]
-        for span in self._with_common_run(segment, wanted):
-            left = []
-            for start, end in gaps:
-                runs = common_runs(span.token_ids, wanted[start:end])
-                runs = [run for run in runs if run.length >= SHORTEST_RUN]
-                for source, to, length in runs:
-                    part = slice(source, source + length)
-                    yield _part(span, part, at + start + to)
-                left += [(start + low, start + high) for low, high in _gaps(runs, end - start)]
-            gaps = left
-
-    def _with_common_run(self, segment: int, wanted: Ints) -> list[_Span]:
-        """Return the spans of a segment that share a run with the wanted tokens, newest first."""
-        spans = [span for span in reversed(self._spans) if span.segment == segment]
-        if not spans:
+    def _with_common_run(self, wanted: Ints) -> list[_Span]:
+        """Return the spans that may share a run with wanted tokens, the newest first."""
+        asked = run_hashes(wanted)
+        if not self._spans or not len(asked):
             return []
-        is_shared = np.isin(np.concatenate([s.hashes for s in spans]), run_hashes(wanted))
-        owners = np.repeat(np.arange(len(spans)), [len(span.hashes) for span in spans])
-        return [spans[number] for number in np.unique(owners[is_shared]).tolist()]
+        spans = [*reversed(self._spans.values())]
+        hashes = [span.hashes for span in spans]
+        # By half of their bits and then by the other: nothing is sorted.
+        both = np.concatenate(hashes)
+        at = np.flatnonzero(_is_among(both, asked, 0))
+        at = at[_is_among(both[at], asked, 16)]
+        if not len(at):
+            return []
+        owners = np.searchsorted(np.cumsum([*map(len, hashes)]), at, "right")
+        return [spans[number] for number in np.unique(owners)]
+
+
+def _is_among(hashes: Hashes, asked: Hashes, shift: int) -> NDArray[np.bool_]:
+    """Return which hashes have 16 bits, those from `shift` on, in common with one asked for."""
+    is_asked = np.zeros(1 << 16, dtype=bool)
+    is_asked[(asked >> np.uint32(shift)).astype(np.uint16)] = True
+    return is_asked[(hashes >> np.uint32(shift)).astype(np.uint16)]
+
+
+def _filling(spans: list[_Span], wanted: Ints, at: int) -> Iterator[Returning]:
+    """Yield spans' rows, the first one's first, for a stretch of wanted tokens from `at` on."""
+    gaps = [(0, len(wanted))]
+    for span in spans:
+        left = []
+        for start, end in gaps:
+            runs = common_runs(span.token_ids, wanted[start:end])
+            runs = [run for run in runs if run.length >= SHORTEST_RUN]
+            for source, to, length in runs:
+                part = slice(source, source + length)
+                yield _part(span, part, at + start + to)
+            left += [(start + low, start + high) for low, high in _gaps(runs, end - start)]
+        gaps = left
 
 
 def _part(span: _Span, part: slice, at: int) -> Returning:

@@ -29,6 +29,8 @@ PATCHED, DONE, EXACT = range(3)
 # Of a history, for the place: windows have a million tokens at most.
 _PLACE_BITS = 20
 
+_ALL = slice(None)
+
 # Texts that are remembered as settled.
 _NUM_SETTLED = 64
 
@@ -48,6 +50,7 @@ class Exactness:
         cache.add_record("standing", np.int8, PATCHED)
         # By a text's last history, how many rows had been computed over it.
         self._settled: OrderedDict[int, int] = OrderedDict()
+        self._num_noted = 0  # so many first rows are fresh and noted as exact
 
     def follow(self, token_ids: Ints) -> int:
         """Say what the prompt is now; return the first place with another history than before."""
@@ -59,11 +62,13 @@ class Exactness:
     def forget(self, slots: Slots) -> None:
         """Take rows for nothing: a pass begins to compute them, and may be left half done."""
         self._cache.record("seen")[slots] = 0
+        self._num_noted = min(self._num_noted, int(self._cache.positions[slots].min()))
 
     def forget_all(self) -> None:
         """Take all rows for nothing: their weights are others now."""
         self._cache.record("seen")[:] = 0
         self._cache.record("standing")[:] = PATCHED
+        self._num_noted = 0
         self._settled.clear()
 
     def was_settled(self) -> bool:
@@ -81,16 +86,18 @@ class Exactness:
             order: (r,) slots of the resident rows, in order of position.
             segment_of: (m,) or longer, the segment of each token.
         """
-        is_unserved = np.ones(len(self.histories), dtype=bool)
-        for run in runs:
-            is_unserved[run.at : run.at + run.length] = False
         unused = rows_between(sorted((run.source, run.length) for run in runs), len(order))
-        if not len(unused) or not is_unserved.any():
+        if not len(unused) or sum(run.length for run in runs) == len(self.histories):
             return runs
         slots = order[unused]
         seen, segments = self._cache.record("seen")[slots], self._cache.record("segment")[slots]
-        rows, places = found_at(seen, self.histories, is_unserved)
-        fits = segments[rows] == segment_of[places]
+        rows, places = found_at(seen, self.histories)
+        if not len(rows):
+            return runs
+        is_unserved = np.ones(len(self.histories), dtype=bool)
+        for run in runs:
+            is_unserved[run.at : run.at + run.length] = False
+        fits = is_unserved[places] & (segments[rows] == segment_of[places])
         sources, places = unused[rows[fits]], places[fits]
         if not len(places):
             return runs
@@ -106,31 +113,42 @@ class Exactness:
         """
         cache, num_tokens = self._cache, len(self.histories)
         seen, standing = cache.record("seen"), cache.record("standing")
-        of_prompt = np.flatnonzero(cache.positions < num_tokens)
-        positions = cache.positions[of_prompt]
         seen[computed] = self.histories[cache.positions[computed]]
         standing[computed] = PATCHED
+        num_fresh = min(cache.num_fresh, num_tokens)
+        is_noted, self._num_noted = self._num_noted >= num_fresh, num_fresh
+        if is_noted and not self._is_exact_at(cache.num_fresh):
+            return computed[:0]
+        of_prompt = np.flatnonzero(cache.positions < num_tokens)
+        positions = cache.positions[of_prompt]
         is_exact = np.zeros(num_tokens + 1, dtype=bool)  # the last never is
         of_this = seen[of_prompt] == self.histories[positions]
         is_exact[positions] = of_this & (standing[of_prompt] == EXACT)
         is_exact[: cache.num_fresh] = True
         is_exact[cache.positions[computed]] = True
         cache.num_fresh = max(cache.num_fresh, int(is_exact.argmin()))
+        self._num_noted = min(cache.num_fresh, num_tokens)
         is_fresh = positions < cache.num_fresh
         fresh = of_prompt[is_fresh]
         seen[fresh] = self.histories[positions[is_fresh]]
         standing[fresh] = EXACT
         return fresh
 
+    def _is_exact_at(self, position: int) -> bool:
+        """Return whether there is a row at a position, and it is exact again."""
+        slots = np.flatnonzero(self._cache.positions == position)
+        is_exact = self._cache.record("standing")[slots] == EXACT
+        return bool((is_exact & self.is_of_this_text(slots)).any())
+
     def note_done(self, slots: Slots) -> None:
         """Note that rows just computed were computed for what they are worth."""
         standing = self._cache.record("standing")
         standing[slots] = np.maximum(standing[slots], DONE)
 
-    def is_of_this_text(self) -> NDArray[np.bool_]:
-        """Return of each row whether it was computed over what is before it now, (num_rows,)."""
-        positions, last = self._cache.positions, len(self.histories) - 1
-        seen = self._cache.record("seen")
+    def is_of_this_text(self, slots: Slots | slice = _ALL) -> NDArray[np.bool_]:
+        """Return of rows, by default all, whether they saw what is before them now, (n,)."""
+        positions, last = self._cache.positions[slots], len(self.histories) - 1
+        seen = self._cache.record("seen")[slots]
         return (positions <= last) & (seen == self.histories[np.minimum(positions, last)])
 
     def is_done(self) -> NDArray[np.bool_]:
@@ -206,38 +224,45 @@ class OverwrittenRows:
         is_known = seen != 0
         slots, seen, debt = slots[is_known], seen[is_known], debt[is_known]
         size = most_rows if self._rows is None else len(self._seen)
-        if not 0 < len(slots) <= size:
+        if not 1 < len(slots) <= size:  # one is computed as soon as put back
             return
-        copied = self._cache.copied(slots)
+        (copied,) = self._cache.copied(slots)
         if self._rows is None:
             self._rows = copied.new_empty((*copied.shape[:2], size, copied.shape[3]))
             self._seen = np.zeros(size, dtype=np.int64)
             self._standing = np.zeros(size, dtype=np.int8)
             self._debt = np.zeros(size, dtype=np.float32)
             self._next = 0
-        self._seen[np.isin(self._seen, seen)] = 0  # what is newer is better
+        newer = np.zeros(int(_places_of(seen).max()) + 1, dtype=np.int64)
+        newer[_places_of(seen)] = seen
+        self._seen[found_at(self._seen, newer)[0]] = 0  # what is newer is better
         at = (self._next + np.arange(len(slots))) % size
+        # As slices: a GPU would be waited for to read numbers.
+        num_before_end = min(len(slots), size - self._next)
+        self._rows[:, :, self._next : self._next + num_before_end] = copied[:, :, :num_before_end]
+        if num_before_end < len(slots):
+            self._rows[:, :, : len(slots) - num_before_end] = copied[:, :, num_before_end:]
         self._next = (self._next + len(slots)) % size
-        self._rows[:, :, at] = copied
         self._seen[at], self._debt[at] = seen, debt
         self._standing[at] = self._cache.record("standing")[slots]
 
-    def find(self, is_left: NDArray[np.bool_], wanted: Ints) -> list[Returning]:
-        """Return the kept rows that were computed over the text before some places.
+    def found(self, wanted: Ints) -> tuple[Ints, Ints]:
+        """Return the numbers of kept rows that were computed over a text, and their places in it.
 
         Args:
-            is_left: (m,) whether a row is sought at a place.
-            wanted: (m,) histories of the prompt.
+            wanted: (m,) histories of the text.
         """
-        if self._rows is None:
+        return found_at(self._seen, wanted)
+
+    def returning(self, kept: Ints, positions: Ints) -> list[Returning]:
+        """Return kept rows for some places, (n,) each; none are no piece."""
+        if self._rows is None or not len(kept):
             return []
-        kept, positions = found_at(self._seen, wanted, is_left)
-        if not len(kept):
-            return []
-        ascending = np.argsort(positions)
-        kept, positions = kept[ascending], positions[ascending]
+        positions, first = np.unique(positions, return_index=True)  # what was pasted twice is twice
+        kept = kept[first]
         records = self._seen[kept], self._standing[kept], self._debt[kept]
-        return [Returning(positions, *records, self._rows[:, :, kept])]
+        (at,) = self._cache.on_device(kept)
+        return [Returning(positions, *records, self._rows.index_select(2, at))]
 
 
 def histories(token_ids: Ints) -> Ints:
@@ -246,30 +271,36 @@ def histories(token_ids: Ints) -> Ints:
     It stands for all of them where rows are told exact, and is compared at that place only: of 44
     bits, two are not alike by chance.
     """
-    mixed = (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = token_ids.astype(np.uint64)
+    mixed += np.uint64(1)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
     places, factors = _places(1 << len(token_ids).bit_length())
     mixed *= factors[: len(token_ids)]
-    hashed = np.cumsum(mixed) << np.uint64(_PLACE_BITS)
-    return (hashed | places[: len(token_ids)]).view(np.int64)
+    hashed = np.cumsum(mixed, out=mixed)
+    hashed <<= np.uint64(_PLACE_BITS)
+    hashed |= places[: len(token_ids)]
+    return hashed.view(np.int64)
 
 
-def found_at(seen: Ints, wanted: Ints, is_asked: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Find rows that were computed over a text, at some of its places.
+def found_at(seen: Ints, wanted: Ints) -> tuple[Ints, Ints]:
+    """Find rows that were computed over a text.
 
     Args:
         seen: (n,) what rows were computed over, 0 for what nobody knows.
-        wanted: (m,) the histories of the text.
-        is_asked: (m,) whether a row is sought there.
+        wanted: (m,) the histories of the text, at least one.
 
     Returns:
         Numbers of rows, (k,), and the place of each.
     """
-    places = seen & ((1 << _PLACE_BITS) - 1)
+    places = _places_of(seen)
     inside = np.minimum(places, len(wanted) - 1)
-    fits = (wanted[inside] == seen) & is_asked[inside] & (seen != 0)
-    rows = np.flatnonzero(fits)
+    rows = np.flatnonzero((wanted[inside] == seen) & (seen != 0))
     return rows, places[rows]
+
+
+def _places_of(seen: Ints) -> Ints:
+    return seen & ((1 << _PLACE_BITS) - 1)
 
 
 @lru_cache(maxsize=2)

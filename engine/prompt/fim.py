@@ -14,6 +14,7 @@ from .fim_families import FAMILIES, Family
 SIDECAR = "fim.json"
 # Of a model that does not say; a smaller figure shows less text and never too many tokens.
 UNKNOWN_CHARS_PER_TOKEN = 3.0
+_MOST_CHARS = 1 << 20
 _MARKS = ("prefix", "suffix", "middle")
 
 
@@ -139,7 +140,8 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
         ModelLoadError: it is not JSON, or a field is missing or of the wrong kind.
     """
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            fields: dict[str, Any] = json.loads(file.read(_MOST_CHARS))
         template = FimTemplate(
             family=str(fields["family"]),
             prefix_id=int(fields["prefix_id"]),

@@ -76,15 +76,16 @@ class Placement:
         """
         cache = self._cache
         order = cache.by_position()
+        num_of_prompt = int(np.count_nonzero(cache.positions < self._num_placed))
         runs = self._policy.reuse(self._resident(order), wanted.segments)
+        self._turn(runs, order)
         own: list[Returning] = []
         if self.dropped is not None:
             changed_from = self.dropped.exactness.follow(wanted.token_ids)
-            runs, own = self.dropped.prefer_own(runs, order, wanted.segment_of, changed_from)
-        slots, positions = moved_rows(runs, order, cache.positions)
-        if len(slots):
-            cache.turn(slots, positions)
-            cache.record("provenance")[slots] = TURNED
+            matched = runs
+            runs, own = self.dropped.prefer_own(matched, order, wanted.segment_of, changed_from)
+            if runs is not matched:
+                self._turn(runs, order)
         for source, at, length in runs if self._policy.crosses_segments else ():
             segments = wanted.segment_of[at : at + length]
             cache.record("segment")[order[source : source + length]] = segments
@@ -92,7 +93,11 @@ class Placement:
         numbers = rows_between(used, len(order))
         removed = order[numbers]
         if self.dropped is not None and len(removed) > 1:
-            self._keep_dropped(removed, numbers, self.dropped)
+            # Nothing generated. Their debt is noted before it grows by what goes with them: that
+            # may return with them too.
+            of_prompt = numbers < num_of_prompt
+            kept = removed[of_prompt]
+            self.dropped.keep(kept, numbers[of_prompt], self._debt(kept))
         if self._dependencies is not None and len(order):
             self._dependencies.charge((removed, _beside_longer(runs, order)), (1.0, 0.5))
         cache.remove(removed)
@@ -100,20 +105,19 @@ class Placement:
         self._insert(own, 0.0, wanted)
         missing = rows_between([(run.at, run.length) for run in runs], len(wanted.token_ids))
         missing = _less(missing, own)
-        if self.dropped is not None and max(len(removed), len(missing)) >= SHORTEST_RUN:
-            missing = self._bring_back(missing, self.dropped, wanted)
+        if self.dropped is not None:
+            if len(missing) >= SHORTEST_RUN:
+                missing = self._bring_back(missing, self.dropped, wanted)
             self.dropped.trim()
         self.note_exact(_NO_ROWS)
         return missing
 
-    def _keep_dropped(self, removed: Slots, numbers: Ints, dropped: DroppedRows) -> None:
-        """Keep rows of the last prompt that are about to be removed, but nothing generated.
-
-        Their debt is noted before it grows by what goes with them: that may return with them too.
-        """
-        of_prompt = self._cache.positions[removed] < self._num_placed
-        removed, numbers = removed[of_prompt], numbers[of_prompt]
-        dropped.keep(removed, numbers, self._debt(removed))
+    def _turn(self, runs: Sequence[Run], order: Slots) -> None:
+        """Turn the rows of runs that are not in their place."""
+        slots, positions = moved_rows(runs, order, self._cache.positions)
+        if len(slots):
+            self._cache.turn(slots, positions)
+            self._cache.record("provenance")[slots] = TURNED
 
     def _debt(self, slots: Slots) -> Floats:
         """Return what rows owe, (n,); nothing where nobody asks."""

@@ -92,6 +92,7 @@ _GRAMMARS = {
 }
 
 
+@functools.lru_cache(maxsize=1024)  # asked several times for each request
 def language_of(language_id: str, path: str) -> str:
     """Return the language of a document as an LSP identifier.
 

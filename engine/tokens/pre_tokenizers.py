@@ -35,7 +35,7 @@ _LOCAL_PATTERNS = frozenset((_LLAMA3, _QWEN2, _SEED_CODER, *_DEEPSEEK_CODER))
 
 _KINDS = {
     "gpt2": ("gpt-2", "gpt2", "mpt", "olmo", "phi-2"),
-    "digits": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"),
+    "digits": ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "mellum2"),
     "llama3": ("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"),
     "qwen2": ("qwen2", "stablelm2", "deepseek-r1-qwen"),
     "deepseek-coder": ("deepseek-coder",),

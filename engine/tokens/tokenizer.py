@@ -12,6 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import models
 
+from ..wire.errors import ModelLoadError
 from ..wire.texts import common_prefix
 from .pre_tokenizers import drop_prefix_space, is_local, parts_of
 
@@ -23,6 +24,7 @@ _WHITE = re.compile(r"\s")
 # tokens that stand for text; others list HTML tags and runs of white space there, which do.
 _MARK = re.compile(
     r"<\|[^<>]*\|>|<｜[^<>]*｜>|<\[[^<>]*\]>|\[[A-Z_/]+\]|▁?<[A-Z]+>"
+    r"|\[multimodal\]|\[@BOS@\]|<2mass>"
     r"|</?(fim|file|repo|gh|issue|jupyter|commit|tool|think|start_of|end_of|unused)[\w▁-]*>"
     r"|</?(s|pad|unk|bos|eos|mask)>"
 )
@@ -70,7 +72,8 @@ class Tokenizer:
         vocab_size: rows of the model's embedding.
         bos_id: token that starts every sequence, or None.
         eos_id: token between texts, or None.
-        end_ids: tokens that end a text, that one among them.
+        end_ids: tokens that end a text: that one, what was named, and every special one, since
+            what follows a token that writes nothing does not continue the text before it.
     """
 
     def __init__(
@@ -97,14 +100,16 @@ class Tokenizer:
         # It runs even where no special tokens are wanted, and then trims spaces off the offsets.
         tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         drop_prefix_space(tokenizer)
-        _make_marks_special(tokenizer)
         self.raw = tokenizer
         self.vocab_size = vocab_size or tokenizer.get_vocab_size(with_added_tokens=True)
+        _make_marks_special(tokenizer, self.vocab_size)
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.end_ids = frozenset(end_ids) | (frozenset() if eos_id is None else {eos_id})
-        added = tokenizer.get_added_tokens_decoder().values()
-        plain = [token for token in added if not token.special]
+        added = tokenizer.get_added_tokens_decoder()
+        special = [at for at, token in added.items() if token.special and at < self.vocab_size]
+        named = end_ids if eos_id is None else (*end_ids, eos_id)
+        self.end_ids = frozenset((*named, *special))
+        plain = [token for token in added.values() if not token.special]
         self._margin = max([_LOOK_AHEAD, *(len(token.content) for token in plain)])
         self._locality = "never" if any(map(_reaches_out, plain)) else _locality(tokenizer)
         self._token_bytes: TokenBytes | None = None
@@ -116,14 +121,31 @@ class Tokenizer:
 
     def encode(self, text: str) -> Encoded:
         """Encode a stretch of text on its own."""
-        encoding = self.raw.encode(_SURROGATES.sub("\ufffd", text), add_special_tokens=False)
+        encoding = self._raw_encoding(_SURROGATES.sub("\ufffd", text))
         words = np.array([-1 if at is None else at for at in encoding.word_ids], dtype=np.int64)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts_word = np.empty(len(words), dtype=bool)
         starts_word[:1] = True
         # Word numbers start anew after an added token, so a change either way is a boundary.
         starts_word[1:] = (words[1:] != words[:-1]) | (words[1:] < 0)
-        return Encoded(np.array(encoding.ids, dtype=np.int64), offsets[:, 0].copy(), starts_word)
+        token_ids = np.array(encoding.ids, dtype=np.int64)
+        if token_ids.max(initial=0) >= self.vocab_size:
+            raise ModelLoadError(
+                f"the tokenizer has a token {token_ids.max()} and the model {self.vocab_size} of "
+                "them; fetch the model again"
+            )
+        return Encoded(token_ids, offsets[:, 0].copy(), starts_word)
+
+    def _raw_encoding(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self.raw.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            # What the library's regular expressions give up on is no Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ModelLoadError(
+                f"the model's tokenizer fails ({error!s:.80}); use another model"
+            ) from None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens; special ones show their names."""
@@ -291,12 +313,14 @@ def _locality(tokenizer: tokenizers.Tokenizer) -> str:
     return "ascii" if normalizers == ["NFC"] else "never"
 
 
-def _make_marks_special(tokenizer: tokenizers.Tokenizer) -> None:
-    """Tell a tokenizer that marks which its file lists as text are none."""
-    added = tokenizer.get_added_tokens_decoder().values()
-    marks = [token for token in added if not token.special and _MARK.fullmatch(token.content)]
-    if marks:
-        names = [token.content for token in marks]
+def _make_marks_special(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> None:
+    """Tell a tokenizer that marks which its file lists as text are none, nor what no row is of."""
+    names = [
+        token.content
+        for at, token in tokenizer.get_added_tokens_decoder().items()
+        if not token.special and (at >= vocab_size or _MARK.fullmatch(token.content))
+    ]
+    if names:
         again = [tokenizers.AddedToken(name, special=True, normalized=False) for name in names]
         tokenizer.add_special_tokens(again)
 

@@ -1,8 +1,17 @@
-"""The structures that `cpu_step.c` reads, field by field in its order."""
+"""The structures of `cpu_step_types.h` that come from here, field by field in its order."""
 
 from __future__ import annotations
 
 import ctypes
+
+
+class CUpdate(ctypes.Structure):
+    """A low-rank update of a matrix; `kind` as in its enum."""
+
+    _fields_ = (
+        ("expand", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rank", "kind", "first")),
+    )
 
 
 class CMatrix(ctypes.Structure):
@@ -11,6 +20,7 @@ class CMatrix(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("update", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "row_bytes", "kind")),
     )
 
@@ -30,6 +40,7 @@ class CLayer(ctypes.Structure):
             (name, CMatrix)
             for name in ("queries", "keys", "values", "output", "gate", "up", "down")
         ),
+        *((f"{phase}_shrink", CMatrix) for phase in ("qkv", "output", "mlp", "down")),
     )
 
 
@@ -53,6 +64,7 @@ class CModel(ctypes.Structure):
                 "interleaved",
                 "layer_norm",
                 "activation",
+                "shrunk_width",
             )
         ),
         ("eps", ctypes.c_double),

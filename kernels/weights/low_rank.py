@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,47 +26,69 @@ class LowRank:
     down: Tensor
     up: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> LowRank:
-        """Return it elsewhere and in another dtype."""
-        return LowRank(self.down.to(device, dtype), self.up.to(device, dtype))
+
+@dataclass(frozen=True, slots=True)
+class FusedUpdate:
+    """Updates of matrices that lie one below the other and share their input.
+
+    Attributes:
+        down: (R, K): their first factors, one below the other.
+        ups: (N, rank) of each matrix; (N, 0) of one that has no update. The ranks add up to R.
+    """
+
+    down: Tensor
+    ups: tuple[Tensor, ...]
+
+    @classmethod
+    def of(
+        cls,
+        updates: Sequence[LowRank | None],
+        rows: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> FusedUpdate | None:
+        """Return the updates as one, on a device and in a dtype; None if there are none.
+
+        Args:
+            updates: of each of the matrices, None where it has none.
+            rows: (N,) of each.
+            device: where the product is.
+            dtype: of the activations.
+        """
+        downs = [update.down for update in updates if update is not None]
+        if not downs:
+            return None
+        ups = (
+            downs[0].new_zeros(count, 0) if update is None else update.up
+            for update, count in zip(updates, rows, strict=True)
+        )
+        return cls(
+            torch.cat(downs).to(device, dtype),
+            tuple(up.to(device, dtype).contiguous() for up in ups),
+        )
 
 
 class AdaptedLinear:
-    """A projection and a low-rank update beside it; attributes as in `Linear`."""
+    """A projection and low-rank updates beside it; attributes as in `Linear`."""
 
-    def __init__(self, base: Linear, update: LowRank) -> None:
+    def __init__(self, base: Linear, update: FusedUpdate) -> None:
         """Take the projection, which is only called, and the update, in the activations' dtype."""
         self.base, self._update = base, update
         self.num_out, self.num_in = base.num_out, base.num_in
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """Multiply, as `Linear` says."""
-        product = self.base(x, out_dtype)
-        added = functional.linear(functional.linear(x, self._update.down), self._update.up)
-        return product + added.to(product.dtype)
+        product, update = self.base(x, out_dtype), self._update
+        shrunk = functional.linear(x, update.down).split([up.shape[1] for up in update.ups], -1)
+        for out, part, up in zip(
+            product.split([len(up) for up in update.ups], -1), shrunk, update.ups, strict=True
+        ):
+            if up.shape[1]:
+                out += functional.linear(part, up).to(product.dtype)
+        return product
 
 
-def adapted(linear: Linear, update: LowRank | None) -> Linear:
+def adapted(linear: Linear, update: FusedUpdate | None) -> Linear:
     """Return a projection with another update beside it, or with none."""
     base = linear.base if isinstance(linear, AdaptedLinear) else linear
     return base if update is None else AdaptedLinear(base, update)
-
-
-def side_by_side(updates: list[LowRank | None], rows: list[int]) -> LowRank:
-    """Return one update of matrices that lie one below the other and share their input.
-
-    Args:
-        updates: of each of them, None where it has none; not all.
-        rows: (N,) of each.
-    """
-    given = [update for update in updates if update is not None]
-    down = torch.cat([update.down for update in given])
-    up = down.new_zeros(sum(rows), len(down))
-    row = column = 0
-    for update, count in zip(updates, rows, strict=True):
-        if update is not None:
-            width = len(update.down)
-            up[row : row + count, column : column + width] = update.up
-            column += width
-        row += count
-    return LowRank(down, up)

@@ -10,6 +10,7 @@ line costs what it is long.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -27,16 +28,19 @@ class Rule(NamedTuple):
     Attributes:
         name: of the kind.
         cues: a line without any of these in it, in small letters, has none of the kind.
-        pattern: finds one; its group "secret" is what is hidden, the whole match if it has none.
+        source: pattern that finds one; its group "secret" is what is hidden, the whole match if it
+            has none.
         gate: whether what was found is one.
         is_of_config: holds only in languages where values stand without quotes.
+        flags: of the pattern.
     """
 
     name: str
     cues: tuple[str, ...]
-    pattern: re.Pattern[str]
+    source: str
     gate: Callable[[str], bool]
     is_of_config: bool = False
+    flags: int = re.IGNORECASE
 
 
 _SEQUENTIAL = "abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz01234567890"
@@ -99,20 +103,18 @@ _PASSWORD_CUES += ("database_pass", "databasepass", "key_pass", "key-pass", "key
 _KEY_CUES = ("key", "secret", "token")
 
 
-def _after(words: str, value: str) -> re.Pattern[str]:
-    return re.compile(words + _TO_VALUE + _OPERATOR + value, re.IGNORECASE)
+def _after(words: str, value: str) -> str:
+    return words + _TO_VALUE + _OPERATOR + value
 
 
-def _before(words: str) -> re.Pattern[str]:
-    return re.compile(
-        _QUOTED + r"[ \t]{0,8}[!=]={1,2}[ \t]{0,8}[\w.]{0,40}?" + words, re.IGNORECASE
-    )
+def _before(words: str) -> str:
+    return _QUOTED + r"[ \t]{0,8}[!=]={1,2}[ \t]{0,8}[\w.]{0,40}?" + words
 
 
 def _format(
-    name: str, cues: str, pattern: str, gate: Callable[[str], bool] = _any, flags: int = 0
+    name: str, cues: str, source: str, gate: Callable[[str], bool] = _any, flags: int = 0
 ) -> Rule:
-    return Rule(name, tuple(cues.split()), re.compile(pattern, flags), gate)
+    return Rule(name, tuple(cues.split()), source, gate, flags=flags)
 
 
 _IBM = r"(?:ibm|bluemix|bx|iam|cos|softlayer|cloudant)[\w-]{0,40}"
@@ -200,12 +202,19 @@ def found(text: str, is_config: bool) -> list[Span]:
 
 
 def _matches(rule: Rule, text: str, start: int, stop: int) -> Iterator[Span]:
-    has_group = "secret" in rule.pattern.groupindex
-    for match in rule.pattern.finditer(text, start, stop):
+    pattern = _compiled(rule.source, rule.flags)
+    has_group = "secret" in pattern.groupindex
+    for match in pattern.finditer(text, start, stop):
         # An alternative without the group is a secret as a whole.
         group = "secret" if has_group and match["secret"] is not None else 0
         if rule.gate(match[group]):
             yield match.span(group)
+
+
+# Most texts have the cues of few: the server starts sooner.
+@functools.cache
+def _compiled(source: str, flags: int) -> re.Pattern[str]:
+    return re.compile(source, flags)
 
 
 def line_start(text: str, offset: int) -> int:

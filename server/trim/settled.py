@@ -9,11 +9,12 @@ from __future__ import annotations
 from ...engine.syntax.region import unified
 from ...engine.syntax.surroundings import look
 from .brackets import leaves_open, num_paired, scan
+from .comment import drop_bare_mark
 from .cut_off import drop_comments_at_end
 from .indentation import drop_beyond_block, drop_excess_indent
 from .lines import says_something, sides
 from .repeats import MAX_PERIOD_LINES, drop_repeats_within, loop_start, stops_loops
-from .spacing import drop_doubled_space
+from .spacing import drop_doubled_space, leaves_white_space
 
 
 class Settling:
@@ -68,7 +69,9 @@ class Settling:
         text = "\n".join(kept)
         if drop_beyond_block(text, around) != text:
             return None
-        text = drop_doubled_space(text, around).rstrip()
+        text = drop_bare_mark(drop_doubled_space(text, around)).rstrip()
+        if not text or leaves_white_space(text, around):
+            return None
         if self._loses_closer(text):
             return None
         shorter = drop_comments_at_end(text)

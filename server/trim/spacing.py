@@ -1,4 +1,4 @@
-"""White space that stands on one side of the cursor already."""
+"""White space that stands on one side of the cursor already, or that would be left alone there."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def drop_doubled_space(kept: str, around: Sides) -> str:
     if rest[:1] in (" ", "\t") and rest.strip():
         kept = kept.rstrip(" \t")
     return kept
+
+
+def leaves_white_space(kept: str, around: Sides) -> bool:
+    """Whether nothing but indentation would be left of the cursor's line: `kept` is all below."""
+    is_indented = bool(around.before) and not around.before.strip()
+    return is_indented and kept.startswith("\n")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ...engine.syntax.region import unified
 from ...engine.syntax.surroundings import Surroundings, look
 from .brackets import drop_taken_closers, leaves_open
-from .comment import drop_after_comment
+from .comment import drop_after_comment, drop_bare_mark
 from .cut_off import (
     CUT_OFF,
     DOUBT,
@@ -21,7 +21,7 @@ from .indentation import drop_beyond_block, drop_excess_indent
 from .lines import Sides, sides
 from .repeats import drop_lines_below, drop_loop, drop_repeats_within, repeats_above
 from .rest_of_line import before_closer, before_rest, drop_rest_of_line, overlap
-from .spacing import drop_doubled_space
+from .spacing import drop_doubled_space, leaves_white_space
 
 # So many lines are given up one by one. Each try is a parse of the neighbourhood.
 _MAX_SINGLE_TRIES = 4
@@ -84,7 +84,11 @@ def trim(
         kept = drop_taken_closers(kept, around.prefix, around.suffix)
     kept = drop_doubled_space(kept, around)
     if not is_inside_line:
-        kept = kept.rstrip()
+        if kept.strip() and leaves_white_space(kept, around):
+            return Trimmed("", "it would leave a line of nothing but indentation")
+        whole, kept = kept.rstrip(), drop_bare_mark(kept).rstrip()
+        if whole and not kept:
+            return Trimmed("", "the model proposed the mark of a comment and nothing else")
     if not kept.strip():
         return Trimmed("", "the text after the cursor already has what the model proposed")
     if syntax is not None and syntax.num_errors == 0 and syntax.kind == "comment":

@@ -12,16 +12,20 @@ from keyturn.engine.wire.config import Completion
 ROOT = Path(__file__).parent.parent.parent
 # The scripts import each other by name, as they do when one of them is run.
 sys.path.insert(0, str(ROOT / "benchmarks"))
-fim_ask, fim_compare, fim_held_out, fim_metrics, fim_quality, fim_tasks = map(
-    importlib.import_module,
-    (
-        "quality.fim_ask",
-        "fim_compare",
-        "quality.fim_held_out",
-        "quality.fim_metrics",
-        "fim_quality",
-        "quality.fim_tasks",
-    ),
+fim_ask, fim_compare, fim_fetch, fim_held_out, fim_metrics, fim_quality, fim_report, fim_tasks = (
+    map(
+        importlib.import_module,
+        (
+            "quality.fim_ask",
+            "fim_compare",
+            "quality.fim_fetch",
+            "quality.fim_held_out",
+            "quality.fim_metrics",
+            "fim_quality",
+            "fim_report",
+            "quality.fim_tasks",
+        ),
+    )
 )
 sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -255,3 +259,52 @@ def test_answers_of_two_models_are_paired_by_name(tmp_path) -> None:
     assert lines["exact"] == [1, 0.0, 100.0, 0, 1, 0, -1.0]
     assert lines["loss"] == [1, 2.0, 0.5, 0, 1, 0, None]
     assert "passed" not in lines
+
+
+# The wider held-out set
+
+
+def test_packages_are_found_under_the_names_that_their_clients_give(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fim_fetch.subprocess, "run", lambda *_, **__: pytest.fail("is there"))
+    (tmp_path / "packages").mkdir()
+    names = {
+        "@11ty/eleventy@3.1.8": "11ty-eleventy-3.1.8.tgz",
+        "reveal.js@6.0.2": "reveal.js-6.0.2.tgz",
+        "can_isotp==2.0.7": "can_isotp-2.0.7-py3-none-any.whl",
+    }
+    for name in names.values():
+        (tmp_path / "packages" / name).touch()
+    found = {each: fim_fetch.fetched(each, tmp_path).name for each in names}
+    assert found == names and set(names) <= set(fim_fetch.wider_packages())
+
+
+def test_parts_are_all_tasks_once() -> None:
+    tasks = list(range(23))
+    parts = [fim_quality.part_of(f"{i}/4") for i in range(1, 5)]
+    assert sorted(t for i, n in parts for t in tasks[i - 1 :: n]) == tasks
+    with pytest.raises(fim_quality.argparse.ArgumentTypeError, match="no part"):
+        fim_quality.part_of("5/4")
+
+
+def answered(package, exact, joint=0.5, **fields) -> dict:
+    given = {"name": f"held-out/{package}/a.py@{len(fields)}-{id(fields)}", "set": "held-out"}
+    given |= {"kind": "line", "language": "py", "context_tokens": 700, "exact": exact}
+    given |= {"exact_raw": exact, "end_right": True, "early_end": False, "nll": 2.0, "tokens": 2}
+    return given | {"joint": joint, "confidence": [0.9, 0.6], "is_right": [1, 0]} | fields
+
+
+def test_errors_are_by_package_and_parts_are_joined(tmp_path, monkeypatch, capsys) -> None:
+    alike = [answered("@a/b", True) for _ in range(20)] + [answered("c", False) for _ in range(20)]
+    apart = [answered(f"p{i}", i % 2 == 0) for i in range(40)]
+    assert fim_report.package_of(alike[0]) == "@a/b"
+    few, many = (fim_report.shares(rows) for rows in (alike, apart))
+    assert few["exact"] == many["exact"] == 50 and few["exact_se"] > 3 * many["exact_se"]
+    for number, part in enumerate((apart[:30], apart[20:])):  # ten of them twice
+        lines = "".join(json.dumps(one) + "\n" for one in part)
+        (tmp_path / f"{number}").write_text(lines)
+    monkeypatch.setattr(sys, "argv", ["fim_report", str(tmp_path / "0"), str(tmp_path / "1")])
+    fim_report.main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["shares"]["held-out 500 to 999"]["n"] == 40
+    assert last["calibration"]["answers"]["ece"] == pytest.approx(0)
+    assert last["calibration"]["tokens"]["bins"] == [[40, 0.6, 0.0], [40, 0.9, 1.0]]

@@ -13,6 +13,6 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess:
         [*KEYTURN, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
     )

@@ -73,4 +73,4 @@ def nvim(runtime_dir: str, tmp_path: Path) -> Iterator[Nvim]:
     one = Nvim(runtime_dir, tmp_path)
     yield one
     one.process.kill()
-    one.process.wait(10)
+    one.process.wait(60)

@@ -1,5 +1,6 @@
 """The commands that run an engine, as a user runs them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -140,8 +141,10 @@ def test_a_running_host_gives_what_the_command_gives(
     assert figures()["text"] == here["text"]
     client.change(uri, 3, {"range": {"start": start_of_line, "end": start_of_line}, "text": "x"})
     assert figures("--connect")["text"] == here["text"]
-    status = client.result("keyturn/status", {"host": True})["host"]
-    assert (status["num_clients"], status["device"]) == (1, "cpu")
+    deadline = time.monotonic() + 60
+    while (host := client.result("keyturn/status", {"host": True})["host"])["num_clients"] > 1:
+        assert time.monotonic() < deadline, "who has gone is counted still"
+    assert (host["num_clients"], host["device"]) == (1, "cpu")
     code_file.write_bytes(code_file.read_bytes().replace(b"os", b"abc"))
     edited = figures()
     assert edited["text"] == figures("--no-connect")["text"]
@@ -193,14 +196,19 @@ def test_progress_is_shown_on_a_terminal_only(code_file, tiny_model, tmp_path) -
     terminal, end = pty.openpty()
     flags = ("complete", f"{code_file}:2:7", "--model", str(tiny_model), "--device", "cpu")
     env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    done = subprocess.run([*KEYTURN, *flags], stdout=subprocess.PIPE, stderr=end, env=env)
-    os.close(end)
-    shown = os.read(terminal, 1 << 16).decode()
-    os.close(terminal)
+    with subprocess.Popen([*KEYTURN, *flags], stdout=subprocess.PIPE, stderr=end, env=env) as done:
+        os.close(end)
+        data = b""
+        with contextlib.suppress(OSError):  # nobody holds the other end any more
+            while piece := os.read(terminal, 4096):
+                data += piece
+        os.close(terminal)
+        stdout = done.stdout.read()
+    shown = data.decode()
     assert done.returncode == 0
     assert "prefilling" in shown and "tokens" in shown
     assert shown.endswith("\r\x1b[K")
-    assert "keyturn:" not in done.stdout.decode()
+    assert b"keyturn:" not in stdout
 
 
 def test_replay_prints_completions_then_the_summary(tmp_path, tiny_model, call) -> None:
@@ -223,21 +231,26 @@ def test_replay_prints_completions_then_the_summary(tmp_path, tiny_model, call) 
     assert broken.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("wait_s", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("wait_s", [None, 0.0, 1.5])
 def test_ctrl_c_ends_quietly(code_file, tiny_model, wait_s) -> None:
+    """At once, where Python still ends its own way; as torch is loaded; and after that."""
     flags = ("--model", str(tiny_model), "--max-tokens", "1000")
     process = subprocess.Popen(
         [*KEYTURN, "complete", f"{code_file}:2:7", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    time.sleep(wait_s)
+    if wait_s is not None:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while process.poll() is None and "libtorch" not in maps.read_text():
+            time.sleep(0.005)
+    time.sleep(wait_s or 0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    # Before the command has started Python ends its own way; it may have finished before the
-    # signal; and where a library has put the default action back, the signal ends it as quietly.
-    assert process.returncode in (130, 0, -signal.SIGINT) or wait_s < 0.1
-    if wait_s > 0.1:
+    _, err = process.communicate(timeout=120)
+    if wait_s is not None:
+        # It may have finished before the signal; and where a library has put the default action
+        # back, the signal ends it as quietly.
+        assert process.returncode in (130, 0, -signal.SIGINT)
         assert err == b""
 
 

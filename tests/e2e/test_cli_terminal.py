@@ -14,7 +14,7 @@ import pytest
 
 from .commands import KEYTURN, run
 
-WAIT_S = 60
+WAIT_S = 300
 TEXT = "def mean(values):\n    return sum(values) / len(values)\n\n\ndef spread(values):\n    "
 # Of the embedded model: several lines of code, whatever else.
 LINES = "class Point:\n    def __init__(self, x, y):\n        "

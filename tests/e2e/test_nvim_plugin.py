@@ -29,7 +29,7 @@ LINES = "vim.api.nvim_buf_get_lines(0, 0, -1, true)"
 HELPERS = """
 function server(method, params)
   local reply, problem = vim.lsp.get_clients({ name = 'keyturn' })[1]
-    :request_sync(method, params or vim.empty_dict(), 10000)
+    :request_sync(method, params or vim.empty_dict(), 60000)
   return reply and reply.result or problem
 end
 function ghost()
@@ -94,7 +94,7 @@ class Plugin:
 
     def shows(self, text: str) -> None:
         """Wait until exactly this is shown as ghost text."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.ghost != text:
             assert time.monotonic() < deadline, (self.ghost, text)
             time.sleep(0.01)
@@ -126,7 +126,7 @@ def shared(runtime_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     plugin.edit("first.py")
     yield plugin
     nvim.process.kill()
-    nvim.process.wait(10)
+    nvim.process.wait(60)
 
 
 @pytest.fixture
@@ -933,7 +933,7 @@ def test_the_journey_with_our_own_server(plugin, hosts) -> None:
 
     def host() -> int:
         """Wait for the engine; return its process."""
-        plugin.nvim.until("server('keyturn/status', { host = true }).state == 'ready'", 60)
+        plugin.nvim.until("server('keyturn/status', { host = true }).state == 'ready'")
         pid = plugin.nvim.lua("return server('keyturn/status', { host = true })")["host_pid"]
         hosts.add(pid)
         return pid
@@ -946,7 +946,7 @@ def test_the_journey_with_our_own_server(plugin, hosts) -> None:
 
     first = host()
     plugin.type("Gox = square(2)<CR>y = squ")
-    plugin.nvim.until("ghost():find('^are%(') ~= nil", 60)
+    plugin.nvim.until("ghost():find('^are%(') ~= nil")
     before, whole = plugin.lines, plugin.ghost
     assert before[-1] == "y = squ"
     rows = screen.read()
@@ -965,7 +965,7 @@ def test_the_journey_with_our_own_server(plugin, hosts) -> None:
     plugin.type("cc")
     for key in "y = squ":
         plugin.type(key)
-    plugin.nvim.until("ghost() ~= ''", 60)
+    plugin.nvim.until("ghost() ~= ''")
     whole = plugin.ghost
     plugin.type("<Tab>")
     assert "\n".join(plugin.lines) == "\n".join(before) + whole and is_same()
@@ -981,6 +981,6 @@ def test_the_journey_with_our_own_server(plugin, hosts) -> None:
     plugin.nvim.until("require('keyturn').status().state == 'ready'")
     assert plugin.lines == text and is_same()
     plugin.type("oz = squ")
-    plugin.nvim.until("ghost():find('^are') ~= nil", 60)
+    plugin.nvim.until("ghost():find('^are') ~= nil")
     plugin.type("<Tab>")
     assert plugin.lines[len(text)].startswith("z = square") and is_same()

@@ -22,6 +22,18 @@ OPTIONS = {
     "num_threads": 1,
 }
 
+CLIENT = "vim.lsp.get_clients({ name = 'keyturn' })[1]"
+STATUS = f"{CLIENT}:request_sync('keyturn/status', {{ host = true }}, 60000).result"
+NUM_ANSWERED = f"{STATUS}.completions.num_requests"
+IS_ANSWERED = """(function(before)
+  for _, item in ipairs(vim.fn.complete_info({ 'items' }).items) do
+    if item.menu == 'keyturn' then return true end
+  end
+  local status = %s
+  return status.completions.num_requests > before and status.summary.state ~= 'completing'
+end)(%d)"""
+ITEMS = "return vim.fn.pumvisible() == 1 and vim.fn.complete_info({ 'items' }).items or {}"
+
 # A second source of entries, in the editor itself.
 WORDS = """
 local words = ...
@@ -64,12 +76,9 @@ def set_up(nvim: Nvim, path: Path, hosts: set[int], **options) -> None:
     nvim.lua(COMMON.replace(PLACEHOLDER, command) + MENU)
     nvim.lua("vim.lsp.config('keyturn', { init_options = ... })", OPTIONS | options)
     nvim.type(f":edit {path}<CR>")
-    nvim.until("(vim.lsp.get_clients()[1] or {}).initialized")
-    status = (
-        "vim.lsp.get_clients()[1]:request_sync('keyturn/status', { host = true }, 60000).result"
-    )
-    nvim.until(f"{status}.state == 'ready'")
-    hosts.add(nvim.lua(f"return {status}.host_pid"))
+    nvim.until(f"({CLIENT} or {{}}).initialized")
+    nvim.until(f"{STATUS}.state == 'ready'")
+    hosts.add(nvim.lua(f"return {STATUS}.host_pid"))
 
 
 def lines(nvim: Nvim) -> list[str]:
@@ -117,8 +126,9 @@ def test_nothing_is_inserted_until_it_is_taken(nvim, tmp_path, hosts, place, oth
     assert expected == ""
     spoke: set[str] = set()
     for key, char in zip(keys_of(typed), typed, strict=True):
+        num_answered = nvim.lua(f"return {NUM_ANSWERED}")
         nvim.type(key)
-        nvim.lua("vim.wait(1000, function() return vim.fn.pumvisible() == 1 end)")
+        nvim.until(IS_ANSWERED % (STATUS, num_answered))
         nvim.lua("vim.wait(30)")  # what the editor does with the answer
         # Indentation is the editor's own; what is on the line besides is what was typed.
         expected = "" if char == "\n" else expected + char
@@ -134,9 +144,6 @@ def test_nothing_is_inserted_until_it_is_taken(nvim, tmp_path, hosts, place, oth
         assert {entry["word"] for entry in shown} - {own["word"]}
     assert nvim.lua("return vim.fn.complete_info({ 'selected' }).selected") == -1
     assert lines(nvim)[-1].strip() == typed.rsplit("\n", 1)[1].strip()
-
-
-ITEMS = "return vim.fn.pumvisible() == 1 and vim.fn.complete_info({ 'items' }).items or {}"
 
 
 def test_the_documented_keys_take_leave_and_ask(nvim, tmp_path, hosts) -> None:

@@ -220,8 +220,22 @@ CASES = (
         gguf="gemma3",
     ),
     Case(
+        "Qwen3, experts",
+        "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+        ("Qwen3Moe", "qwen3_moe"),
+        {
+            **_HEADS,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+        },
+        gguf="qwen3moe",
+        fim="Qwen2.5-Coder",
+    ),
+    Case(
         "Mellum2",
-        "JetBrains/Mellum2-12b-a2.5b",
+        "JetBrains/Mellum2-12B-A2.5B-Base",
         ("Mellum", "mellum"),
         {
             **_HEADS,
@@ -232,6 +246,7 @@ CASES = (
             "layer_types": _LAYERS,
             "rope_parameters": _BY_LAYER,
         },
+        gguf="mellum",
         fim="Mellum",
     ),
 )

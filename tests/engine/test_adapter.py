@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import shutil
 
 import numpy as np
@@ -15,11 +14,14 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.files.adapter import read_adapter
 from keyturn.engine.files.packing import Packing
 from keyturn.engine.files.weights import load_model
+from keyturn.engine.model import passes
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.passes import EagerPass
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import ModelLoadError, ModelNotFound
 from keyturn.kernels import dispatch
+from keyturn.kernels.cpu import library
 from keyturn.kernels.weights.blocks import BlockMatrix
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": False}
@@ -33,22 +35,31 @@ PARAMS = CompletionParams(6, 0.0, 1.0, 0, (), 0.0)
 
 
 def write_adapter(folder, model, parts=ALL, ranks=(4,), seed=1, strength=0.3, **config):
-    """Save an adapter as PEFT does; the ranks are those of the layers, in turn."""
+    """Save an adapter of a model in a folder."""
+    weights = load_file(model / "model.safetensors")
+    names = [name for name in weights if name.endswith(tuple(f".{part}.weight" for part in parts))]
+    shapes = {name: weights[name].shape for name in names}
+    save_adapter(folder, shapes, ranks, seed, strength, **config)
+    return folder
+
+
+def save_adapter(folder, shapes, ranks=(4,), seed=1, strength=0.3, **config):
+    """Save an adapter as PEFT does; the ranks are those of the layers, in turn.
+
+    Returns the factors by the names of the weights.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
-    random, tensors = torch.Generator().manual_seed(seed), {}
-    for name, weight in load_file(model / "model.safetensors").items():
-        name = name.removesuffix(".weight")
-        found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-        if found is None or found[2] not in parts:
-            continue
-        rank = ranks[int(found[1]) % len(ranks)]
-        rows, columns = weight.shape
-        at = f"base_model.model.{name}."
-        tensors[f"{at}lora_A.weight"] = torch.randn(rank, columns, generator=random) * strength
-        tensors[f"{at}lora_B.weight"] = torch.randn(rows, rank, generator=random) * strength
+    random, tensors, factors = torch.Generator().manual_seed(seed), {}, {}
+    for name, (rows, columns) in shapes.items():
+        rank = ranks[int(name.split(".")[2]) % len(ranks)]
+        down = torch.randn(rank, columns, generator=random) * strength
+        up = torch.randn(rows, rank, generator=random) * strength
+        at = f"base_model.model.{name.removesuffix('.weight')}."
+        tensors |= {f"{at}lora_A.weight": down, f"{at}lora_B.weight": up}
+        factors[name] = down, up
     save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
+    return factors
 
 
 def merged(files, adapter, scale):
@@ -120,6 +131,50 @@ def test_scales_and_ranks_of_their_own_are_those_of_peft(tiny_model, tmp_path, c
     found = logits(decoder_of(files, read_adapter(adapter, files.config)))
     expected = logits(decoder_of(merged(files, adapter, scale)))
     assert torch.allclose(found, expected, rtol=1e-4, atol=2e-3)
+
+
+@pytest.fixture
+def no_launches(monkeypatch):
+    """Rows that are launched one by one are an error."""
+    if isinstance(library.load(), str):
+        pytest.skip("needs the C library")
+
+    def run(*_):
+        raise AssertionError("launched one by one")
+
+    monkeypatch.setattr(EagerPass, "run", run)
+
+
+@pytest.mark.parametrize("quant", [None, "q4"])
+def test_the_c_step_takes_one_adapter_after_another(no_launches, tiny_model, tmp_path, quant):
+    packing = None if quant is None else Packing(quant, None)
+    files = load_model(tiny_model, torch.float32, packing=packing)
+    decoder = decoder_of(files)
+    plain = logits(decoder)
+    for parts, ranks in (
+        (ALL, (8, 64)),
+        (("mlp.gate_proj", "self_attn.k_proj"), (1,)),
+        (ALL, (3,)),
+    ):
+        adapter = write_adapter(tmp_path / "a", tiny_model, parts, ranks, seed=ranks[0])
+        decoder.adapt(read_adapter(adapter, files.config))
+        expected = decoder_of(merged(files, adapter, lambda name, rank: 8 / rank))
+        for rows in (1, 5, 16):
+            found = logits(decoder, rows)
+            assert torch.allclose(found, logits(expected, rows), rtol=1e-4, atol=2e-3)
+    decoder.adapt({})
+    assert torch.equal(logits(decoder), plain)
+
+
+def test_the_c_step_prefills_a_large_model_beside_its_adapter(
+    monkeypatch, no_launches, tiny_model, tmp_path
+):
+    monkeypatch.setattr(passes, "MOST_DENSE_BYTES", 0)
+    adapter = write_adapter(tmp_path / "a", tiny_model)
+    files = load_model(tiny_model, torch.float32, packing=Packing("q4", None))
+    found = logits(decoder_of(files, read_adapter(adapter, files.config)), 32)
+    expected = logits(decoder_of(merged(files, adapter, lambda name, rank: 8 / rank)), 16)
+    assert torch.allclose(found[:16], expected, rtol=1e-4, atol=2e-3)
 
 
 def test_another_adapter_takes_the_place_of_the_first(tiny_model, tmp_path):

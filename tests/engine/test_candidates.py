@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyturn.engine.engine import Engine
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.generation.branches import Branches
 from keyturn.engine.generation.candidates import Candidates, Forks
@@ -18,7 +19,7 @@ from keyturn.engine.generation.steps import PlainSteps
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.tokens.tokenizer import TokenBytes
-from keyturn.engine.wire.config import CompletionParams
+from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.kernels import dispatch
 
 from ..tolerance import assert_close
@@ -70,7 +71,7 @@ def assert_same_rows(found, wanted):
         assert_close(ours, theirs, torch.float32)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_branches_are_computed_as_if_each_were_alone(decoder, data):
     token_ids = st.integers(0, VOCAB - 1)
@@ -148,7 +149,8 @@ def reference(decoder, writing, params, token_ids):
         picks.append(pick)
         runners_up.append(other)
 
-    steps = PlainSteps(prompt, 2, check)
+    num_layers = decoder.config.num_layers
+    steps = PlainSteps(prompt, num_layers, check)
     first = generate(writing(prompt.logits(check), params, on_text=None, on_pick=see), steps)
     joint, forks = 1.0, []
     for at, (pick, other) in enumerate(zip(picks, runners_up, strict=True)):
@@ -163,7 +165,7 @@ def reference(decoder, writing, params, token_ids):
             alone.decode(pick.token_id, check)
         begun = [*picks[:at], other]
         made = generate(
-            writing(None, params, on_text=None, begun=begun), PlainSteps(alone, 2, check)
+            writing(None, params, on_text=None, begun=begun), PlainSteps(alone, num_layers, check)
         )
         if made.text not in texts:
             texts.add(made.text)
@@ -171,7 +173,7 @@ def reference(decoder, writing, params, token_ids):
     return prompt, first, sorted(others, key=lambda each: -np.prod(each.probabilities))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     num_candidates=st.integers(2, 4),
@@ -196,3 +198,26 @@ def test_candidates_are_those_decoded_alone(decoder, seed, num_candidates, max_t
         assert ours.stop_reason == theirs.stop_reason
         assert ours.probabilities == pytest.approx(theirs.probabilities, rel=1e-3)
     assert_same_rows(prompt, after)
+
+
+def test_candidates_of_the_embedded_model_are_those_decoded_alone():
+    """Through a session, with drafts as long as the first is alone."""
+    text = "def larger(a, b):\n    if a > b:\n        return a\n    \n\n\nprint(larger(1, 2))\n"
+    place = text.index("    \n\n") + 4
+    params = CompletionParams(16, 0.0, 1.0, 0, ("\n\n",), 0.0, num_candidates=3, depth="exact")
+    engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
+    session = engine.open("a", text, path="a.py", model="embedded", policy="turn")
+    found = session.complete(place, params, check)
+    model = session.model
+    assert model.template is not None
+    writing = partial(
+        write,
+        end_ids=model.template.end_ids,
+        token_bytes=model.tokenizer.token_bytes(),
+        forced=session.forced_text,
+        check=check,
+    )
+    _, first, others = reference(model.decoder, writing, params, session.prompt.token_ids)
+    assert (found.text, found.token_ids) == (first.text, first.token_ids)
+    assert found.other_texts == tuple(each.text for each in others)
+    assert len(others) == 2

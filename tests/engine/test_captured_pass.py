@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from keyturn.engine.model.attention import attend
-from keyturn.engine.model.captured_pass import DecodeGraph, PatchGraph, sees_every_slot
+from keyturn.engine.model.captured_pass import (
+    CapturedPass,
+    DecodeGraph,
+    PatchGraph,
+    sees_every_slot,
+)
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.passes import GraphPass, Rows
 from keyturn.engine.model.tensors import expected_shapes
 from keyturn.kernels import dispatch
 from keyturn.kernels.layer import launch as step
@@ -20,6 +26,7 @@ from keyturn.kernels.matmul import dense as dense_gemv
 from keyturn.kernels.matmul import quant
 from keyturn.kernels.matmul.gpu_linear import QuantLinear
 from keyturn.kernels.matmul.table import GemvTile, Plan
+from keyturn.kernels.weights.low_rank import LowRank
 from keyturn.kernels.weights.packed import quantize_groups
 
 from ..tolerance import assert_close
@@ -224,6 +231,32 @@ def test_patches_leave_the_record_that_the_forward_pass_leaves(dtype):
         found = graph.attention()
         assert found.keys() == record.weights.keys() == layers
         assert_close(found[1][: len(slots)], record.weights[1], dtype)
+
+
+def test_other_weights_are_captured_anew():
+    decoder = decoder_of(torch.bfloat16)
+    cache = filled(decoder, 12)
+    graphs = GraphPass(decoder.stack)
+    last, rows = np.array([11]), Rows(np.array([3, 7, 11]), range(2))
+    random = torch.Generator().manual_seed(2)
+    update = LowRank(
+        torch.randn(5, 32, generator=random) / 4, torch.randn(64, 5, generator=random) / 2
+    )
+    plain: list[torch.Tensor] = []
+    for updates in ({}, {"model.layers.1.mlp.up_proj": update}, {}):
+        before = [each for each in cache.graphs.values() if isinstance(each, CapturedPass)]
+        decoder.adapt(updates)
+        graphs.note_other_weights(is_adapted=bool(updates))
+        found = [graphs.decode(cache, 11, check), graphs.run(cache, rows, check).clone()]
+        hidden = decoder.forward(cache, last, check, UNCAPTURED)
+        assert_close(found[0], decoder.logits(hidden)[0], torch.bfloat16)
+        assert_close(
+            found[1], decoder.forward(cache, rows.slots, check, UNCAPTURED), torch.bfloat16
+        )
+        assert not any(each is old for each in cache.graphs.values() for old in before)
+        plain = plain or found
+        apart = (found[0] - plain[0]).norm() / plain[0].norm()
+        assert (apart > 0.1) == bool(updates)
 
 
 def test_only_one_row_at_the_last_position_sees_every_slot():

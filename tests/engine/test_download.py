@@ -1,13 +1,16 @@
 """Downloads from a hub of our own on this machine, with every fault that a hub can have."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -32,6 +35,7 @@ class Hub:
         files: name to content.
         commit: of the main branch.
         cuts: connections that are cut after a third of what they were asked for.
+        pause_s: between two pieces of what is sent.
         status: answered instead of a file's content.
         ranges: what was asked for, by file.
         asked: headers of every request.
@@ -40,6 +44,7 @@ class Hub:
     def __init__(self, files):
         self.files, self.commit = dict(files), COMMIT
         self.cuts, self.status, self.ignores_range = 0, 200, False
+        self.pause_s = 0.0
         self.listed, self.ranges, self.asked = {}, [], []
         hub = self
 
@@ -90,7 +95,11 @@ class Hub:
             self.cuts -= 1
             content = content[: len(content) // 3]
             request.close_connection = True
-        request.wfile.write(content)
+        piece = len(content) if not self.pause_s else 1 << 16
+        with contextlib.suppress(ConnectionError):  # who asked was killed
+            for at in range(0, len(content), max(piece, 1)):
+                request.wfile.write(content[at : at + piece])
+                time.sleep(self.pause_s)
         return None
 
 
@@ -277,6 +286,46 @@ def test_offline_means_offline(hub, tmp_path, monkeypatch):
     with pytest.raises(DownloadFailed, match="HF_HUB_OFFLINE is set"):
         download(NAME, tmp_path)
     assert hub.asked == []
+
+
+def test_a_file_that_was_cut_since_is_fetched_again(hub, tmp_path):
+    folder = download(NAME, tmp_path)
+    os.truncate((folder / "model.safetensors").resolve(), 1000)
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text("mine")  # the user's own stays
+    assert download(NAME, tmp_path) == folder
+    assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+    assert (folder / "config.json").read_text() == "mine"
+
+
+def test_a_process_that_is_stopped_or_killed_leaves_what_the_next_goes_on_from(hub, tmp_path):
+    hub.files["model.safetensors"] = content = os.urandom(4_000_000)
+    blob = tmp_path / "hub" / "models--owner--tiny" / "blobs" / hashlib.sha256(content).hexdigest()
+    part = blob.with_name(blob.name + ".part")
+    command = [sys.executable, "-m", "keyturn.server", "models", "--download", NAME]
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    hub.pause_s, here = 0.02, 0
+    for stop in (signal.SIGKILL, signal.SIGINT, None):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            until = time.monotonic() + 120
+            while stop is not None and time.monotonic() < until:
+                if part.exists() and part.stat().st_size > here:
+                    process.send_signal(stop)
+                    break
+                time.sleep(0.005)
+            out, err = process.communicate(timeout=120)
+        if stop is None:
+            assert process.returncode == 0 and out.strip().endswith(COMMIT)
+            assert blob.read_bytes() == content and not part.exists()
+        else:
+            assert process.returncode == (130 if stop == signal.SIGINT else -stop) and out == ""
+            assert ("goes on from here" in err) == (stop == signal.SIGINT)
+            assert not blob.exists() and not any(blob.parents[1].glob("snapshots/*/model*"))
+            here, hub.pause_s = part.stat().st_size, hub.pause_s if stop == signal.SIGKILL else 0.0
+    starts = [start for name, start in hub.ranges if name == "model.safetensors"]
+    assert starts[0] == 0 < starts[1] <= starts[2] == here
 
 
 def test_the_command_fetches_and_the_list_shows_it(hub, capfd):

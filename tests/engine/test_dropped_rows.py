@@ -98,6 +98,20 @@ def test_undo_of_a_deletion_computes_the_cursor_row_only_and_so_does_every_redo(
     assert_heals_to_a_full_prefill(session, opened, len(TEXT))
 
 
+@pytest.mark.parametrize("policy", ["turn", "repair"])
+def test_what_was_pasted_twice_and_cut_comes_back_once(opened, policy):
+    session = opened(policy=policy)
+    block, at = FUNCTIONS[1], FUNCTIONS[4]
+    computed(session, replaced(session, block, ""))
+    for _ in range(2):
+        computed(session, replaced(session, at, block + at))
+    computed(session, replaced(session, block + block, ""))
+    behind = FUNCTIONS[2]
+    assert computed(session, replaced(session, behind, block + behind)) <= AROUND
+    assert session.text == TEXT
+    assert_heals_to_a_full_prefill(session, opened, len(TEXT))
+
+
 def test_undo_puts_back_what_was_repaired_and_healed_in_between(opened):
     session = opened()
     for number, max_healed in enumerate((0, 40, 10_000), 1):

@@ -94,7 +94,8 @@ def test_a_prefix_is_exact_whatever_the_number_of_rows_behind_it(device, dtype, 
 def test_drafts_change_a_token_only_for_one_as_likely(device, dtype, source, tiny_model):
     engine = Engine(EngineConfig(device, dtype, 0, 1 << 28, 0, 256))
     session = engine.open("d", TEXT, path="a.py", model=str(tiny_model), policy="turn")
-    session.drafts = DraftRecord(sources=frozenset({source}), exit_gain=float("inf"))
+    session.drafts = DraftRecord(sources=frozenset({source}))
+    session.drafts.exits.gain = float("inf")
     params = replace(PARAMS, max_tokens=24)
     for cursor in (400, 500, 650, 700):
         plain = session.complete(cursor, params, check).token_ids

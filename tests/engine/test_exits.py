@@ -65,11 +65,10 @@ class Scripted(Exits):
         return [torch.zeros(self._vocab_size) if next(self.turns) else None for _ in hidden]
 
 
-def steps_of(prompt, exits, lookup=None, *, drafts_itself=False):
+def steps_of(prompt, exits, lookup=None):
     return FastSteps(
-        *(prompt, check, lookup, DraftRecord()),
+        *(prompt, check, lookup, DraftRecord(sources=frozenset())),
         exits=exits,
-        drafts_itself=drafts_itself,
         num_forced=0,
         token_bytes=[b"x"] * prompt.decoder.config.vocab_size,
         is_last=lambda token_id: False,

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as RawTokenizer
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.files.catalog import EMBEDDED_FILE
@@ -14,12 +15,19 @@ from keyturn.engine.prompt.fim import find_template, read_sidecar
 from keyturn.engine.prompt.fim_families import FAMILIES
 from keyturn.engine.prompt.layout import lay_out
 from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+from keyturn.engine.tokens.tokenizer import Tokenizer
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 
 GOLDEN = json.loads(Path(__file__).with_name("fim_prompts.json").read_text(encoding="utf-8"))
 PLACE = GOLDEN["place"]
 PROMPTS = GOLDEN["prompts"]
 NAMES = [f"{prompt['family']}-{prompt['layout']}" for prompt in PROMPTS]
+
+
+def vocabulary(real):
+    path = Path(__file__).with_name("vocabularies") / real["vocabulary"]
+    raw = RawTokenizer.from_file(str(path))
+    return Tokenizer(raw, bos_id=real.get("bos"), vocab_size=real["size"])
 
 
 def template_of(prompt):
@@ -84,6 +92,19 @@ def test_ids_of_the_embedded_model_with_its_real_tokenizer():
     prompt = encoder.encode(text, len(PLACE["prefix"]), len(PLACE["prefix"]))
     found = [int(at) for part in prompt.tokens.values() for at in part]
     assert found == GOLDEN["ids"]["keyturn-135m"]
+
+
+@pytest.mark.parametrize("real", GOLDEN["real"], ids=lambda real: real["family"])
+def test_ids_of_published_tokenizers(real):
+    """Cut down to what this place needs by `cut_vocabulary`; no id is another for it."""
+    tokenizer = vocabulary(real)
+    template = find_template(tokenizer.raw.token_to_id, vocab_size=real["size"])
+    assert template is not None and template.family == real["family"]
+    header = real.get("header", "")
+    encoder = PromptEncoder(template, tokenizer, template.layout, 200, 3.7, header)
+    text = PLACE["prefix"] + PLACE["suffix"]
+    prompt = encoder.encode(text, len(PLACE["prefix"]), len(PLACE["prefix"]))
+    assert [int(at) for part in prompt.tokens.values() for at in part] == real["ids"]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def described(raw, path, user=()):
 def test_pieces_are_joined_in_the_order_of_their_scores(trained, tmp_path):
     built = Tokenizer(build_tokenizer(described(trained, tmp_path / "m.gguf")), eos_id=2)
     plain = Tokenizer(RawTokenizer.from_str(trained.to_str()), eos_id=2)
-    for text in (SOURCE, "x = 'é日本😀'\t\r\n  y", "</s><s>"):
+    for text in (SOURCE, "x = 'é日本😀'\t\r\n  y", "</s><s>", "<0x0A>"):
         found = built.encode(text).token_ids.tolist()
         assert found == plain.encode(text).token_ids.tolist()
         assert b"".join(built.token_bytes()[at] for at in found).decode() == text

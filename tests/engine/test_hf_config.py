@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from transformers import CONFIG_MAPPING
 
+from keyturn.engine.files.architectures import REFUSED
 from keyturn.engine.files.hf_config import read_config
 from keyturn.engine.model.config import Rope
 from keyturn.engine.wire.errors import ModelLoadError
@@ -174,10 +176,20 @@ def test_windows_that_nothing_leaves_are_none(tmp_path):
     assert [block.rope for block in config.within(512).blocks()] == [Rope(1e4, 32), config.rope(2)]
 
 
+@pytest.mark.parametrize("family", sorted(REFUSED.keys() & CONFIG_MAPPING.keys()))
+def test_what_is_refused_is_so_as_the_installed_transformers_writes_it(family, tmp_path):
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError) as error:
+        read_config(tmp_path / "config.json")
+    assert REFUSED[family] in str(error.value) and "; use one" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({**MELLUM, "mlp_layer_types": ["dense", "sparse"]}, "beside"),
+        ({**MELLUM, "model_type": "qwen3_moe", "mlp_only_layers": [0]}, "beside"),
+        ({**MELLUM, "model_type": "qwen3_moe", "decoder_sparse_step": 2}, "beside"),
         ({**MELLUM, "moe_intermediate_size": 0}, "moe_intermediate_size is 0"),
         ({**MELLUM, "num_experts_per_tok": 99}, "99 of 64"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": -1}, "malformed|attention_multiplier"),

@@ -16,7 +16,7 @@ from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.wire.errors import ModelLoadError
 from keyturn.kernels import dispatch
-from keyturn.kernels.cpu.step import CpuStep, StepLayer
+from keyturn.kernels.cpu.step_weights import StepLayer, StepWeights
 from keyturn.kernels.weights.blocks import BlockMatrix
 
 from ..tolerance import RELATIVE, assert_close
@@ -316,7 +316,7 @@ def test_weights_that_the_c_library_does_not_read_are_served_by_torch(token_ids)
     one = (torch.ones(6, 2).double(), None)
     layers = [StepLayer(torch.ones(2), [one], one, torch.ones(2), [one], one)]
     shape = {"num_heads": 1, "num_kv_heads": 1}
-    assert "float64" in CpuStep.obstacle(layers, torch.ones(3, 2), **shape)
+    assert "float64" in StepWeights.obstacle(layers, torch.ones(3, 2), **shape)
     _, found = prefilled(ours(model.double()), token_ids)
     assert_close(found, expected, torch.float32)
 

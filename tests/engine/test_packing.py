@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,36 @@ def test_what_cannot_be_kept_is_used_all_the_same(tiny_model, tmp_path, caplog):
         assert torch.equal(logits(load(tiny_model, "q8", cache)), expected)
         assert "not kept" in caplog.text
     assert kept(too_small) == []
+
+
+def test_a_full_disk_keeps_nothing_and_takes_nothing(tiny_model, cache, caplog):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = logits(load(tiny_model, "q8", None))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        found = load(tiny_model, "q8", cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "are not kept" in caplog.text and kept(cache) == []
+    assert torch.equal(logits(found), expected)
+
+
+def test_two_that_pack_at_once_both_have_it_and_one_file_stays(tiny_model, cache):
+    packed = load(tiny_model, "q8", None)
+    shapes = {name: tuple(each.shape) for name, each in packed.tensors.items()}
+    expected = logits(packed)
+
+    def slowly():
+        for number, each in enumerate(packed.tensors.items()):
+            if number == len(shapes) // 2:  # the other begins and ends meanwhile
+                assert cache.keep("key", iter(packed.tensors.items()))
+                assert cache.load("key", shapes) is not None
+            yield each
+
+    assert cache.keep("key", slowly())
+    found = cache.load("key", shapes)
+    assert torch.equal(logits(dataclasses.replace(packed, tensors=found)), expected)
+    assert [path.suffix for path in kept(cache)] == [".packed"]
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])

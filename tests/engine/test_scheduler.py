@@ -28,7 +28,7 @@ PARAMS = {
 }
 
 
-def wait_until(condition, timeout_s=10.0):
+def wait_until(condition, timeout_s=60.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -103,13 +103,13 @@ def driver():
     driver = Driver()
     wait_until(lambda: driver.engine)
     yield driver
-    driver.scheduler.stop(5)
+    driver.scheduler.stop(60)
     assert driver.ended.is_set()
 
 
 def test_idle_means_that_all_caches_follow_their_texts_and_are_fresh(driver):
     wait_until(lambda: driver.scheduler.status()["is_idle"])
-    driver.open("a", "a", visible=True)
+    driver.open("a", "held-sync", visible=True)
     assert not driver.scheduler.status()["is_idle"]
     for step in range(20):
         driver.put("replace", doc="a", version=step + 2, text="x" * step)
@@ -117,6 +117,29 @@ def test_idle_means_that_all_caches_follow_their_texts_and_are_fresh(driver):
         session = driver.engine.sessions["c", "a"]
         assert session.synced == "x" * step and session.num_stale == 0
         assert driver.scheduler.status()["num_stale_rows"] == 0
+
+
+def test_status_holds_what_was_answered(driver):
+    seen = []
+
+    def noted(number, what):
+        """Note a part of the status in the worker thread, as the answer comes."""
+        driver.jobs[number].on_result = lambda _: seen.append(driver.scheduler.status()[what])
+
+    driver.open("b", "deaf-sync", visible=True)
+    wait_until(lambda: ("sync", "b") in driver.engine.log)
+    noted(driver.put("load", adapter="x", model="n"), "models")
+    noted(driver.open("a", "text"), "num_opened")
+    noted(driver.edit("a", 1, [0, 0, "new "]), "texts")
+    noted(driver.complete("a", 2, 2), "log")
+    noted(driver.put("warm", doc="a", version=2, cursor=3), "num_stale_rows")
+    driver.engine.go_on.set()
+    wait_until(lambda: len(seen) == 5)
+    models, num_opened, texts, log, num_stale_rows = seen
+    assert (models, num_opened, num_stale_rows) == (["m", "n"], 2, 10)
+    assert texts["a"] == "new text" and ("complete", "a") in log
+    driver.result(driver.put("close", doc="a"))
+    assert list(driver.scheduler.status()["texts"]) == ["b"]
 
 
 def test_completion_sees_all_edits_before_it_and_none_after(driver):
@@ -164,13 +187,14 @@ def test_newer_completion_supersedes_older_ones_of_its_document(driver):
 
 
 def test_invoked_completion_interrupts_an_automatic_one_which_then_ends_right(driver):
-    driver.open("a", "slow")
+    driver.open("a", "held")
     driver.open("b", "b")
     automatic = driver.complete("a", 1, 2, invoked=False)
     wait_until(lambda: driver.engine.num_checks > 3)
-    invoked = driver.complete("b", 1, 0)
-    assert driver.result(automatic)["text"] == "<sl|ow>"
-    assert driver.order.index(invoked) < driver.order.index(automatic)
+    driver.result(driver.complete("b", 1, 0))
+    assert automatic not in driver.results
+    driver.engine.go_on.set()
+    assert driver.result(automatic)["text"] == "<he|ld>"
 
 
 def test_interrupted_completion_is_done_before_the_edits_after_it(driver):
@@ -185,7 +209,7 @@ def test_interrupted_completion_is_done_before_the_edits_after_it(driver):
 
 
 def test_edit_does_not_wait_for_the_patch_of_the_text_before_it(driver):
-    driver.result(driver.open("a", "slow-sync", visible=True))
+    driver.result(driver.open("a", "held-sync", visible=True))
     driver.edit("a", 1, [0, 0, "x "])
     wait_until(lambda: driver.engine.num_checks > 0)
     driver.result(driver.edit("a", 2, [0, 0, "y"]))
@@ -214,23 +238,25 @@ def test_cancelling_stops_the_loop(driver):
 
 
 def test_many_edits_cost_one_sync(driver):
-    driver.result(driver.open("a", "slow-sync ", visible=True))
-    driver.edit("a", 1, [0, 0, "x "])
-    wait_until(lambda: driver.engine.num_checks > 0)  # the patch is under way
-    for version in range(2, 100):
+    driver.result(driver.open("a", "deaf-sync", visible=True))
+    wait_until(lambda: ("sync", "a") in driver.engine.log)  # the patch is under way
+    for version in range(1, 100):
         driver.edit("a", version, [0, 0, "x"])
-    driver.result(driver.put("replace", doc="a", version=100, text="end"))
+    last = driver.put("replace", doc="a", version=101, text="end")
+    driver.engine.go_on.set()
+    driver.result(last)
     session = driver.engine.sessions["c", "a"]
     wait_until(lambda: session.synced == "end")
-    assert driver.engine.log.count(("sync", "a")) < 20
+    assert driver.engine.log.count(("sync", "a")) == 2
 
 
 def test_completion_comes_before_the_patch_and_warm_up_of_others(driver):
     driver.result(driver.open("b", "b"))
-    driver.result(driver.open("a", "slow-sync", visible=True))
+    driver.result(driver.open("a", "held-sync", visible=True))
     wait_until(lambda: driver.engine.num_checks > 0)
     driver.result(driver.complete("b", 1, 1, invoked=False))
     assert driver.engine.sessions["c", "a"].synced is None
+    driver.engine.go_on.set()
     wait_until(lambda: driver.engine.sessions["c", "a"].synced is not None)
 
 
@@ -337,16 +363,19 @@ def test_two_that_complete_a_file_at_once_are_both_answered(driver):
     driver.error(gone, errors.Cancelled)
 
 
-def test_kept_files_are_few_and_go_after_a_while():
-    driver = Driver(keep_s=0.4)
-    try:
-        for number in range(12):
-            driver.result(driver.complete_file(f"/{number}.py", "text", 0))
-        wait_until(lambda: len(driver.engine.sessions) <= 8)
-        assert (None, "/11.py") in driver.engine.sessions
-        wait_until(lambda: not driver.engine.sessions)
-    finally:
-        driver.scheduler.stop(5.0)
+def test_kept_files_are_few(driver):
+    for number in range(12):
+        driver.result(driver.complete_file(f"/{number}.py", "text", 0))
+    wait_until(lambda: len(driver.engine.sessions) <= 8)
+    assert (None, "/11.py") in driver.engine.sessions
+
+
+def test_kept_files_go_after_a_while():
+    driver = Driver(keep_s=0.1)
+    for number in range(2):
+        driver.result(driver.complete_file(f"/{number}.py", "text", 0))
+    wait_until(lambda: not driver.engine.sessions)
+    driver.scheduler.stop(60)
 
 
 def test_healing_takes_at_most_half_of_the_time():
@@ -377,7 +406,7 @@ def test_healing_takes_at_most_half_of_the_time():
 
 
 def test_healing_gives_way_to_an_edit(driver):
-    driver.result(driver.open("a", "slow-heal", visible=True))
+    driver.result(driver.open("a", "held-heal", visible=True))
     wait_until(lambda: ("heal", "a") in driver.engine.log)
     driver.result(driver.edit("a", 1, [0, 9, "now"]))
     assert driver.result(driver.complete("a", 2, 3))["text"] == "<now|>"
@@ -471,38 +500,39 @@ def test_working_document_is_named_before_the_work(driver):
 
 
 def test_automatic_completion_waits_for_the_cache_no_longer_than_it_says(driver):
-    driver.result(driver.open("a", "slow-sync"))
-    started_at = time.monotonic()
+    driver.result(driver.open("a", "held-sync"))
     number = driver.complete("a", 1, 4, invoked=False, wait_ms=50.0)
     assert "warming up" in driver.error(number, errors.WarmingUp)
-    assert time.monotonic() - started_at < 1.5, "a whole prefill takes two seconds here"
     # The host goes on by itself, at the cursor that was asked about.
     session = driver.engine.sessions["c", "a"]
     assert session.cursor == 4
+    driver.engine.go_on.set()
     driver.result(driver.put("warm", doc="a", version=1, cursor=4))
-    assert session.synced == "slow-sync"
+    assert session.synced == "held-sync"
     number = driver.complete("a", 1, 4, invoked=False, wait_ms=0.0)
-    assert driver.result(number)["text"] == "<slow|-sync>", "a warm place never waits"
+    assert driver.result(number)["text"] == "<held|-sync>", "a warm place never waits"
 
 
 def test_decoding_is_not_ended_by_the_wait_for_the_cache(driver):
     driver.open("a", "slow")
-    number = driver.complete("a", 1, 2, invoked=False, wait_ms=200.0)
+    driver.result(driver.put("warm", doc="a", version=1, cursor=2))
+    number = driver.complete("a", 1, 2, invoked=False, wait_ms=1.0)
     assert driver.result(number)["text"] == "<sl|ow>"
 
 
 def test_cancelled_completion_leaves_its_place_to_be_warmed(driver):
-    driver.result(driver.open("a", "slow-sync"))
+    driver.result(driver.open("a", "held-sync"))
     number = driver.complete("a", 1, 4, invoked=False)
     wait_until(lambda: driver.engine.num_checks > 0)
     driver.scheduler.cancel(driver.jobs[number], "cancelled by the client")
     driver.error(number, errors.Cancelled)
-    wait_until(lambda: driver.engine.sessions["c", "a"].synced == "slow-sync")
+    driver.engine.go_on.set()
+    wait_until(lambda: driver.engine.sessions["c", "a"].synced == "held-sync")
 
 
 @pytest.mark.parametrize("end", ["edit", "replace", "open", "close"])
 def test_wait_for_a_warm_cache_ends_when_the_text_changes(driver, end):
-    driver.result(driver.open("a", "slow-sync"))
+    driver.result(driver.open("a", "held-sync"))
     waiting = driver.put("warm", doc="a", version=1, cursor=0)
     wait_until(lambda: driver.engine.num_checks > 0)
     if end == "edit":
@@ -546,7 +576,7 @@ def test_completion_is_answered_in_a_narrow_window_that_grows_afterwards(driver)
 
 
 def test_completion_does_not_wait_for_a_growing_window_and_growth_is_resumed(driver):
-    driver.result(driver.open("a", "narrow slow-grow", visible=True))
+    driver.result(driver.open("a", "narrow held-grow", visible=True))
     wait_until(lambda: "grow" in [what for what, _ in driver.engine.log])
     assert driver.result(driver.put("warm", doc="a", version=1, cursor=3)) is None
     for number in range(2, 4):

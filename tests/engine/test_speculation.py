@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
-from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.generation.speculation import DraftRecord, OwnDrafts
 from keyturn.engine.model.pass_cost import STEP_SIZES, StepCost
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled
 
 TEXT = "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
 AT = TEXT.index("return \n") + len("return ")
+# What drafts leave out of the two layers, under the name of a source.
+SKIPPED = {"skips": bytes([0, 2]), "skips all along": bytes([2, 1])}
+SOURCES = ["lookup", "exits", *SKIPPED]
 PARAMS = CompletionParams(24, 0.0, 1.0, 0, (), 0.0, depth="exact")
 
 
@@ -32,10 +35,13 @@ def session(tiny_model):
 
 @pytest.fixture
 def drafting(session, monkeypatch):
-    """Give drafts of one's own, which cost nothing, in place of looked up ones; or use exits."""
+    """Give drafts of one's own, which cost nothing, in place of looked up ones; or the model's."""
 
     def drafting_(source, find=None):
-        fresh = DraftRecord(sources=frozenset({source}), exit_gain=float("inf"))
+        own = {name: OwnDrafts(gain=float("inf")) for name in ("exits", "skips")}
+        fresh = DraftRecord(sources=frozenset({source.split()[0]}), **own)
+        skips = {"python": SKIPPED[source]} if source in SKIPPED else {}
+        monkeypatch.setattr(session, "model", replace(session.model, skips=skips))
         for name, value in vars(fresh).items():
             monkeypatch.setattr(session.model.drafts, name, value)
         if find is not None:
@@ -96,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=str)
-@pytest.mark.parametrize("source", ["lookup", "exits"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_text_probabilities_and_rows_are_those_without_drafts(
     session, drafting, source, changes
 ) -> None:
@@ -126,7 +132,7 @@ def test_the_same_seed_draws_the_same_tokens_whatever_is_drafted(session, drafti
         assert session.complete(AT, replace(PARAMS, **sampled), check).token_ids == plain.token_ids
 
 
-@pytest.mark.parametrize("source", ["lookup", "exits"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_cancelled_anywhere_it_leaves_no_drafted_row(session, drafting, source) -> None:
     plain = decoded(session, depth="full")
     random = np.random.default_rng(3)
@@ -224,7 +230,7 @@ def test_step_cost_follows_what_is_measured_and_observed() -> None:
 
 def test_drafting_follows_what_it_takes() -> None:
     cost = StepCost()
-    parts = {"num_slots": 100, "share": 0.2, "head_share": 0.2}
+    parts = {"num_slots": 100, "share": 0.2, "kept": 0.2, "head_share": 0.2}
     assert cost.ms(1, 100) < cost.drafting_ms(1, **parts) < cost.drafting_ms(2, **parts)
     before = cost.drafting_ms(2, **parts) / cost.ms(1, 100)
     for _ in range(100):
@@ -236,18 +242,18 @@ def test_drafting_follows_what_it_takes() -> None:
 def test_first_layers_that_gain_nothing_rest_and_are_tried_again(session, drafting) -> None:
     drafting("exits")
     record = session.model.drafts
-    record.exit_gain = 0.9
+    record.exits.gain = 0.9
     made = session.complete(AT, PARAMS, check)
     assert record.num_drafted == 0
-    assert record.waited == len(made.token_ids) - 2
-    record.waited = 1000
+    assert record.exits.waited == len(made.token_ids) - 2
+    record.exits.waited = 1000
     session.complete(AT, PARAMS, check)
     assert record.num_drafted > 0
-    assert record.waited < 1000
-    record.num_drafted, record.exit_gain = 0, float("inf")
+    assert record.exits.waited < 1000
+    record.num_drafted, record.exits.gain = 0, float("inf")
     session.complete(AT, PARAMS, check)
     assert record.num_drafted > 2
-    assert record.exit_gain == float("inf")
+    assert record.exits.gain == float("inf")
 
 
 @pytest.mark.parametrize("layout", ["psm", None])
@@ -256,7 +262,7 @@ def test_other_layouts_and_white_space_written_again(tiny_model, continuing_mode
     engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
     session = engine.open("a", TEXT, path="a.py", model=model, policy="turn", layout=layout)
     assert session.layout_name == (layout or "prefix")
-    session.drafts.exit_gain = 0.5  # only what is looked up
+    session.drafts.exits.gain = 0.5  # only what is looked up
     for text in ("", "a", "first(a"):
         session.edit([(AT, AT, text)])
         plain = session.complete(AT + len(text), replace(PARAMS, depth="full"), check)

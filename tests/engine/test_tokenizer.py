@@ -21,6 +21,7 @@ from tokenizers import (
     Tokenizer as RawTokenizer,
 )
 
+from keyturn.engine.files.catalog import EMBEDDED_FILE
 from keyturn.engine.tokens.pre_tokenizers import named
 from keyturn.engine.tokens.tokenizer import Stretch, Tokenizer
 
@@ -190,7 +191,8 @@ MARKS = {
     "Mellum, StarCoder": ["<fim_suffix>", "<fim-pad>", "<file_sep>", "<reponame>", "<gh_stars>"],
     "Codestral": ["[SUFFIX]", "[TOOL_CALLS]", "</s>"],
     "Code Llama": ["▁<PRE>", "<unk>"],
-    "Gemma": ["<|file_separator|>", "<end_of_turn>", "<unused7>", "<eos>"],
+    "Gemma": ["<|file_separator|>", "<end_of_turn>", "<unused7>", "<eos>"]
+    + ["[multimodal]", "[@BOS@]", "<2mass>"],
 }
 
 
@@ -206,12 +208,44 @@ def test_marks_in_a_document_are_text_however_the_file_lists_them(tokenizer, nam
     assert all(wrapped.token_bytes()[at] == b"" for at in ids)
 
 
-@pytest.mark.parametrize("name", ["<table>", "</td>", "\n\n", "    ", "[@BOS@]", "<2mass>"])
+@pytest.mark.parametrize("name", ["<table>", "</td>", "\n\n", "    ", "<strong>"])
 def test_tokens_that_stand_for_text_stay_whole(tokenizer, name):
     raw = RawTokenizer.from_str(tokenizer.raw.to_str())
     raw.add_tokens([AddedToken(name, special=False, normalized=False)])
     token_ids = Tokenizer(raw, eos_id=0).encode(f"a{name}b").token_ids.tolist()
     assert raw.token_to_id(name) in token_ids
+
+
+PUBLISHED = [EMBEDDED_FILE.with_name("tokenizer.json")]
+PUBLISHED += sorted(Path(__file__).with_name("vocabularies").glob("*.json"))
+
+
+@pytest.fixture(scope="module", params=PUBLISHED, ids=lambda path: path.stem)
+def published(request):
+    raw = RawTokenizer.from_file(str(request.param))
+    return Tokenizer(raw, vocab_size=1 + max(raw.get_vocab().values()))  # some are cut down
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_text_is_a_special_token_of_a_published_tokenizer(published, data):
+    added = published.raw.get_added_tokens_decoder()
+    special = {at: token.content for at, token in added.items() if token.special}
+    names = st.sampled_from(sorted(special.values()))
+    halves = st.builds(lambda name, cut: name[: cut % len(name)], names, st.integers(0, 99))
+    others = st.sampled_from(["a", " ", "\n", "<", "|", ">", "<0x0A>", "é", "日", "\t", "</s>"])
+    text = "".join(data.draw(st.lists(st.one_of(names, halves, others), max_size=12)))
+    token_ids = published.encode(text).token_ids.tolist()
+    assert not special.keys() & set(token_ids)
+    written = b"".join(published.token_bytes()[at] for at in token_ids).decode()
+    assert written in (text, text.replace("▁", " "))
+
+
+def test_every_special_token_of_a_published_tokenizer_ends_a_text(published):
+    added = published.raw.get_added_tokens_decoder()
+    special = {at for at, token in added.items() if token.special}
+    assert special and special <= published.end_ids
+    assert all(published.token_bytes()[at] == b"" for at in special)
 
 
 def test_lone_surrogate_becomes_a_replacement_character_at_the_same_offset(tokenizer):
@@ -240,7 +274,7 @@ def test_rows_beyond_the_vocabulary_have_no_text(tokenizer):
     raw = RawTokenizer.from_str(tokenizer.raw.to_str())
     wide = Tokenizer(raw, eos_id=0, end_ids=[1], vocab_size=tokenizer.vocab_size + 7)
     assert wide.token_bytes()[-7:] == [b""] * 7
-    assert wide.end_ids == {0, 1} and wide.start_id == 0
+    assert wide.end_ids == {0, 1, raw.token_to_id("<tool>")} and wide.start_id == 0
     assert Tokenizer(raw, bos_id=3, eos_id=0).start_id == 3
 
 

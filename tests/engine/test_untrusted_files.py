@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from keyturn.engine.files.catalog import resolve
 from keyturn.engine.files.gguf_file import GGUFFile
@@ -30,7 +33,7 @@ FAST = settings(
     max_examples=150,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -270,6 +273,197 @@ def test_an_index_cannot_name_files_elsewhere(tiny_model, tmp_path, name):
     (copy / "model.safetensors").rename(tmp_path / "model.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"t": name}}))
     assert "index.json names" in refusal(copy)
+
+
+# What a folder says of itself, and what its files are
+
+
+def changed(**changes):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+def scaled(**scaling):
+    return changed(rope_scaling=scaling)
+
+
+def written(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def instead(name, make):
+    def change(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def tokenizer(part, value):
+    def change(folder):
+        raw = json.loads((folder / "tokenizer.json").read_text())
+        (raw if part in raw else raw["model"])[part] = value
+        (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+    return change
+
+
+def endless(path):
+    with path.open("wb") as file:
+        file.truncate(3 << 30)  # of nothing, which takes no room
+
+
+def in_parts(spoil):
+    """Two files and their index, which `spoil` changes: the folder, its parts and the index."""
+
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        names, index = sorted(tensors), {}
+        parts = [{name: tensors[name] for name in names[at::2]} for at in range(2)]
+        for number, part in enumerate(parts):
+            index |= dict.fromkeys(part, f"{number}.safetensors")
+        spoil(folder, parts, index)
+        for number, part in enumerate(parts):
+            save_file(part, folder / f"{number}.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+    return change
+
+
+def twice(folder, parts, index):
+    name = next(iter(parts[0]))
+    parts[1][name] = parts[0][name] + 1
+
+
+def elsewhere(folder, parts, index):
+    index[next(iter(parts[0]))] = "1.safetensors"
+
+
+def lost(folder, parts, index):
+    index |= dict.fromkeys(index, "0.safetensors")
+
+
+MELLUM = {"model_type": "mellum", "moe_intermediate_size": 8}
+SLIDES = {"model_type": "mistral", "sliding_window": 4}
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+FOLDERS = {
+    "a tensor in two files": (in_parts(twice), "is in 1.safetensors, and in 0.safetensors"),
+    "an index that is wrong": (in_parts(elsewhere), "is in 0.safetensors, and in 1.safetensors"),
+    "an index that leaves a file out": (in_parts(lost), "lacks the tensor|said to be"),
+    "a folder for weights": (instead("model.safetensors", Path.mkdir), "has no model.safetensors"),
+    "a loop for weights": (
+        instead("model.safetensors", lambda path: path.symlink_to(path.name)),
+        "has no model.safetensors",
+    ),
+    "a folder for a config": (instead("config.json", Path.mkdir), "config.json.*directory"),
+    "a folder for a tokenizer": (instead("tokenizer.json", Path.mkdir), "has no tokenizer.json"),
+    "no tokenizer": (instead("tokenizer.json", lambda path: None), "has no tokenizer.json"),
+    "an endless tokenizer": (instead("tokenizer.json", endless), "more than 100 MB"),
+    "an endless config": (instead("config.json", endless), "config.json cannot be read"),
+    "a tokenizer of nothing": (written("tokenizer.json", b""), "tokenizer.json is malformed"),
+    "a tokenizer without tokens": (tokenizer("vocab", {}), "vocabulary|no tokens"),
+    "a tokenizer of another model": (tokenizer("vocab", {"a": -1}), "tokenizer.json is malformed"),
+    "a pattern that is none": (
+        tokenizer("pre_tokenizer", SPLIT | {"pattern": {"Regex": "("}}),
+        "tokenizer.json is malformed",
+    ),
+    "a tokenizer_config of bytes": (written("tokenizer_config.json", b"\xff"), "cannot be read"),
+    "a deep config": (written("config.json", b"[" * 100_000), "cannot be read"),
+    "a config with a long number": (
+        written("config.json", b'{"num_hidden_layers": ' + b"9" * 5000 + b"}"),
+        "cannot be read",
+    ),
+    "negative heads": (changed(num_attention_heads=-4), "num_heads is -4"),
+    "a thousand million layers": (changed(num_hidden_layers=10**9), "1000000000 layers"),
+    "a thousand million experts": (changed(**MELLUM, num_experts=10**9), "too few for 2 layers"),
+    "a base of zero": (changed(rope_theta=0), "rope_theta is 0.0"),
+    "a base that is no number": (changed(rope_theta="nan"), "rope_theta is nan"),
+    "an epsilon that is no number": (changed(rms_norm_eps=float("nan")), "norm_eps is nan"),
+    "endless positions": (changed(max_position_embeddings=10**30), "max_positions is 1000"),
+    "a rotary kind that nobody knows": (scaled(type="cubist", factor=2.0), "'cubist' is not"),
+    "a rotary kind that is a list": (scaled(type=["x"], factor=2.0), "malformed"),
+    "a rotary kind without its figures": (scaled(type="yarn"), "lacks the parameter"),
+    "rotary figures that divide by zero": (
+        scaled(
+            type="llama3",
+            factor=2.0,
+            low_freq_factor=float("nan"),
+            high_freq_factor=1.0,
+            original_max_position_embeddings=64,
+        ),
+        "no finite frequencies",
+    ),
+    "a kind of layer that nobody knows": (changed(layer_types=["chunked"] * 2), "'chunked'"),
+    "kinds of too many layers": (
+        changed(**SLIDES, layer_types=["full_attention"] * 10**5),
+        "for 2 layers",
+    ),
+    "a period without an end": (
+        changed(model_type="smollm3", no_rope_layer_interval=10**9),
+        "a period of 1000000000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_is_not_as_it_should_be_is_one_error(tiny_model, tmp_path, name):
+    change, reason = FOLDERS[name]
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    change(copy)
+    found = refusal(copy)
+    assert found is not None and str(copy) in found and re.search(reason, found), found
+
+
+def test_what_a_tokenizer_does_later_is_one_error_too(tiny_model, tmp_path):
+    for number, (part, value) in enumerate(
+        [
+            ("vocab", {"a": 1 << 31}),
+            ("pre_tokenizer", SPLIT | {"pattern": {"Regex": "(a+)+$"}}),
+        ]
+    ):
+        copy = tmp_path / str(number)
+        shutil.copytree(tiny_model, copy)
+        tokenizer("merges", [])(copy)
+        tokenizer(part, value)(copy)
+        with bounds():
+            model = load_model(copy, torch.float32)
+            with pytest.raises(ModelLoadError, match=r"the model's? .*; |tokenizer .*; "):
+                model.tokenizer.encode("a" * 40 + "b")
+
+
+def test_part_of_a_gguf_names_what_joins_them(whole, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(with_metadata(split__count=3)(whole))
+    assert "one of 3 parts; join them" in refusal(path)
+
+
+def test_what_may_not_be_read_is_one_error(monkeypatch, tiny_model):
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", closed)  # as root nothing is closed
+    with pytest.raises(ModelLoadError, match="cannot be read.*Permission denied.*; "):
+        resolve(str(tiny_model))
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_file_that_changes_after_loading_changes_nothing(kind, whole, tiny_model, tmp_path):
+    if kind == "gguf":
+        path = weights = tmp_path / "m.gguf"
+        path.write_bytes(crafted.rewritten(whole))
+    else:
+        path, weights = tmp_path / "model", tmp_path / "model" / "model.safetensors"
+        shutil.copytree(tiny_model, path)
+    expected = load_model(path, torch.float32).tensors
+    found = load_model(path, torch.float32).tensors
+    os.truncate(weights, 10)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 # Pickles, and code that comes with a model

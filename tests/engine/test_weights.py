@@ -22,6 +22,7 @@ from keyturn.kernels.weights.blocks import BlockMatrix
 
 EMBEDDED = Path(weights.__file__).parents[1] / "embedded" / "keyturn-135m-q4_1.gguf"
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 300
+MARKS = {0, 1, 2, 3}  # of the tiny model
 MERGES = ("i n", "Ġ (", "r e")
 
 
@@ -401,7 +402,7 @@ def test_folder_loads_in_the_asked_dtype(tiny_model):
     assert model.tensors.keys() == stored.keys()
     for name, tensor in stored.items():
         assert torch.equal(model.tensors[name], tensor.bfloat16())
-    assert model.fim.family == "StarCoder" and model.tokenizer.end_ids == {0}
+    assert model.fim.family == "StarCoder" and model.tokenizer.end_ids == MARKS
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
@@ -586,7 +587,7 @@ def test_start_and_end_tokens_of_a_folder(tiny_model, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
     asked = load_model(folder, torch.float32).tokenizer
-    assert asked.bos_id == 5 and asked.end_ids == {0, 7, 8}
+    assert asked.bos_id == 5 and asked.end_ids == {*MARKS, 7, 8}
     (folder / "tokenizer_config.json").unlink()
     assert load_model(folder, torch.float32).tokenizer.bos_id is None
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -616,7 +617,7 @@ def test_separators_of_files_and_repositories_end_a_text_that_is_only_continued(
     (folder / "config.json").write_text(json.dumps(config))
     model = load_model(folder, torch.float32)
     assert model.fim is None and model.tokenizer.eos_id == 0
-    assert model.tokenizer.end_ids == {0, first, first + 1, first + 2}
+    assert model.tokenizer.end_ids == {*MARKS, first, first + 1, first + 2}
 
 
 def test_start_token_of_a_gguf_only_where_it_is_added(tmp_path):

@@ -1,5 +1,6 @@
+import copy
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,21 @@ from keyturn.engine.files.stored import in_gguf
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
-from keyturn.kernels.cpu import step as cpu_step
+from keyturn.kernels.cpu import library
+from keyturn.kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP, CpuStep
+from keyturn.kernels.cpu.step_weights import ACTIVATIONS, StepLayer
 from keyturn.kernels.rotary import reference
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
+from keyturn.kernels.weights.low_rank import FusedUpdate, LowRank
 
 from ..tolerance import ONE_ROUNDING, RELATIVE, assert_close
 
 EMBEDDED = next((Path(__file__).parents[2] / "engine" / "embedded").glob("*.gguf"))
 KINDS = ("Q4_0", "Q4_1", "Q8_0", torch.float32, torch.bfloat16, torch.float16)
-ISAS = [isa for isa in cpu_step.ISAS if not isinstance(cpu_step.load(isa), str)]
+ISAS = [isa for isa in library.ISAS if not isinstance(library.load(isa), str)]
 
 pytestmark = pytest.mark.skipif(
-    isinstance(cpu_step.load(), str), reason=f"the C library is {cpu_step.load()}"
+    isinstance(library.load(), str), reason=f"the C library is {library.load()}"
 )
 
 
@@ -56,7 +60,7 @@ class Model:
         self.shape, self.random = shape, torch.Generator().manual_seed(3)
         width, kv_width = shape.heads * shape.dim, shape.kv_heads * shape.dim
         self.layers = [
-            cpu_step.StepLayer(
+            StepLayer(
                 1 + self.normal(shape.hidden) / 5,
                 [self.linear(rows, shape.hidden) for rows in (width, kv_width, kv_width)],
                 self.linear(shape.hidden, width),
@@ -79,10 +83,10 @@ class Model:
         self.step = self.build(isa)
 
     def build(self, isa):
-        library = cpu_step.load(isa)
-        assert not isinstance(library, str), library
-        return cpu_step.CpuStep(
-            library,
+        loaded = library.load(isa)
+        assert not isinstance(loaded, str), loaded
+        return CpuStep(
+            loaded,
             self.layers,
             self.norm,
             self.head,
@@ -92,9 +96,50 @@ class Model:
             interleaved=self.shape.interleaved,
             norm_bias=self.norm_bias,
             layer_norm=self.shape.layer_norm,
-            activation=cpu_step.ACTIVATIONS[self.shape.gelu],
+            activation=ACTIVATIONS[self.shape.gelu],
             is_gated=self.shape.gated,
         )
+
+    def updates(self, dtype, ranks, fields=("qkv", "output", "gate_up", "down")):
+        """Random low-rank updates; the ranks are those of the matrices, in turn, 0 for none."""
+        shape, found, ranks = self.shape, [], itertools.cycle(ranks)
+        width, kv_width = shape.heads * shape.dim, shape.kv_heads * shape.dim
+        rows = {
+            "qkv": (width, kv_width, kv_width),
+            "output": (shape.hidden,),
+            "gate_up": (1 + shape.gated) * (shape.inner,),
+            "down": (shape.hidden,),
+        }
+        columns = dict.fromkeys(rows, shape.hidden) | {"output": width, "down": shape.inner}
+        for _ in range(shape.layers):
+            of_layer = {}
+            for field in fields:
+                given = [
+                    LowRank(self.normal(rank, columns[field]) / 9, self.normal(count, rank) / 9)
+                    if rank
+                    else None
+                    for count, rank in zip(rows[field], ranks, strict=False)
+                ]
+                update = FusedUpdate.of(given, rows[field], torch.device("cpu"), dtype)
+                if update is not None:
+                    of_layer[field] = update
+            found.append(of_layer)
+        return found
+
+    def merged(self, updates):
+        """Return the model with its updates in its matrices, for `expect`."""
+        other = copy.copy(self)
+        other.layers = [
+            replace(
+                layer,
+                qkv=with_update(layer.qkv, of_layer.get("qkv")),
+                output=with_update([layer.output], of_layer.get("output"))[0],
+                gate_up=with_update(layer.gate_up, of_layer.get("gate_up")),
+                down=with_update([layer.down], of_layer.get("down"))[0],
+            )
+            for layer, of_layer in zip(self.layers, updates, strict=True)
+        ]
+        return other
 
     def normal(self, *size):
         return torch.randn(*size, generator=self.random)
@@ -167,9 +212,9 @@ class Model:
             shares = scores.masked_fill(hidden_ones, float("-inf")).softmax(-1)
             recorded.append(shares.mean(0))
             mixed = (shares @ values).transpose(0, 1).flatten(1)
-            if not skipped[number] & cpu_step.SKIP_ATTENTION:
+            if not skipped[number] & SKIP_ATTENTION:
                 hidden = hidden + product(mixed, layer.output)
-            if skipped[number] & cpu_step.SKIP_MLP:
+            if skipped[number] & SKIP_MLP:
                 continue
             normed = self.normed(hidden, layer.mlp_norm, layer.mlp_norm_bias)
             gate, up = product(normed, layer.gate_up[0]), 1
@@ -194,6 +239,17 @@ def values_of(matrix):
     if isinstance(matrix, BlockMatrix):
         return matrix.values(torch.float32).double()
     return matrix.double()
+
+
+def with_update(linears, update):
+    """Matrices with what an update adds to them, in float64."""
+    if update is None:
+        return linears
+    downs = update.down.double().split([up.shape[1] for up in update.ups])
+    added = [up.double() @ down for up, down in zip(update.ups, downs, strict=True)]
+    if len(linears) == 1:
+        added = [torch.cat(added)]
+    return [(values_of(m) + more, b) for (m, b), more in zip(linears, added, strict=True)]
 
 
 def product(x, linear):
@@ -237,6 +293,14 @@ SHAPES = [
     Shape(gelu=True, dtype=torch.bfloat16),
     Shape(hidden=40, heads=5, dim=8, rotary=4, inner=17, kind=torch.bfloat16, gated=False),
     Shape(window=130, head_norms=True, kind=torch.bfloat16, dtype=torch.bfloat16),
+]
+
+
+SHAPES_WITH_UPDATES = [
+    Shape(bias=True),
+    Shape(hidden=40, heads=5, dim=8, rotary=8, inner=17, kind=torch.float32, head_norms=True),
+    Shape(layer_norm=True, gelu=True, gated=False, inner=96),
+    Shape(hidden=64, heads=4, kv_heads=2, dim=80, rotary=40, kind="Q8_0", inner=320),
 ]
 
 
@@ -327,6 +391,87 @@ def test_row_is_the_same_to_the_bit_when_batchmates_and_threads_change(isa):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES_WITH_UPDATES, ids=str)
+def test_updates_add_what_merged_weights_give(shape, dtype, isa):
+    model = Model(shape, isa)
+    plain = {}
+    for ranks in ((1, 16, 0, 7, 64), (33,), (0, 0, 2, 0)):
+        updates = model.updates(dtype, ranks)
+        model.step.adapt(updates)
+        merged = model.merged(updates)
+        for rows, slots in ((1, 1), (3, 17), (16, 130)):
+            inputs = model.inputs(rows, slots)
+            hidden, caches = run(model.step, inputs)
+            expected, expected_caches, _ = merged.expect(inputs)
+            assert_close(hidden, expected, torch.float32)
+            for cache, wanted in zip(caches, expected_caches, strict=True):
+                assert_close(cache, wanted, torch.float32)
+            plain[rows] = inputs, hidden
+    model.step.adapt([])
+    for inputs, adapted in plain.values():
+        hidden, _ = run(model.step, inputs)
+        assert_close(hidden, model.expect(inputs)[0], torch.float32)
+        assert not torch.allclose(hidden, adapted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fields", [("qkv",), ("output",), ("gate_up",), ("down",)], ids=str)
+@pytest.mark.parametrize("skipped", [(1, 0), (2, 3), (3, 1)], ids=str)
+def test_updates_of_a_few_matrices_are_added_when_sublayers_are_skipped(fields, skipped):
+    model = Model(Shape(heads=6, kv_heads=2, bias=True, layers=3))
+    updates = model.updates(torch.float32, (5, 0, 16), fields)
+    model.step.adapt(updates)
+    inputs, skipped = model.inputs(3, 150), bytes([*skipped, 0])
+    hidden, caches = run(model.step, inputs, skipped=skipped)
+    expected, expected_caches, _ = model.merged(updates).expect(inputs, skipped)
+    assert_close(hidden, expected, torch.float32)
+    for cache, wanted in zip(caches, expected_caches, strict=True):
+        assert_close(cache, wanted, torch.float32)
+    # Some of the layers by themselves have their own updates.
+    first, _ = run(model.step, inputs, skipped=skipped, layers=range(2))
+    rest, _ = run(model.step, inputs | {"hidden": first}, skipped=skipped, layers=range(2, 3))
+    assert torch.equal(rest, hidden)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_updated_row_is_the_same_to_the_bit_when_batchmates_and_threads_change(isa):
+    model = Model(Shape(heads=6, kv_heads=2), isa)
+    updates = model.updates(torch.bfloat16, (16, 9))
+    inputs = model.inputs(16, 300)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        model.step.adapt(updates)
+        hidden, caches = run(model.step, inputs)
+        done = inputs | dict(zip(("unrotated", "rotated", "values"), caches, strict=True))
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            again = model.build(isa)
+            again.adapt(updates)
+            assert torch.equal(run(again, inputs)[0], hidden)
+        names = ("hidden", "slots", "row_positions", "cos", "sin")
+        for size in range(1, 6):
+            few = done | {name: inputs[name][size : 2 * size] for name in names}
+            assert torch.equal(run(model.step, few)[0], hidden[size : 2 * size])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_updates_that_do_not_fit_leave_those_before():
+    model = Model(Shape())
+    updates = model.updates(torch.float32, (4,))
+    model.step.adapt(updates)
+    inputs = model.inputs(2, 9)
+    expected, _ = run(model.step, inputs)
+    wide = FusedUpdate(torch.ones(4, 97), updates[0]["output"].ups)
+    double = FusedUpdate(updates[0]["down"].down.double(), updates[0]["down"].ups)
+    for field, wrong in (("output", wide), ("down", double), ("qkv", updates[0]["output"])):
+        with pytest.raises(ValueError, match="factor"):
+            model.step.adapt([updates[0], updates[1] | {field: wrong}])
+        assert torch.equal(run(model.step, inputs)[0], expected)
+
+
 def test_turned_key_equals_written_key_when_the_position_is_the_same():
     model = Model(Shape(dtype=torch.bfloat16))
     inputs = model.inputs(3, 17)
@@ -350,7 +495,7 @@ def test_fused_and_separate_matrices_agree_when_the_rows_are_the_same():
             for half, part in zip(matrix.blocks.chunk(2), bias.chunk(2), strict=True)
         ]
         layers.append(
-            cpu_step.StepLayer(
+            StepLayer(
                 layer.attention_norm, [fused], layer.output, layer.mlp_norm, halves, layer.down
             )
         )
@@ -388,10 +533,10 @@ def test_build_refuses_a_matrix_when_it_cannot_be_read():
 
 def test_load_gives_a_reason_when_the_library_is_unusable(tmp_path):
     broken = tmp_path / "_cpu_step.so"
-    assert "cannot be loaded" in str(cpu_step.load_file(broken))
+    assert "cannot be loaded" in str(library.load_file(broken))
     broken.write_bytes(b"no library")
-    assert "cannot be loaded" in str(cpu_step.load_file(broken))
-    assert "not one of" in str(cpu_step.load("sse9"))
+    assert "cannot be loaded" in str(library.load_file(broken))
+    assert "not one of" in str(library.load("sse9"))
 
 
 def test_embedded_model_gives_the_same_logits_and_tokens_when_decoding():
@@ -450,7 +595,7 @@ def _embedded_step():
             )
         }
         layers.append(
-            cpu_step.StepLayer(
+            StepLayer(
                 norm_weight(at + "input_layernorm.weight"),
                 [linear[f"self_attn.{letter}"] for letter in "qkv"],
                 linear["self_attn.o"],
@@ -460,10 +605,10 @@ def _embedded_step():
             )
         )
     head = blocks("model.embed_tokens.weight")
-    library = cpu_step.load()
-    assert not isinstance(library, str)
-    step = cpu_step.CpuStep(
-        library,
+    loaded = library.load()
+    assert not isinstance(loaded, str)
+    step = CpuStep(
+        loaded,
         layers,
         norm_weight("model.norm.weight"),
         head,

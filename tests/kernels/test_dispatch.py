@@ -7,7 +7,7 @@ import torch
 from keyturn.engine.engine import Engine
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.kernels import dispatch
-from keyturn.kernels.cpu import step as cpu_step
+from keyturn.kernels.cpu import library as cpu_library
 from keyturn.kernels.rotary import launch as rope_shift
 from keyturn.kernels.rotary import reference
 
@@ -26,7 +26,7 @@ def test_a_cpu_gets_products_of_its_own_and_says_which():
 
 
 def test_a_cpu_without_the_c_library_says_why(monkeypatch):
-    monkeypatch.setattr(cpu_step, "load", lambda: "not built; reinstall keyturn")
+    monkeypatch.setattr(cpu_library, "load", lambda: "not built; reinstall keyturn")
     chosen = dispatch.try_out(CPU, "auto")
     assert chosen.whole_step is None
     assert chosen.why.startswith("no C library: it is not built; reinstall keyturn; many rows: ")

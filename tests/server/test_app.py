@@ -100,8 +100,8 @@ class Client:
         self.post(message)
         return self.next_id
 
-    async def reply(self, request_id, timeout_s=2.0) -> dict:
-        for _ in range(int(timeout_s / 0.002)):
+    async def reply(self, request_id) -> dict:
+        for _ in range(20_000):
             for message in self.sent:
                 if message.get("id") == request_id and "method" not in message:
                     return message
@@ -142,6 +142,18 @@ class Client:
 
     def popups(self):
         return [m for m in self.sent if m.get("method") == "window/showMessage"]
+
+
+async def settle():
+    """Let all run that waits for nothing, however slow the machine."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+def told_states(client) -> list[str]:
+    """Return what a status bar was told, in order."""
+    told = [one["params"] for one in client.sent if one.get("method") == "keyturn/status"]
+    return [status["summary"]["state"] for status in told]
 
 
 def span(line, start, end):
@@ -265,12 +277,14 @@ async def test_cancel_replies_at_once_and_stops_the_engine(client) -> None:
     await client.initialize()
     client.open("x = \n")
     request = client.ask(0, 4)
-    await asyncio.sleep(0.01)
+    await settle()
+    assert told_states(client)[-1] == "completing"
     client.notify("$/cancelRequest", {"id": request})
     reply = await client.reply(request)
     assert reply["error"]["code"] == -32800
-    await asyncio.sleep(0.01)
+    await settle()
     assert client.server.engine.num_stopped == 1
+    assert told_states(client)[-1] == "ready"
 
 
 @scenario(lambda: FakeEngine(delay_s=0.05))
@@ -505,10 +519,10 @@ async def test_bad_settings_are_logged_and_the_rest_is_used(client) -> None:
 async def test_loading_is_shown_as_progress_only_to_a_client_that_can(client) -> None:
     await client.initialize({"window": {"workDoneProgress": True}})
     client.server.engine.on_change("loading", "reading weights", 10)
-    await asyncio.sleep(0.01)
+    await settle()
     (create,) = [m for m in client.sent if m.get("method") == "window/workDoneProgress/create"]
     client.post({"jsonrpc": "2.0", "id": create["id"], "result": None})
-    await asyncio.sleep(0.01)
+    await settle()
     client.server.engine.on_change("loading", "reading weights", 60)
     client.server.engine.on_change("ready", "ready", 100)
     kinds = [m["params"]["value"]["kind"] for m in client.sent if m.get("method") == "$/progress"]
@@ -520,7 +534,7 @@ async def test_loading_is_shown_as_progress_only_to_a_client_that_can(client) ->
 async def test_no_progress_for_a_client_that_cannot_show_it(client) -> None:
     await client.initialize()
     client.server.engine.on_change("loading", "reading weights", 10)
-    await asyncio.sleep(0.01)
+    await settle()
     client.server.engine.on_change("ready", "ready", 100)
     methods = {m.get("method") for m in client.sent}
     assert "window/workDoneProgress/create" not in methods
@@ -531,11 +545,11 @@ async def test_no_progress_for_a_client_that_cannot_show_it(client) -> None:
 async def test_a_client_that_refuses_progress_is_left_alone(client) -> None:
     await client.initialize({"window": {"workDoneProgress": True}})
     client.server.engine.on_change("loading", "reading weights", 10)
-    await asyncio.sleep(0.01)
+    await settle()
     (create,) = [m for m in client.sent if m.get("method") == "window/workDoneProgress/create"]
     error = {"code": -32601, "message": "no"}
     client.post({"jsonrpc": "2.0", "id": create["id"], "error": error})
-    await asyncio.sleep(0.01)
+    await settle()
     client.server.engine.on_change("ready", "ready", 100)
     assert "$/progress" not in {m.get("method") for m in client.sent}
 

@@ -1,6 +1,7 @@
 """The command line without an engine: flags, places, errors."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from keyturn.server.settings import COMMAND_LINE, with_values
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     code = "import sys; from keyturn.server.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 def error_of(capfd, *arguments: str) -> str:
@@ -158,6 +159,37 @@ def test_tcp_needs_a_token(capfd, monkeypatch, tmp_path) -> None:
     assert "no such file" in message
 
 
+COMMANDS = ("complete", "replay", "serve", "engine", "calibrate", "doctor", "models", "stats")
+# Flags that name a setting, and so tell its default.
+DEFAULTS = {
+    "--max-tokens": "max_tokens",
+    "--temperature": "temperature",
+    "--top-p": "top_p",
+    "--seed": "seed",
+    "--threads": "num_threads",
+    "--device": "device",
+    "--dtype": "dtype",
+    "--idle-s": "host_idle_s",
+    "--model": "model",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_described_with_its_default(capfd, monkeypatch, command) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capfd.readouterr().out
+    described = dict(
+        re.findall(r"^  (?:-h, )?(--[\w-]+)(?: \S+)?\s\s+(\S.*)$", shown, re.MULTILINE)
+    )
+    assert described.keys() == {*re.findall(r"--[a-z][\w-]+", shown.split("\n\n")[0]), "--help"}
+    for flag in described.keys() & DEFAULTS.keys():
+        default = getattr(COMMAND_LINE, DEFAULTS[flag])
+        value = f"{default:g}" if isinstance(default, float) else str(default)
+        assert "default" in described[flag] and value in described[flag], described[flag]
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from keyturn.server.cli import main\n"
@@ -262,7 +294,7 @@ def test_closed_output_leaves_no_traceback() -> None:
     process.stdout.read(10)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(10) == 141
+    assert process.wait(60) == 141
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from .test_app import URI, Client, FakeEngine, scenario, span
+from .test_app import URI, Client, FakeEngine, scenario, settle, span
 
 FOLDER = {"uri": "file:///home/u/my%20app", "name": "my app"}
 VSCODE = {
@@ -190,7 +190,7 @@ async def test_unknown_requests_are_refused_and_unknown_notifications_passed_ove
         ("notebookDocument/didChange", {"notebookDocument": {"uri": "n", "version": 1}}),
     ):
         client.notify(method, params)
-    await asyncio.sleep(0.01)
+    await settle()
     assert len(client.sent) == num_sent
 
 
@@ -222,9 +222,9 @@ def asks(client: Client) -> list[dict]:
 
 async def answer(client: Client, **reply: object) -> None:
     """Answer the latest question for settings."""
-    await asyncio.sleep(0.01)
+    await settle()
     client.post({"jsonrpc": "2.0", "id": asks(client)[-1]["id"], **reply})
-    await asyncio.sleep(0.01)
+    await settle()
 
 
 CAN_BE_ASKED = {"workspace": {"configuration": True}}
@@ -235,7 +235,7 @@ async def test_settings_are_asked_for_before_the_engine_starts(client) -> None:
     await client.initialize(CAN_BE_ASKED, {"seed": 3})
     client.open("x = \n")
     request = client.ask(0, 4)
-    await asyncio.sleep(0.01)
+    await settle()
     assert client.server.engine.on_change is None
     assert asks(client)[0]["params"] == {"items": [{"section": "keyturn"}]}
     await answer(client, result=[{"max_tokens": 9}])
@@ -263,7 +263,7 @@ def test_settings_are_asked_for_again_when_a_change_says_nothing(settings) -> No
 @scenario()
 async def test_settings_that_were_pushed_are_not_undone_by_an_older_answer(client) -> None:
     await client.initialize(CAN_BE_ASKED)
-    await asyncio.sleep(0.01)
+    await settle()
     client.notify("workspace/didChangeConfiguration", {"settings": {"keyturn": {"seed": 8}}})
     await answer(client, result=[{"seed": 2}])
     assert client.server.settings.seed == 8

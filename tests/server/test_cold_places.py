@@ -8,7 +8,7 @@ import pytest
 from keyturn.engine.wire.errors import Cancelled, WarmingUp
 from keyturn.server.lsp_items import path_of
 
-from .test_app import URI, FakeEngine, scenario
+from .test_app import URI, FakeEngine, scenario, settle
 
 REFRESHES = {"experimental": {"keyturn": {"refresh": True}}}
 
@@ -41,10 +41,6 @@ class ColdEngine(FakeEngine):
 
 def refreshes(client):
     return [one["params"] for one in client.sent if one.get("method") == "keyturn/refresh"]
-
-
-async def settle():
-    await asyncio.sleep(0.02)
 
 
 @scenario(ColdEngine)

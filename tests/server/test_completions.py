@@ -10,6 +10,8 @@ from keyturn.server.documents import Change, Document, Limits
 from keyturn.server.selected import Selected
 from keyturn.server.settings import Settings, with_values
 
+from .test_app import settle
+
 
 class FakeEngine:
     """Answers every request with `text` after `delay_s`, and notes what was asked and stopped."""
@@ -63,7 +65,7 @@ def test_the_engine_learns_the_cursor_before_the_pause() -> None:
     async def stop_in_the_pause() -> None:
         answers = completions(engine, debounce_ms=10_000)
         task = asyncio.create_task(answers.complete(document, offset, invoked=False))
-        await asyncio.sleep(0.05)
+        await settle()
         task.cancel()
         await asyncio.wait({task})
 
@@ -156,13 +158,14 @@ def test_an_edit_elsewhere_forgets_the_suggestion() -> None:
 
 
 def test_the_newest_request_wins_and_stops_the_older_one() -> None:
-    engine = FakeEngine("x", delay_s=0.05)
+    engine = FakeEngine("x", delay_s=5)
     answers = completions(engine)
 
     async def run():
         document, offset = at("a = |\n")
         first = asyncio.ensure_future(answers.complete(document, offset, invoked=True))
-        await asyncio.sleep(0.01)
+        await settle()
+        engine.delay_s = 0
         second = await answers.complete(document, offset, invoked=True)
         return await first, second
 
@@ -179,7 +182,7 @@ def test_an_edit_ends_the_running_request_with_a_reason() -> None:
     async def run():
         document, offset = at("a = |\n")
         request = asyncio.ensure_future(answers.complete(document, offset, invoked=True))
-        await asyncio.sleep(0.01)
+        await settle()
         type_text(answers, document, 0, "b")
         return await request
 
@@ -194,7 +197,7 @@ def test_cancelling_stops_the_engine_and_is_raised() -> None:
     async def run() -> None:
         document, offset = at("a = |\n")
         request = asyncio.ensure_future(answers.complete(document, offset, invoked=True))
-        await asyncio.sleep(0.01)
+        await settle()
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
@@ -207,7 +210,7 @@ def test_cancelling_stops_the_engine_and_is_raised() -> None:
 
 def test_typing_within_the_pause_asks_once() -> None:
     engine = FakeEngine("zz")
-    answers = completions(engine, debounce_ms=30)
+    answers = completions(engine, debounce_ms=200)
 
     async def run():
         document, _ = at("|\n")
@@ -289,6 +292,23 @@ def test_between_two_ideographs_an_automatic_request_is_answered() -> None:
     assert answer.text == "文"
 
 
+def test_what_one_key_writes_is_offered_only_to_who_asks() -> None:
+    document, offset = at("a |\n", "plaintext")
+    for text, invoked, expected in [("=", False, ""), ("=", True, "="), ("=x", False, "=x")]:
+        answers = completions(FakeEngine(text))
+        answer = asyncio.run(answers.complete(document, offset, invoked=invoked))
+        assert answer.text == expected and (answer.reason is None) == bool(expected)
+
+
+def test_the_latest_completions_figures_are_in_the_status() -> None:
+    answers = completions(FakeEngine("xy", delay_s=0.02))
+    assert answers.status()["latest"] is None
+    document, offset = at("a = |\n")
+    asyncio.run(answers.complete(document, offset, invoked=False))
+    latest = answers.status()["latest"]
+    assert latest["answered_ms"] >= 20 and latest["stop_reason"] == "end"
+
+
 def test_an_engine_error_is_an_empty_answer_with_its_message() -> None:
     answers = completions(FakeEngine(error=HostUnavailable("the host died; see its log")))
     document, offset = at("x|\n")
@@ -325,7 +345,7 @@ def test_accepted_suggestion_shows_the_next_without_asking() -> None:
 
     async def run() -> list[str]:
         texts = [(await answers.complete(document, offset, invoked=False)).text]
-        await asyncio.sleep(0.05)
+        await settle()
         changed(answers, document, offset, offset, "foo()")
         engine.text = "not asked"
         texts.append((await answers.complete(document, offset + 5, invoked=False)).text)
@@ -345,10 +365,10 @@ def test_typing_on_ends_what_is_computed_ahead() -> None:
 
     async def run() -> None:
         await answers.complete(document, offset, invoked=False)
-        await asyncio.sleep(0.05)
+        await settle()
         assert len(engine.asked) == 2
         changed(answers, document, offset, offset, "bar")
-        await asyncio.sleep(0.01)
+        await settle()
 
     asyncio.run(run())
     assert engine.num_stopped == 1
@@ -516,9 +536,9 @@ class Writer(FakeEngine):
         return await super().ask(document, offset, params, invoked, on_text)
 
 
-async def begun(answers: Completions) -> None:
-    while not answers.status()["num_begun"]:
-        await asyncio.sleep(0)
+async def begun(answers: Completions, num_begun: int = 1) -> None:
+    while answers.status()["num_begun"] < num_begun:
+        await asyncio.sleep(0.001)
 
 
 async def typed_while_asked(answers: Completions, typed: str) -> str:
@@ -540,18 +560,21 @@ def test_model_begins_before_the_pause_is_over_and_is_not_shown_until_then() -> 
 
     async def run(**values) -> tuple[float, float]:
         """Return after how many of the shortest pauses the model begins, and the answer comes."""
-        answers = completions(engine, debounce_ms=300, **values)
+        answers = completions(engine, debounce_ms=100, **values)
         now = asyncio.get_running_loop().time
         started_at = now()
         task = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
         await begun(answers)
         begun_at = now()
-        assert not task.done()
         assert (await task).text == "foo()"
-        return (begun_at - started_at) / 0.3, (now() - started_at) / 0.3
+        return (begun_at - started_at) / 0.1, (now() - started_at) / 0.1
 
-    begun_after, shown_after = asyncio.run(run(speculate=True))
-    assert begun_after < 1.9 and shown_after > 1.9
+    # It may be late on a slow machine, but never early.
+    found = [asyncio.run(run(speculate=True)) for _ in range(3)]
+    assert min(shown_after for _, shown_after in found) > 1.9
+    while found[-1][0] > 1.5:
+        found.append(asyncio.run(run(speculate=True)))
+        assert len(found) < 50
     assert asyncio.run(run(speculate=False))[0] > 1.9
 
 
@@ -575,7 +598,8 @@ def test_other_key_than_the_model_is_writing_asks_anew(delay_s) -> None:
     assert [offset for _, offset, *_ in engine.asked if offset == 5] == [5]
 
 
-def test_request_that_nobody_waits_for_any_more_ends() -> None:
+def test_request_that_nobody_waits_for_any_more_ends(monkeypatch) -> None:
+    monkeypatch.setattr("keyturn.server.begun._GRACE_S", 0.5)
     engine = FakeEngine("foo()", delay_s=5)
     answers = completions(engine, debounce_ms=1, speculate=True)
     document, offset = at("x = |\n")
@@ -583,26 +607,27 @@ def test_request_that_nobody_waits_for_any_more_ends() -> None:
     async def run() -> None:
         request = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
         await begun(answers)
-        await asyncio.sleep(0.02)
+        await settle()
         changed(answers, document, offset, offset, "f")
         await asyncio.wait({request})
         assert engine.num_stopped == 0
-        await asyncio.sleep(0.2)
+        while not engine.num_stopped:
+            await asyncio.sleep(0.01)
 
-    asyncio.run(run())
-    assert engine.num_stopped == 1
+    asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_other_settings_in_the_middle_of_a_request_leave_nothing_known() -> None:
-    engine = FakeEngine("foo()", delay_s=0.05)
+    engine = FakeEngine("foo()", delay_s=5)
     answers = completions(engine, debounce_ms=1, speculate=True)
     document, offset = at("x = |\n")
 
     async def run() -> list[str]:
         first = asyncio.ensure_future(answers.complete(document, offset, invoked=False))
         await begun(answers)
-        await asyncio.sleep(0.02)
+        await settle()
         answers.reconfigured()
+        engine.delay_s = 0
         return [(await first).text, (await answers.complete(document, offset, invoked=False)).text]
 
     assert asyncio.run(run()) == ["", "foo()"]

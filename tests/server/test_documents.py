@@ -252,6 +252,19 @@ def test_an_edit_of_a_long_file_does_not_split_it_again(monkeypatch) -> None:
     assert sum(scanned) < 100
 
 
+@settings(max_examples=150, deadline=None)
+@given(text=TEXTS, notifications=st.lists(st.lists(CHANGES, max_size=4), max_size=8))
+def test_a_long_line_is_refused_as_long_as_it_is_there(text, notifications) -> None:
+    held = document(text.replace("\0", ""), limits=Limits(10_000, max_line_chars=6))
+    for number, changes in enumerate(notifications):
+        held.change([one._replace(text=one.text.replace("\0", "")) for one in changes], number)
+        lines = re.findall("[^\r\n]*(?:\r\n|\n|\r|$)", held.text)
+        assert (held.refusal is not None) == (max(map(len, lines)) > 6)
+        held.limit(Limits(10_000, max_line_chars=2))
+        assert (held.refusal is not None) == (max(map(len, lines)) > 2)
+        held.limit(Limits(10_000, max_line_chars=6))
+
+
 def test_num_units_counts_each_encoding() -> None:
     assert [num_units("aé😀", encoding) for encoding in ENCODINGS] == [7, 4, 3]
     assert [num_units("\ud83d", encoding) for encoding in ENCODINGS] == [3, 1, 1]

@@ -5,6 +5,7 @@ from keyturn.server.settings import Settings
 from keyturn.server.suggestion import (
     asked,
     is_inside_word,
+    is_unfinished_word,
     is_within_statement,
     offered,
     others_offered,
@@ -39,6 +40,39 @@ from keyturn.server.suggestion import (
 )
 def test_words_end_where_unicode_has_it(marked, is_inside) -> None:
     assert is_inside_word(marked.replace("‸", ""), marked.index("‸")) == is_inside
+
+
+@pytest.mark.parametrize(
+    ("marked", "is_unfinished"),
+    [
+        ("import sockets\nfrom sock‸\n", True),
+        ("from sock‸\nsockets = 1\n", True),
+        ("import sock, sockets\nfrom sock‸\n", False),
+        ("from other import sock‸\n", False),
+        ("sockets.‸\n", False),
+        ("mysocket = 1\nsock‸\n", False),
+        ("é = 1\nélan = 2\nél‸", True),
+        ("‸sockets", False),
+    ],
+)
+def test_a_word_that_only_begins_others_is_unfinished(marked, is_unfinished) -> None:
+    text, offset = marked.replace("‸", ""), marked.index("‸")
+    assert is_unfinished_word(text, offset) == is_unfinished
+
+
+@pytest.mark.parametrize(
+    ("raw", "probability", "invoked", "expected"),
+    [
+        (" import a", 0.6, False, ""),
+        (" import a", 0.95, False, " import a"),  # a name that is new
+        (" import a", 0.6, True, " import a"),
+        ("ets import a", 0.6, False, "ets import a"),
+    ],
+)
+def test_an_unfinished_word_is_gone_on_with(raw, probability, invoked, expected) -> None:
+    text, offset = "import sockets\nfrom sock\n", 24
+    answer = Completion(raw, (1, 2), 0, 0, 0.0, 0.0, 1, "end", (probability, 1.0))
+    assert offered(answer, text, offset, None, invoked=invoked).text == expected
 
 
 @pytest.mark.parametrize(

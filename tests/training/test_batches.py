@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data import layouts
-from training.data.batches import CLASS_WEIGHTS, MAX_SAMPLES, held_batches, pack
+from training.data.batches import CLASS_WEIGHTS, MAX_SAMPLES, Packing, held_batches, pack
 from training.data.layouts import MAX_TOKENS, MIDDLE_CLASSES, NONE, OTHER, SEES_SUFFIX
 from training.data.stream import Stream, parse_passes
 
@@ -39,7 +39,7 @@ def test_targets_are_next_tokens_of_the_same_sample(lengths, seed, data):
     used = sum(lengths)
     size = used + data.draw(st.integers(0, 40))
     num_head = data.draw(st.integers(1, size))
-    batch = pack(pairs, size, num_head, rng)
+    batch = pack(pairs, Packing(size, num_head), rng)
     tokens = np.concatenate([t for t, _ in pairs]).astype(np.int64)
     classes = np.concatenate([c for _, c in pairs])
     ends = set(np.cumsum(lengths).tolist())
@@ -61,7 +61,7 @@ def test_targets_are_next_tokens_of_the_same_sample(lengths, seed, data):
 
 def test_positions_begin_anew_and_bounds_cut_padding():
     rng = np.random.default_rng(0)
-    batch = pack([sample(rng, n) for n in (1, 3, 2048)], 2052 + 5000, 64, rng)
+    batch = pack([sample(rng, n) for n in (1, 3, 2048)], Packing(2052 + 5000, 64), rng)
     assert batch.positions[:4].tolist() == [0, 0, 1, 2]
     assert batch.bounds[:4].tolist() == [0, 1, 4, 2052]
     assert batch.bounds.shape == (MAX_SAMPLES + 1,)
@@ -74,10 +74,10 @@ def test_no_attention_across_samples(tiny):
     first, second, other = sample(rng, 9), sample(rng, 7), sample(rng, 9)
     states = []
     for before in (first, other):
-        batch = pack([before, second], 20, 8, rng)
+        batch = pack([before, second], Packing(20, 8), rng)
         hidden = tiny.hidden(batch.token_ids, batch.positions, batch.bounds, {30})[30]
         states.append(hidden[9:16])
-    alone = pack([second], 7, 4, rng)
+    alone = pack([second], Packing(7, 4), rng)
     hidden = tiny.hidden(alone.token_ids, alone.positions, alone.bounds, {30})[30]
     assert torch.equal(states[0], states[1])
     torch.testing.assert_close(states[0], hidden)
@@ -86,7 +86,7 @@ def test_no_attention_across_samples(tiny):
 def test_text_that_sees_the_suffix_is_drawn_more_often():
     rng = np.random.default_rng(0)
     classes = np.array([NONE] + [OTHER, SEES_SUFFIX] * 500, np.uint8)
-    batch = pack([(np.ones(1001, np.uint16), classes)], 1001, 300, rng)
+    batch = pack([(np.ones(1001, np.uint16), classes)], Packing(1001, 300), rng)
     seen = (classes[batch.selected.numpy() + 1] == SEES_SUFFIX).mean()
     assert 0.6 < seen < 0.9
 
@@ -110,8 +110,8 @@ def test_stream_shows_every_sample_of_a_pass_and_skips_what_was_taken(tmp_path):
     rng = np.random.default_rng(0)
     shards = [write_shard(tmp_path / f"p00_u{unit:03d}.npz", rng, 150) for unit in range(6)]
     cpu = torch.device("cpu")
-    stream = Stream(tmp_path, 512, 64, cpu, parse_passes("0:6"), seed=1)
-    again = Stream(tmp_path, 512, 64, cpu, parse_passes("0:6"), seed=1)
+    stream = Stream(tmp_path, Packing(512, 64), cpu, parse_passes("0:6"), seed=1)
+    again = Stream(tmp_path, Packing(512, 64), cpu, parse_passes("0:6"), seed=1)
     seen = set()
     for _ in range(20):
         batch, same = stream.next(), again.next()
@@ -121,7 +121,7 @@ def test_stream_shows_every_sample_of_a_pass_and_skips_what_was_taken(tmp_path):
             seen.add(tuple(batch.token_ids[a:b].tolist()))
     of_first = {tuple(t.tolist()) for pairs in shards[:3] for t, _ in pairs}
     assert len(seen & of_first) > 250
-    later = Stream(tmp_path, 512, 64, cpu, parse_passes("0:6"), seed=1, skip=3)
+    later = Stream(tmp_path, Packing(512, 64), cpu, parse_passes("0:6"), seed=1, skip=3)
     bounds, batch = None, later.next()
     bounds = batch.bounds.tolist()
     first = tuple(batch.token_ids[bounds[0] : bounds[1]].tolist())

@@ -52,7 +52,7 @@ def test_engine_gives_the_training_models_logits(exported, raw, layout):
     mine = last_logits(model, asked + token_ids)[len(asked) - 1 : -1]
     engines = session.prompt.score(token_ids, check)
     torch.testing.assert_close(mine, engines, rtol=1e-4, atol=1e-4)
-    found = greedy(model, [asked, asked[:1]], 6, model.shape.num_layers)[0]
+    found = greedy(model, [asked, asked[:1]], 6, model.shape.num_layers)[0][0]
     assert found[: len(token_ids)] == token_ids[: len(found)]
 
 
@@ -96,10 +96,12 @@ def test_packed_and_plain_checkpoints_give_the_same_file(tmp_path, tiny):
 
 def test_greedy_answers_do_not_depend_on_the_batch(tiny, raw):
     prompts = [prompt(raw, BEFORE[:n], AFTER, "spm") for n in (0, 5, 20)]
-    together = greedy(tiny, prompts, 5, 30)
-    assert together == [greedy(tiny, [p], 5, 30)[0] for p in prompts]
+    together, logs = greedy(tiny, prompts, 5, 30)
+    alone = [greedy(tiny, [p], 5, 30) for p in prompts]
+    assert together == [answers[0] for answers, _ in alone]
+    assert logs == pytest.approx([log[0] for _, log in alone], abs=1e-3)
     halt = torch.ones(layouts.VOCABULARY, dtype=torch.bool)
-    assert all(len(ids) <= 1 for ids in greedy(tiny, prompts, 5, 30, halt=halt))
+    assert all(len(ids) <= 1 for ids in greedy(tiny, prompts, 5, 30, halt=halt)[0])
 
 
 def test_programs_run_apart():

@@ -3,6 +3,7 @@
 import pytest
 
 from training.data.contamination import Contamination
+from training.data.documents import Document
 from training.data.filtering import (
     Filter,
     examine,
@@ -11,6 +12,7 @@ from training.data.filtering import (
     strip_licence,
     surplus_test,
 )
+from training.overlap import repeated
 
 from .conftest import PROGRAM
 
@@ -120,3 +122,11 @@ def test_sources_come_before_builds():
     paths = ["npm/a/dist/x.js", "npm/a/src/x.js", "npm/a/dist/esm/x.js"]
     assert sorted(paths, key=source_order)[0] == "npm/a/src/x.js"
     assert sorted(paths, key=source_order)[-1] == "npm/a/dist/esm/x.js"
+
+
+def test_held_out_files_that_training_repeats_are_named():
+    text = "\n".join(f"value_{i} = compute_{i % 7}(value_{i - 1})" for i in range(60))
+    held = [Document("reserved:a", "a.py", text), Document("reserved:b", "b.py", text.upper())]
+    trained = [Document("c", "c.py", "import os\n" + text.replace("value_5 ", "other "))]
+    assert repeated(held, trained) == held[:1]
+    assert repeated(held, []) == []

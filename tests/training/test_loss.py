@@ -3,9 +3,14 @@
 import pytest
 import torch
 
-from training.model.loss import LossOptions, _HeadLoss
+from training.model.loss import LossOptions, _HeadLoss, confidence_limit
 
 K, WIDTH, VOCABULARY, NUM_EXIT = 11, 8, 13, 5
+
+
+def about(weights, num_exits, options):
+    seen = weights[:NUM_EXIT] / weights[:NUM_EXIT].sum() * options.exit_weight
+    return [((seen / max(1, num_exits)).detach(), options.soft_share)] * num_exits
 
 
 def reference(h, embedding, targets, weights, exits, options):
@@ -32,7 +37,8 @@ def test_gradients_equal_autograd(num_exits, chunk, soft_share):
     exits = [torch.randn(NUM_EXIT, WIDTH) for _ in range(num_exits)]
     targets, weights = torch.randint(VOCABULARY, (K,)), torch.rand(K)
     leaves = [t.requires_grad_() for t in (h, embedding, *exits)]
-    loss, nll, stats = _HeadLoss.apply(options, h, embedding, targets, weights, *exits)
+    more = about(weights, num_exits, options)
+    loss, nll, stats = _HeadLoss.apply(options, h, embedding, targets, weights, more, *exits)
     loss.backward()
     found = [leaf.grad.clone() for leaf in leaves]
     for leaf in leaves:
@@ -52,5 +58,16 @@ def test_exit_figures_are_its_loss_and_agreement():
     h, embedding = torch.randn(K, WIDTH), torch.randn(VOCABULARY, WIDTH)
     targets, weights = torch.randint(VOCABULARY, (K,)), torch.ones(K) / K
     options = LossOptions(NUM_EXIT, 5)
-    _, nll, stats = _HeadLoss.apply(options, h, embedding, targets, weights, h[:NUM_EXIT])
+    more = about(weights, 1, options)
+    _, nll, stats = _HeadLoss.apply(options, h, embedding, targets, weights, more, h[:NUM_EXIT])
     torch.testing.assert_close(stats[0], torch.stack([nll[:NUM_EXIT].mean(), torch.tensor(1.0)]))
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 10])
+def test_confidence_limit_is_the_gradient_of_coverage(candidates):
+    nll = torch.tensor([1e-6, 0.01, 0.5, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
+    coverage = -torch.log1p(-((1 - torch.exp(-nll)) ** candidates)).sum()
+    (wanted,) = torch.autograd.grad(coverage, nll)
+    found = confidence_limit(nll.detach(), candidates)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-6)
+    assert candidates == 1 or found[0] < 1e-4 < 0.999 < found[-1]

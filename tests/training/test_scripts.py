@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,10 +41,14 @@ def test_sources_are_pinned():
     sources = json.loads((ROOT / "training" / "sources.json").read_text())
     for name, where in sources["repositories"].items():
         assert re.fullmatch(r"[0-9a-f]{40}", where["commit"]), name
-    for registry in (sources, sources["reserved"]):
+    evaluation = (sources["reserved"], sources["reserved_wider"])
+    for registry in (sources, *evaluation):
         assert all(registry["pypi"].values()) and all(registry["npm"].values())
-    reserved = {*sources["reserved"]["pypi"], *sources["reserved"]["npm"]}
-    assert not reserved & {*sources["pypi"], *sources["npm"]}
+    plain = re.compile(r"[-_.]+")
+    trained = {plain.sub("-", name.lower()) for name in (*sources["pypi"], *sources["npm"])}
+    for registry in evaluation:
+        reserved = {plain.sub("-", n.lower()) for n in (*registry["pypi"], *registry["npm"])}
+        assert not reserved & trained
     assert set(sources["plain_repositories"]) <= set(sources["repositories"])
 
 
@@ -51,6 +56,7 @@ def test_evaluation_writes_tables_and_answers(tmp_path, exported, tokenizer_path
     write_documents(tmp_path / "a.bin.zst", documents[:2] + documents[-2:])
     held, human_eval = tmp_path / "held", tmp_path / "h.jsonl.gz"
     command = [str(tokenizer_path), str(held), str(tmp_path / "a.bin.zst"), "--natural"]
+    command += ["--edited", "1"]
     prepare.main([*command, "--passes", "1", "--units", "1", "--workers", "1"])
     row = {**ROWS[0], "task_id": "a/0", "test": "def check(f):\n    assert f([1], [2]) == [3]\n"}
     row["prompt"] = "def pair_up(numbers, strings):\n"
@@ -60,10 +66,15 @@ def test_evaluation_writes_tables_and_answers(tmp_path, exported, tokenizer_path
     command = ["tiny", str(exported), "--out", str(tmp_path), "--held", str(held), "--size", "2048"]
     command += ["--held-tokens", "4000", "--humaneval", str(human_eval)]
     command += ["--tokenizer", str(tokenizer_path), "--runs", "spm.30,psm.6", "--round", "q8_0"]
+    command += ["--edited", str(held), "--edits", "6", "--lines", "3", "--batch", "3"]
     evaluate.main([*command, "--device", "cpu"])
     result = json.loads((tmp_path / "tiny.json").read_text())
     assert result["humaneval"]["spm.30"]["n"] == 2 and "psm.6" in result["humaneval"]
     assert result["held"]["layers"]["30"]["same"] == 1.0
     assert result["held"]["all"]["samples"] > 0 and "python files" in result["held"]["reserved"]
+    assert result["edited"]["kl"] > 0 and result["edited"]["n"] > 0
+    assert result["held lines spm"]["n"] == 3 and 0 <= result["held"]["ece_token"] <= 1
+    items = np.load(tmp_path / "tiny.items.npz")
+    assert len(items["edited.kl"]) == result["edited"]["n"] and len(items["held.psm.exact"]) == 3
     with gzip.open(tmp_path / "tiny.answers.jsonl.gz", "rt") as file:
         assert len(file.readlines()) == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from .layouts import (
     SEES_SUFFIX,
 )
 from .shards import TokensAndClasses, read_shards
+from .turned import Edit, Places, Turned, turn
 
 MAX_SAMPLES = 896  # in a batch, pieces of padding among them
 PADDING_PIECES = 40  # of those
@@ -44,6 +45,9 @@ class Batch:
         targets: (K,) int64, the next tokens.
         weights: (K,) float32, of sum 1; 0 for places that only fill up the shape.
         num_middle: how many of the selected have a middle's token as target.
+        sample: (K,) int64, the sample that each selected place is of; MAX_SAMPLES where it only
+            fills up the shape.
+        turned: rows over a cache that an edit has turned; None if there are none.
     """
 
     token_ids: Tensor
@@ -53,6 +57,8 @@ class Batch:
     targets: Tensor
     weights: Tensor
     num_middle: int
+    sample: Tensor
+    turned: Turned | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; a copy to a GPU does not wait."""
@@ -68,25 +74,57 @@ class Batch:
             move(self.targets),
             move(self.weights),
             self.num_middle,
+            move(self.sample),
+            None if self.turned is None else self.turned.to(device),
         )
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How samples are laid out in batches.
+
+    Attributes:
+        size: positions of a batch; what the samples leave is padding.
+        num_head: how many positions the head sees: middles, then text at random.
+        room_turned: rows that may be gathered over turned caches; 0 leaves all edits out.
+        weights: of the classes of targets.
+    """
+
+    size: int
+    num_head: int
+    room_turned: int = 0
+    weights: NDArray[np.float32] = field(default_factory=CLASS_WEIGHTS.copy)
+
+    @property
+    def num_pairs(self) -> int:
+        """Targets over a turned cache that the head sees at most."""
+        return min(self.num_head // 2, max(64, self.room_turned // 8 // 64 * 64))
+
+
 def pack(
-    samples: Sequence[TokensAndClasses], size: int, num_head: int, rng: np.random.Generator
+    samples: Sequence[TokensAndClasses],
+    packing: Packing,
+    rng: np.random.Generator,
+    edits: Sequence[Edit | None] = (),
 ) -> Batch:
     """Lay samples end to end and choose what the head sees.
 
     Args:
         samples: tokens and classes (see `layouts`) of each.
-        size: positions of the batch; what the samples leave is padding.
-        num_head: how many positions the head sees: middles, then text at random.
-        rng: decides which.
+        packing: how.
+        rng: decides what the head sees.
+        edits: of the samples, where they are to be computed over a turned cache as well: their old
+            prompts and the rows computed anew come behind all samples and have to fit too.
     """
-    lengths = np.array([len(tokens) for tokens, _ in samples])
+    size = packing.size
+    pieces = [tokens for tokens, _ in samples]
+    placed = _place_edits(pieces, edits)
+    lengths = np.array([len(tokens) for tokens in pieces])
     used = int(lengths.sum())
     ids, kinds = np.zeros(size, np.int64), np.zeros(size + 1, np.uint8)
-    ids[:used] = np.concatenate([tokens for tokens, _ in samples])
-    kinds[:used] = np.concatenate([classes for _, classes in samples])
+    ids[:used] = np.concatenate(pieces)
+    classes = np.concatenate([classes for _, classes in samples])
+    kinds[: len(classes)] = classes
     ends = np.cumsum(lengths)
     begins = np.repeat(np.concatenate([[0], ends]), np.concatenate([lengths, [size - used]]))
     positions = np.minimum(np.arange(size) - begins, MAX_TOKENS - 1)
@@ -97,8 +135,18 @@ def pack(
     bounds[len(ends) : len(ends) + len(padding)] = padding
     following = kinds[1:].copy()  # class of the next token
     following[ends - 1] = NONE
-    selected, weights, num_middle = _choose(following, num_head, rng)
+    pairs = _pairs(placed, packing, rng)
+    selected, weights, num_middle = _choose(following, packing, pairs[:, 0], rng)
+    turned = None
+    if packing.room_turned:
+        of_pairs = np.zeros(packing.num_pairs, np.float32)
+        of_pairs[: len(pairs)] = packing.weights[following[pairs[:, 0]]]
+        filled = np.zeros((packing.num_pairs, 2), np.int64)
+        filled[: len(pairs)] = pairs
+        of_pairs /= max(of_pairs.sum(), 1e-9)
+        turned = turn(placed, size, packing.room_turned, filled, of_pairs)
     targets = ids[np.minimum(selected + 1, size - 1)]
+    sample = np.where(weights > 0, np.searchsorted(ends, selected, "right"), MAX_SAMPLES)
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(positions),
@@ -107,22 +155,59 @@ def pack(
         torch.from_numpy(targets),
         torch.from_numpy(weights / max(weights.sum(), 1e-9)),
         num_middle,
+        torch.from_numpy(sample),
+        turned,
     )
 
 
+def _place_edits(
+    pieces: list[NDArray[np.uint16]], edits: Sequence[Edit | None]
+) -> list[tuple[Edit, Places]]:
+    """Append old prompts and rows computed anew to the pieces; return where they begin."""
+    begins = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces], dtype=np.int64)])
+    placed, at = [], int(begins[-1])
+    for number, edit in enumerate(edits):
+        if edit is not None:
+            tokens = pieces[number][edit.sources < 0]
+            placed.append((edit, Places(int(begins[number]), at, at + len(edit.old))))
+            pieces += [edit.old, tokens]
+            at += len(edit.old) + len(tokens)
+    return placed
+
+
+def _pairs(
+    placed: list[tuple[Edit, Places]], packing: Packing, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return (P, 2) rows before a middle's token, over the fresh and over the turned cache."""
+    found = [np.empty((0, 2), np.int64)]
+    for edit, places in placed:
+        anew = np.flatnonzero(edit.sources < 0)
+        rows = np.flatnonzero(anew >= edit.cursor)[:-1]  # nothing follows the end
+        found.append(np.stack([places.fresh + anew[rows], places.anew + rows], 1))
+    pairs = np.concatenate(found)
+    return rng.permutation(pairs)[: packing.num_pairs]
+
+
 def _choose(
-    following: NDArray[np.uint8], num_head: int, rng: np.random.Generator
+    following: NDArray[np.uint8],
+    packing: Packing,
+    first: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
-    """Return places, their weights, and how many of them have a middle's token next."""
+    """Return places, `first` first, their weights, and how many have a middle's token next."""
+    num_head = packing.num_head
     middle = np.flatnonzero(np.isin(following, MIDDLE_CLASSES))
+    if len(first):
+        middle = np.setdiff1d(middle, first, assume_unique=True)
     rng.shuffle(middle)
+    middle = np.concatenate([first, middle])
     other = np.flatnonzero((following == OTHER) | (following == SEES_SUFFIX))
     room = max(0, num_head - len(middle))
     if len(other) > room:  # text that sees the suffix is drawn twice as often
         key = rng.random(len(other)) * np.where(following[other] == SEES_SUFFIX, 1.0, 2.0)
         other = other[np.argpartition(key, room)[:room]] if room else other[:0]
     selected = np.concatenate([middle[:num_head], other])
-    weights = CLASS_WEIGHTS[following[selected]]
+    weights = packing.weights[following[selected]]
     if (missing := num_head - len(selected)) > 0:
         selected = np.concatenate([selected, np.zeros(missing, np.int64)])
         weights = np.concatenate([weights, np.zeros(missing, np.float32)])
@@ -148,7 +233,7 @@ def held_batches(
     groups = groups or [current]  # fewer samples than a batch holds
     rng = np.random.default_rng(1)
     return [
-        pack([*map(shards.sample, group)], size, num_head, rng)
+        pack([*map(shards.sample, group)], Packing(size, num_head), rng)
         for group in groups[: most * world][rank::world]
         if group
     ]

@@ -1,7 +1,8 @@
 r"""Documents and the files they travel in: records \x00 package \x02 path \x01 text, UTF-8.
 
 A package's name tells what it is: "algo:" collections of small programs, "git:" repositories of
-larger ones, "npm:" packages of that registry, "reserved:" the evaluation's, else PyPI's.
+larger ones, "npm:" packages of that registry, "reserved:" the evaluation's, else PyPI's. "old:"
+before a name: earlier releases of its files, of which only the changes since are used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import zstandard
 LANGUAGE_OF = {".py": "py", ".js": "js", ".mjs": "js", ".cjs": "js", ".jsx": "js"}
 LANGUAGE_OF |= {".ts": "ts", ".mts": "ts", ".cts": "ts", ".tsx": "tsx"}
 LANGUAGES = ("py", "js", "ts", "tsx")  # a shard stores the index
+
+OLD = "old:"
 
 # Level 9 with long matches packs 46 MB/s to 17 %; LZMA packs 2.5 MB/s to 14 %.
 _LEVEL, _WINDOW_LOG = 9, 29

@@ -48,7 +48,7 @@ _FLOW = re.compile(r"@flow\b|^import typeof ", re.M)
 _DIGITS, _LETTERS = b"0123456789", bytes(range(65, 91)) + bytes(range(97, 123))
 _HELD_OUT_ONE_IN = 50
 _SHINGLE_LINES = 5
-_MOST_RESERVED, _MOST_REPEATED = 0.15, 0.5  # shares of a file's shingles
+MOST_RESERVED, _MOST_REPEATED = 0.15, 0.5  # shares of a file's shingles
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Filter:
             return "exact duplicate"
         self._exact.add(file.key)
         marks = set(file.marks.tolist())
-        if len(marks & self._reserved) > _MOST_RESERVED * len(marks):
+        if len(marks & self._reserved) > MOST_RESERVED * len(marks):
             return "repeats a reserved package"
         repeated = len(marks & self._seen) / len(marks)
         self._seen |= marks

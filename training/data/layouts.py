@@ -10,6 +10,9 @@ it; a cut falls on any character.
     EFIM      PRE prefix SUF suffix MID typed middle END    arXiv 2505.21889: typed since the freeze
     SPM       PRE SUF suffix MID prefix middle END
     plain     text [END at the end of a file]
+
+Where it is known what is wanted, one token says so behind the prompt's last: `WANTED`. It comes
+last so that the cache of the text before it stays what it is.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from collections.abc import Mapping, Sequence
 
 from keyturn.engine.files.catalog import EMBEDDED_FILE
 from keyturn.engine.prompt.fim import SIDECAR, FimTemplate, read_sidecar
-from keyturn.engine.prompt.layout import Segment, lay_out
+from keyturn.engine.prompt.layout import Segment, SegmentKey, lay_out
 
 VOCABULARY = 49152
 END, FILE_SEP, FILENAME = 0, 5, 6  # <|endoftext|>, <file_sep>, <filename>
+WANTED = {"line": 11, "block": 12}  # <jupyter_start>, <jupyter_text>: unused otherwise
 MAX_TOKENS = 2048  # in a sample
 
 PSM, SPM, EFIM, PLAIN = range(4)
@@ -75,3 +79,17 @@ def arrange(
         if segment.kind == "suffix":
             target = SEES_SUFFIX
     return tokens, classes
+
+
+def by_segment(
+    order: Sequence[Segment],
+    parts: Mapping[str, Sequence[int]],
+    head: Sequence[int] = (),
+    wanted: Sequence[int] = (),
+) -> dict[SegmentKey, list[int]]:
+    """Return the same prompt's tokens by segment, as the engine's cache tells them apart."""
+    found: dict[SegmentKey, list[int]] = {("header",): list(head)}
+    for segment in order:
+        is_mark = segment.kind == "marks"
+        found[segment.key] = list(segment.token_ids if is_mark else parts[segment.kind])
+    return found | {("marks", "wanted"): list(wanted)}

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from keyturn.engine.prompt.layout import Segment
+
 from .cross_file import Neighbours
-from .documents import Document, language_of
+from .documents import OLD, Document, language_of
+from .edits import Hunk, Window, before_edit, hunks_between
 from .layouts import (
     EFIM,
     END,
@@ -30,12 +35,15 @@ from .layouts import (
     PLAIN,
     PSM,
     SPM,
+    WANTED,
     arrange,
+    by_segment,
     segments,
 )
 from .small_programs import small_programs
 from .spans import KINDS, LONG, SHORT, SMALL, Mix, pick_span
 from .syntax import Source
+from .turned import Edit, old_rows
 
 MAX_MIDDLE = 900  # tokens
 MAX_CHUNK = 400  # tokens of another file
@@ -52,24 +60,52 @@ class Sample(NamedTuple):
         classes: of each token, see `layouts`.
         kind: of its middle, an index of `spans.KINDS`; 0 for plain text.
         layout: PSM, SPM, EFIM or PLAIN.
+        edit: what the prompt was before an edit, in some samples.
     """
 
     tokens: list[int]
     classes: list[int]
     kind: int
     layout: int
+    edit: Edit | None = None
+
+
+@dataclass
+class Shares:
+    """How often samples have what not all of them have.
+
+    Attributes:
+        edited: of fill-in-the-middle samples, those whose prompt is computed before an edit too.
+        wanted: those whose prompt says whether a line or a block is wanted.
+    """
+
+    edited: float = 0.0
+    wanted: float = 0.0
 
 
 class Builder:
     """Make samples of documents; holds what cross-file context needs to know of all of them."""
 
-    def __init__(self, documents: list[Document], tokenizer: Path | str | None = None) -> None:
-        """Index the documents; without a tokenizer none is made before `open_tokenizer`."""
+    def __init__(
+        self,
+        documents: list[Document],
+        tokenizer: Path | str | None = None,
+        shares: Shares | None = None,
+    ) -> None:
+        """Index the documents; without a tokenizer none is made before `open_tokenizer`.
+
+        Earlier releases of files, of packages "old:NAME", are only looked up for their changes.
+        """
+        old = [d for d in documents if d.package.startswith(OLD)]
+        self._old = {(d.package.removeprefix(OLD), d.path): d.text for d in old}
+        documents = [d for d in documents if not d.package.startswith(OLD)]
         self.documents = documents
+        self.shares = shares or Shares()
         self._neighbours = Neighbours(documents)
         self._tokenizer: Tokenizer | None = None
         self._opens_line: list[bool] = []
         self._closes_line: list[bool] = []
+        self._hunks: list[Hunk] = []  # of the document at hand
         if tokenizer is not None:
             self.open_tokenizer(tokenizer)
 
@@ -94,6 +130,8 @@ class Builder:
         """
         package, path, text = self.documents[number]
         source = Source(text, language_of(path))
+        old = self._old.get((package, path))
+        self._hunks = hunks_between(old, text) if old and self.shares.edited else []
         is_set = package.startswith(("algo:", "npm:@datastructures"))
         if language_of(path) == "py" and not natural:
             yield from self._small(rng, path, text, num_small)
@@ -149,16 +187,60 @@ class Builder:
         if not middle or len(middle) > MAX_MIDDLE:
             return None
         head = self._head(rng, number, path, text[a:b], text[start:end])
+        wanted = [WANTED["block" if "\n" in text[start:end] else "line"]]
+        wanted = wanted if self.shares.wanted and rng.random() < self.shares.wanted else []
         size = len(head) + len(prefix) + len(typed) + len(middle) + len(suffix) + NUM_MARKS
-        prefix, suffix = _shortened(prefix, suffix, size - MAX_TOKENS)
+        excess = size + len(wanted) - MAX_TOKENS
+        prefix, suffix = _shortened(prefix, suffix, excess)
         order = segments(text[a:split], text[split:start], text[end:b], layout)
-        tokens, classes = arrange(order, {"prefix": prefix, "tail": typed, "suffix": suffix})
+        parts = {"prefix": prefix, "tail": typed, "suffix": suffix}
+        tokens, classes = arrange(order, parts)
         of_head = [NONE if number is None else OTHER] * len(head)
-        tokens = [*head, *tokens, *middle, END]
-        classes = [*of_head, *classes, *self._middle_classes(middle), LAST]
+        prompt = [*head, *tokens, *wanted]
+        tokens = [*prompt, *middle, END]
+        classes = [
+            *(*of_head, *classes, *[NONE] * len(wanted)),
+            *(*self._middle_classes(middle), LAST),
+        ]
         if len(tokens) > MAX_TOKENS:
             return None
-        return Sample(tokens, classes, KINDS.index(kind), layout)
+        edit = None
+        if self.shares.edited and excess <= 0 and rng.random() < self.shares.edited:
+            window = Window(a, start, end, b)
+            edit = self._edit(rng, source, window, order, parts, head, wanted, len(middle) + 1)
+        return Sample(tokens, classes, KINDS.index(kind), layout, edit)
+
+    def _edit(
+        self,
+        rng: random.Random,
+        source: Source,
+        window: Window,
+        order: Sequence[Segment],
+        parts: dict[str, list[int]],
+        head: list[int],
+        wanted: list[int],
+        num_middle: int,
+    ) -> Edit | None:
+        """Return what the prompt was before an edit of the window, None if there is none to make.
+
+        What was typed since the freeze stays as it is: it lies at the cursor.
+        """
+        typed = next((s.text for s in order if s.kind == "tail"), "")
+        split = window._replace(start=window.start - len(typed))
+        found = before_edit(rng, source, split, self._hunks)
+        if found is None:
+            return None
+        prefix, suffix = self._encode(*found)
+        old = by_segment(order, {**parts, "prefix": prefix, "suffix": suffix}, head, wanted)
+        new = by_segment(order, parts, head, wanted)
+        tokens = [token for part in old.values() for token in part]
+        if len(tokens) > MAX_TOKENS:
+            return None
+        sources = old_rows(old, new)
+        if sources.max() < 0:
+            return None
+        rows = np.concatenate([sources, np.full(num_middle, -1)]).astype(np.int16)
+        return Edit(np.array(tokens, np.uint16), rows, len(sources) - 1)
 
     def plain(self, text: str, whole: bool) -> Sample:
         """Return a sample of plain text; `whole` if the file ends with it."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .batches import MAX_SAMPLES, PADDING_PIECES, Batch, pack
-from .shards import Shards, offsets, read_shards
+from .batches import MAX_SAMPLES, PADDING_PIECES, Batch, Packing, pack
+from .shards import TokensAndClasses, read_shards
+from .turned import MAX_TURNED, Edit
 
 Passes = list[tuple[list[int], int]]
 
@@ -44,8 +45,7 @@ class Stream:
     def __init__(
         self,
         folder: Path,
-        size: int,
-        num_head: int,
+        packing: Packing,
         device: torch.device,
         passes: Passes,
         rank: int = 0,
@@ -58,8 +58,7 @@ class Stream:
 
         Args:
             folder: of the shards.
-            size: tokens a batch.
-            num_head: how many of them the head sees.
+            packing: how batches are laid out.
             device: where batches go.
             passes: groups of pass numbers whose shards interleave, and the shards of each.
             rank: of this process.
@@ -69,19 +68,12 @@ class Stream:
             skip: shards that an earlier run has taken.
         """
         self.waited_s, self.num_shards = 0.0, skip
-        self._folder, self._size, self._num_head, self._device = folder, size, num_head, device
+        self._folder, self._packing, self._device = folder, packing, device
         self._order = self._names(passes, rank, world)
         for _ in range(skip):
             next(self._order)
         self._rng = np.random.default_rng([seed, rank, skip] if skip else [seed, rank])
-        self._pool = Shards(
-            np.empty(0, np.uint16),
-            np.empty(0, np.uint8),
-            np.empty(0, np.int32),
-            np.empty(0, np.int64),
-            {},
-        )
-        self._left: list[int] = []
+        self._pool: list[tuple[TokensAndClasses, Edit | None]] = []
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(ahead)
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -105,35 +97,39 @@ class Stream:
                 return
 
     def _make(self) -> Batch:
-        room, picked, skipped = self._size, [], []
-        while room > 16 and len(skipped) < 64 and len(picked) < MAX_SAMPLES - PADDING_PIECES:
-            if len(self._left) < _FEW_SAMPLES:
-                self._left += skipped
+        room, room_turned = self._packing.size, self._packing.room_turned
+        picked: list[TokensAndClasses] = []
+        edits: list[Edit | None] = []
+        skipped, num_pieces = [], 0
+        while room > 16 and len(skipped) < 64 and num_pieces < MAX_SAMPLES - PADDING_PIECES:
+            if len(self._pool) < _FEW_SAMPLES:
+                self._pool += skipped
                 skipped = []
                 self._refill()
-            i = self._left.pop()
-            if self._pool.length[i] <= room:
-                picked.append(self._pool.sample(i))
-                room -= int(self._pool.length[i])
+            sample, edit = self._pool.pop()
+            length, extra = len(sample[0]), 0
+            if edit is not None:
+                extra = len(edit.old) + edit.num_anew
+                fits = length <= room_turned and length + extra <= room
+                if not fits or sum(e is not None for e in edits) == MAX_TURNED:
+                    edit, extra = None, 0
+            if length <= room:
+                picked.append(sample)
+                edits.append(edit)
+                room -= length + extra
+                room_turned -= 0 if edit is None else length
+                num_pieces += 1 if edit is None else 3
             else:
-                skipped.append(i)
-        self._left += skipped
-        return pack(picked, self._size, self._num_head, self._rng)
+                skipped.append((sample, edit))
+        self._pool += skipped
+        return pack(picked, self._packing, self._rng, edits)
 
     def _refill(self) -> None:
         """Keep what is left of the pool and add some shards."""
         new = read_shards([self._next_shard() for _ in range(_SHARDS_A_POOL)])
-        kept = [self._pool.sample(i) for i in self._left]
-        length = np.concatenate([new.length, self._pool.length[self._left]])
-        self._pool = Shards(
-            np.concatenate([new.tokens, *(tokens for tokens, _ in kept)]),
-            np.concatenate([new.classes, *(classes for _, classes in kept)]),
-            length,
-            offsets(length),
-            {},
-        )
-        order = self._rng.permutation(len(length))
-        self._left = order[length[order] <= self._size].tolist()
+        fits = np.flatnonzero(new.length <= self._packing.size).tolist()
+        pool = [(new.sample(i), new.edits[i]) for i in fits] + self._pool
+        self._pool = [pool[i] for i in self._rng.permutation(len(pool)).tolist()]
 
     def _next_shard(self) -> Path:
         path, started = next(self._order), time.time()

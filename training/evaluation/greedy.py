@@ -66,7 +66,7 @@ def greedy(
     depth: int,
     stop: int = END,
     halt: Tensor | None = None,
-) -> list[list[int]]:
+) -> tuple[list[list[int]], list[float]]:
     """Decode a batch greedily.
 
     Args:
@@ -78,7 +78,8 @@ def greedy(
         halt: (vocabulary,) bool, tokens after which an answer ends.
 
     Returns:
-        The new ids of each prompt, without the stop token.
+        The new ids of each prompt, without the stop token, and the logarithm of their joint
+        probability, the stop token's included.
     """
     device = model.embedding.device
     longest = max(map(len, prompts))
@@ -90,8 +91,11 @@ def greedy(
     cache = _Cache(model, depth, padding, longest + max_new)
     out = torch.full((len(prompts), max_new), stop, device=device)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    logs = torch.zeros(len(prompts), device=device)
     for step in range(max_new):
-        token = torch.where(alive, cache.step(model, ids).argmax(-1), stop)
+        best, token = cache.step(model, ids).float().log_softmax(-1).max(-1)
+        token = torch.where(alive, token, stop)
+        logs += torch.where(alive, best, 0.0)
         out[:, step] = token
         alive &= token != stop
         if halt is not None:
@@ -99,4 +103,5 @@ def greedy(
         ids = token[:, None]
         if step % 8 == 7 and not alive.any():  # asking makes the GPU wait
             break
-    return [row[: row.index(stop)] if stop in row else row for row in out.tolist()]
+    rows = [row[: row.index(stop)] if stop in row else row for row in out.tolist()]
+    return rows, logs.tolist()

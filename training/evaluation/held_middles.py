@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batches import MAX_SAMPLES, PADDING_PIECES, pack
+from ..data.batches import MAX_SAMPLES, PADDING_PIECES, Packing, pack
 from ..data.documents import LANGUAGES
 from ..data.layouts import EFIM, END, LAYOUTS, MIDDLE_CLASSES, PLAIN, PSM, SPM
 from ..data.shards import Shards, read_shards
 from ..data.spans import KINDS
 from ..model.decoder import Model
 from ..model.loss import EXITS
+from .calibration import calibration
 
 LENGTHS = ((0, 500), (500, 1000), (1000, 2049))  # tokens of a sample
 SURE = 0.9  # probability from which a guess counts as sure
@@ -43,6 +44,10 @@ def held_out(model: Model, folder: Path, most: int, size: int) -> dict[str, Any]
     out |= {table: {} for table in ("lengths", "kinds", "languages", "reserved")}
     for layer in layers:
         out["layers"][layer] = _of_layer(rows, layer, last)
+    last_rows = rows[f"layer{last}"]
+    found = calibration(last_rows[:, CONFIDENCE], last_rows[:, TOP] == rows["truth"], 20)
+    out["ece_token"], out["ece_token_se"] = round(found.error, 4), round(found.standard_error, 4)
+    out["bins_token"] = found.bins
     for table, name, mask in _cells(rows):
         if mask.any():
             out[table][name] = summarise(rows, mask, last)
@@ -80,10 +85,17 @@ def summarise(rows: Rows, mask: NDArray[np.bool_], last_layer: int) -> dict[str,
         "loss": round(float(full[:, NLL].mean()), 4),
         "top1": round(float(right.mean()), 4),
         "end_right": round(float(ends[last].mean()), 4),
-        "end_early": round(len(np.unique(sample[ends & ~last])) / num, 4),
+        "end_right_se": round(_error(float(ends[last].mean()), num), 4),
+        "end_early": round(early := len(np.unique(sample[ends & ~last])) / num, 4),
+        "end_early_se": round(_error(early, num), 4),
         # Greedy decoding would be an exact match.
         "all_right": round(1 - len(np.unique(sample[~right])) / num, 4),
     }
+
+
+def _error(share: float, num: int) -> float:
+    """Return the standard error of a share of `num`."""
+    return (share * (1 - share) / num) ** 0.5
 
 
 def _layers(model: Model) -> tuple[int, ...]:
@@ -138,7 +150,7 @@ def _groups(shards: Shards, size: int) -> Iterator[list[int]]:
 def _score(model: Model, shards: Shards, group: list[int], size: int) -> Rows:
     device = model.embedding.device
     samples = [shards.sample(i) for i in group]
-    batch = pack(samples, size, 64, np.random.default_rng(0)).to(device)
+    batch = pack(samples, Packing(size, 64), np.random.default_rng(0)).to(device)
     taps = set(_layers(model))
     hidden = model.hidden(batch.token_ids, batch.positions, batch.bounds, taps)
     begins = np.concatenate([[0], np.cumsum(shards.length[group])])

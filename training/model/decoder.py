@@ -1,7 +1,8 @@
 """SmolLM2-135M (Llama family) in plain PyTorch, for training on packed samples.
 
 Samples lie end to end in a flat stream of tokens, `bounds` holds where they begin, and attention
-never crosses one (variable-length flash attention on a GPU, a loop elsewhere).
+never crosses one (variable-length flash attention on a GPU, a loop elsewhere). Rows may see a cache
+that an edit has turned instead, see `data.turned`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from keyturn.engine.model.config import ModelConfig
 
 from ..data.layouts import MAX_TOKENS, VOCABULARY
+from ..data.turned import Turned
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -79,6 +81,7 @@ class Shape:
         )
 
 
+Turn = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # see `turn_of`
 TINY = Shape(width=64, num_heads=1, num_kv_heads=1, ff_width=128)  # for tests on a CPU
 
 
@@ -129,6 +132,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
     return torch.cat(out)
 
 
+def turn_of(turned: Turned, table: tuple[Tensor, Tensor]) -> Turn:
+    """Return what `run_layer` needs of turned rows: their gathering, rotation, bounds, and use."""
+    cos, sin = (t[turned.positions][:, None] for t in table)
+    return turned.gather, cos, sin, turned.bounds, turned.source
+
+
 def run_layer(
     x: Tensor,
     cos: Tensor,
@@ -140,13 +149,24 @@ def run_layer(
     w_o: Tensor,
     w_gate_up: Tensor,
     w_down: Tensor,
+    turn: Turn | None = None,
 ) -> Tensor:
-    """Run one layer over x (N, width); sizes of the heads follow from the weights."""
+    """Run one layer over x (N, width); sizes of the heads follow from the weights.
+
+    With a `turn`, keys and values are gathered once more, in the order that an edit gave them. Keys
+    are rotated from the unrotated ones to their new places, as the engine's cache does it, and
+    gradients reach the stale rows through them.
+    """
     num_heads = w_o.shape[1] // HEAD_DIM
     num_kv_heads = (w_qkv.shape[0] // HEAD_DIM - num_heads) // 2
     qkv = F.linear(rms_norm(x, norm1), w_qkv).view(-1, num_heads + 2 * num_kv_heads, HEAD_DIM)
     q, k, v = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
     y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous(), bounds)
+    if turn is not None:
+        gather, cos, sin, bounds, source = turn
+        q, k, v = (t.index_select(0, gather) for t in (q, k, v))
+        again = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, bounds)
+        y = torch.cat([y, again]).index_select(0, source)
     x = x + F.linear(y.reshape(-1, num_heads * HEAD_DIM), w_o)
     gate, up = F.linear(rms_norm(x, norm2), w_gate_up).chunk(2, -1)
     return x + F.linear(F.silu(gate) * up, w_down)
@@ -199,7 +219,12 @@ class Model(nn.Module):
         return cast("list[Layer]", list(self.layers))
 
     def hidden(
-        self, token_ids: Tensor, positions: Tensor, bounds: Tensor, taps: set[int]
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        bounds: Tensor,
+        taps: set[int],
+        turned: Turned | None = None,
     ) -> dict[int, Tensor]:
         """Return the hidden states (N, width) after the layers in `taps` (counted from 1).
 
@@ -208,13 +233,16 @@ class Model(nn.Module):
             positions: (N,) int64.
             bounds: (samples + 1,) int32, where samples begin.
             taps: numbers of layers.
+            turned: rows that see a turned cache; None if there are none.
         """
-        cos, sin = (t[positions][:, None] for t in rotary_table(MAX_TOKENS, token_ids.device))
+        table = rotary_table(MAX_TOKENS, token_ids.device)
+        cos, sin = (t[positions][:, None] for t in table)
+        turn = None if turned is None else turn_of(turned, table)
         x = F.embedding(token_ids, self.embedding)
         out = {}
         for i, layer in enumerate(self.stack, 1):
             weights = (layer.norm1, layer.norm2, layer.qkv, layer.o, layer.gate_up, layer.down)
-            x = self.run(x, cos, sin, bounds, *weights)
+            x = self.run(x, cos, sin, bounds, *weights, turn)
             if i in taps:
                 out[i] = x
         return out

@@ -46,7 +46,7 @@ class Tool:
     def raw(
         self, method: str, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         with contextlib.closing(connection):
             connection.request(method, path, body, {**self.headers, **headers})
             response = connection.getresponse()
@@ -98,13 +98,13 @@ def serving(
             yield Tool(listener.getsockname()[1])
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
             end_host(address)
 
 
 def end_host(address: Address) -> None:
     """End the host that serves an address, if one does."""
-    found = asyncio.run(look(address, 5.0))
+    found = asyncio.run(look(address, 60.0))
     if found is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(found["pid"], signal.SIGTERM)
@@ -112,7 +112,7 @@ def end_host(address: Address) -> None:
 
 def host_status(address: Address) -> dict[str, Any]:
     """Return what the host that serves an address says of itself."""
-    found = asyncio.run(look(address, 5.0))
+    found = asyncio.run(look(address, 60.0))
     assert found is not None
     return found
 
@@ -158,7 +158,7 @@ def real_process(runtime_dir: Path, *flags: str, token: str = "") -> Iterator[To
         threading.Thread(target=process.stderr.read, daemon=True).start()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         tool = Tool(int(port[1]), **headers)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while tool.get("/health")[0] != 200:
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -166,7 +166,7 @@ def real_process(runtime_dir: Path, *flags: str, token: str = "") -> Iterator[To
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            assert process.wait(10) == 130
+            assert process.wait(60) == 130
         finally:
             process.kill()
             for path in runtime_dir.glob("keyturn/*.sock"):

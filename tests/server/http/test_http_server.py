@@ -16,7 +16,7 @@ PATHS = ["/infill", "/v1/completions", "/v1/models", "/health", "/v1/health", "/
 
 
 def until(condition) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -157,7 +157,7 @@ def test_a_client_that_goes_cancels_the_decode(tool, address, path, streams) -> 
     with socket.create_connection(("127.0.0.1", tool.port)) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
-        until(lambda: address.working.read_bytes()[:4] != bytes(4))  # it works on a document
+        until(lambda: any("endless" in text for text in host_status(address)["texts"].values()))
         assert not host_status(address)["is_idle"]
     until(lambda: host_status(address)["is_idle"])
     assert tool.infill("ab", "c")["content"] == "<ab|c>"
@@ -181,7 +181,7 @@ def test_three_requests_for_one_place_are_all_answered(tool) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert found == ["<slow |c>"] * 3
 
 

@@ -1,0 +1,77 @@
+"""First lines that a model writes at held-out places, greedily, and how sure it was of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ..data.documents import LANGUAGES
+from ..data.layouts import FIRST, LAYOUTS
+from ..data.shards import read_shards
+from ..model.decoder import Model
+from .calibration import calibration
+from .greedy import greedy
+
+MAX_NEW = 72  # tokens of an answer
+
+
+def held_lines(
+    model: Model, tokenizer: Tokenizer, folder: Path, layout: str, most: int, batch_size: int
+) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    """Return how often the first line is exactly the true one, by language, with standard errors.
+
+    Args:
+        model: on its device.
+        tokenizer: its tokenizer.
+        folder: of held-out shards.
+        layout: one of `layouts.LAYOUTS`; other samples are left out.
+        most: places at most, always the same ones.
+        batch_size: places decoded together.
+
+    Returns:
+        Figures, the calibration of the line's joint probability among them; and for each place
+        "exact" bool, "probability" float32 and "language" uint8.
+    """
+    shards = read_shards(sorted(folder.glob("p*.npz")))
+    fits = np.flatnonzero(shards.columns["layout"] == LAYOUTS.index(layout))
+    fits = np.random.default_rng(7).permutation(fits)[:most]
+    cuts = [int(np.flatnonzero(shards.sample(int(i))[1] == FIRST)[0]) for i in fits]
+    order = np.argsort(cuts)  # those of a length together
+    breaks = ["\n" in tokenizer.decode([i]) for i in range(model.shape.vocabulary)]
+    halt = torch.tensor(breaks, device=model.embedding.device)
+    exact, probability = np.zeros(len(fits), bool), np.zeros(len(fits), np.float32)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        tokens = [shards.sample(fits[i])[0].tolist() for i in part]
+        prompts = [ids[: cuts[i]] for i, ids in zip(part, tokens, strict=True)]
+        answers, logs = greedy(model, prompts, MAX_NEW, model.shape.num_layers, halt=halt)
+        for i, ids, answer, log in zip(part, tokens, answers, logs, strict=True):
+            true = tokenizer.decode(ids[cuts[i] : -1], skip_special_tokens=False)
+            mine = tokenizer.decode(answer, skip_special_tokens=False)
+            exact[i] = mine.split("\n")[0].strip() == true.split("\n")[0].strip()
+            probability[i] = np.exp(log)
+    languages = shards.columns["language"][fits]
+    figures: dict[str, Any] = {"n": len(fits), **_share(exact)}
+    for number, name in enumerate(LANGUAGES):
+        if (languages == number).any():
+            figures[name] = {
+                "n": int((languages == number).sum()),
+                **_share(exact[languages == number]),
+            }
+    found = calibration(probability, exact)
+    figures["ece_joint"], figures["ece_joint_se"] = (
+        round(found.error, 4),
+        round(found.standard_error, 4),
+    )
+    figures["bins_joint"] = found.bins
+    return figures, {"exact": exact, "probability": probability, "language": languages}
+
+
+def _share(right: NDArray[np.bool_]) -> dict[str, float]:
+    p = float(right.mean()) if len(right) else 0.0
+    return {"exact": round(p, 4), "se": round((p * (1 - p) / max(1, len(right))) ** 0.5, 4)}
