@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from .generation.depth import steps_of
 from .generation.draft import PastTexts, PromptLookup
 from .generation.generate import Generated, generate, write
 from .generation.speculation import DraftRecord
+from .generation.steps import Steps
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
 from .prompt.fim import FimTemplate
@@ -334,9 +335,10 @@ class Session:
         forced = self._forced + params.assumed
         end_ids = model.template.end_ids if model.template else model.tokenizer.end_ids
         token_bytes = model.tokenizer.token_bytes()
-        steps = steps_of(
-            *(params, prompt, check),
-            lookup=self._lookup,
+        make_steps = functools.partial(
+            steps_of,
+            prompt=prompt,
+            check=check,
             record=self.drafts,
             # An adapter changes the states that exits were trained on.
             fast=None if model.decoder.is_adapted else model.exits,
@@ -345,6 +347,7 @@ class Session:
             end_ids=end_ids,
             token_bytes=token_bytes,
         )
+        steps = make_steps(params, lookup=self._lookup)
         writing = functools.partial(
             write, end_ids=end_ids, token_bytes=token_bytes, forced=forced, check=check
         )
@@ -357,7 +360,13 @@ class Session:
             if params.num_candidates > 1:
                 layers = steps.layers or range(model.decoder.config.num_layers)
                 open_branches = functools.partial(Branches, prompt, check, layers)
-                several = Candidates(writing, params, steps, open_branches)
+
+                def another(first: Generated) -> Steps:
+                    lookup = functools.partial(self._lookup, np.array(first.token_ids))
+                    depth = "exact" if params.depth == "fast" else params.depth
+                    return make_steps(replace(params, depth=depth), lookup=lookup)
+
+                several = Candidates(writing, params, steps, another, open_branches)
                 generated, others = several.decode(logits, on_text=on_text, watch=watch)
             else:
                 generated = generate(writing(logits, params, on_text=on_text, watch=watch), steps)
@@ -380,12 +389,12 @@ class Session:
             is_doubtful=generated.is_doubtful,
         )
 
-    def _lookup(self) -> PromptLookup:
+    def _lookup(self, *more: Ints) -> PromptLookup:
         """Return what finds drafts in the text that the model sees, and in what was just there."""
         nothing = np.empty(0, dtype=np.int64)
         parts = [self._tokens.get((kind,), nothing) for kind in ("prefix", "tail", "suffix")]
         before, behind = np.concatenate(parts[:2]), parts[2]
-        others = self.past.token_ids()
+        others = [*self.past.token_ids(), *more]
         return PromptLookup(before, behind, others, max_tokens=self.prompt.room)
 
     def _lay_out(self, prompt: Prompt) -> None:

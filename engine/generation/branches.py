@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.decoder import Check
@@ -28,6 +30,15 @@ class Branch:
     """
 
     slots: list[int]
+
+
+class _Aside(NamedTuple):
+    """Rows that were taken out of the cache: what `KVCache.insert` takes, and records of theirs."""
+
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    records: dict[str, NDArray]
+    rows: Tensor
 
 
 class Branches:
@@ -54,6 +65,7 @@ class Branches:
         in_order = generated[np.argsort(cache.positions[generated])]
         self.first = Branch(in_order.tolist())
         self._start = cache.num_rows - len(generated)
+        self._aside: _Aside | None = None
         self._state = cache.num_fresh, cache.generation
 
     def fork(self, num_kept: int) -> Branch:
@@ -86,13 +98,44 @@ class Branches:
             branch.slots.append(slot)
         return logits
 
+    def leave_alone(self, branch: Branch) -> list[int]:
+        """Leave the rows of another one only, to be decoded on by itself; return its tokens.
+
+        The first one's are set aside. What is decoded goes with the branch, in `close`.
+        """
+        cache = self._prompt.rows
+        shared = _common_length(self.first.slots, branch.slots)
+        aside = np.array(self.first.slots[shared:], dtype=np.int64)
+        records = {name: cache.record(name)[aside] for name in ("segment", "provenance")}
+        (rows,) = cache.copied(aside)
+        self._aside = _Aside(cache.token_ids[aside], cache.positions[aside], records, rows)
+        token_ids = cache.token_ids[branch.slots].tolist()
+        self._keep(branch)
+        return token_ids
+
     def close(self) -> None:
         """Leave the rows of the first continuation only, as if there had been no other."""
-        cache = self._prompt.rows
-        own = np.zeros(cache.num_rows, dtype=bool)
-        own[: self._start] = True
-        own[self.first.slots] = True
-        cache.remove(np.flatnonzero(~own))
+        cache, aside = self._prompt.rows, self._aside
+        if aside is None:
+            self._keep(self.first)
+        else:
+            self._prompt.drop_generated(len(self.first.slots) - len(aside.token_ids))
+            if len(aside.token_ids):
+                slots = cache.insert(aside.token_ids, aside.positions, aside.rows)
+                for name, values in aside.records.items():
+                    cache.record(name)[slots] = values
         cache.num_fresh, cache.generation = self._state
         if len(self._layers) == self._prompt.decoder.config.num_layers:
             cache.mark_computed(np.arange(self._start, cache.num_rows))
+
+    def _keep(self, branch: Branch) -> None:
+        cache = self._prompt.rows
+        own = np.zeros(cache.num_rows, dtype=bool)
+        own[: self._start] = own[branch.slots] = True
+        cache.remove(np.flatnonzero(~own))
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many leading numbers two sequences have in common."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))

@@ -91,6 +91,7 @@ class Candidates:
         writing: Callable[..., Writing],
         params: CompletionParams,
         steps: Steps,
+        another: Callable[[Generated], Steps],
         open_branches: Callable[[], Branches],
     ) -> None:
         """Begin nothing yet.
@@ -99,10 +100,11 @@ class Candidates:
             writing: `write`, given all but its logits, its params and how it begins.
             params: those of the first; all together take no longer than it may.
             steps: computes the first as long as it is alone.
+            another: makes steps that change nothing, for one behind the first, which has ended.
             open_branches: makes room for several.
         """
         self._writing, self._params, self._steps = writing, params, steps
-        self._open_branches = open_branches
+        self._another, self._open_branches = another, open_branches
         self._forks = Forks(is_greedy=params.temperature == 0)
         self._num_others = params.num_candidates - 1
         self._first: int | Generated  # its next token, or the whole
@@ -128,6 +130,9 @@ class Candidates:
         try:
             while True:
                 self._fork()
+                if len(self._others) == 1 and isinstance(self._first, Generated):
+                    self._found.append(self._finished(self._others.pop(), self._first))
+                    continue
                 if self._others:
                     self._step_together(first)
                     continue
@@ -189,6 +194,22 @@ class Candidates:
         if not isinstance(self._first, Generated):
             self._steps.take(self._first)
             self._first = advance(first, logits[-1])
+
+    def _finished(self, other: _Other, first: Generated) -> Generated:
+        """Decode the last one by itself, with drafts."""
+        branches = self._branches
+        assert branches is not None, "it has rows there"
+        steps = self._another(first)
+        for token_id in branches.leave_alone(other.branch):
+            steps.take(token_id)
+        at: int | Generated = other.token_id
+        try:
+            while not isinstance(at, Generated):
+                at = advance(other.writing, stepped(steps, at))
+        finally:
+            steps.end()
+            self._close()
+        return at
 
     def _note(self, other: _Other, after: int | Generated) -> None:
         """Keep a candidate going with its next token, or what came of it."""

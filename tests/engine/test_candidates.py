@@ -191,7 +191,11 @@ def test_candidates_are_those_decoded_alone(decoder, seed, num_candidates, max_t
     after, first, others = reference(decoder, writing, params, token_ids)
     prompt = opened(decoder, token_ids)
     steps = PlainSteps(prompt, 2, check)
-    several = Candidates(writing, params, steps, partial(Branches, prompt, check, range(2)))
+    several = Candidates(
+        *(writing, params, steps),
+        another=lambda _: PlainSteps(prompt, 2, check),
+        open_branches=partial(Branches, prompt, check, range(2)),
+    )
     found, found_others = several.decode(prompt.logits(check), None, None)
     for ours, theirs in zip([found, *found_others], [first, *others], strict=True):
         assert (ours.token_ids, ours.text) == (theirs.token_ids, theirs.text)
