@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -136,6 +137,21 @@ SHAPES = {
 }
 
 
+def planes_bytes(shape: Shape, bits: int) -> int:
+    """Return what a model takes whose layers' matrices are bit planes, and the rest bfloat16.
+
+    A scale in fp16 stands for 128 columns, of matrices with another number for 64 or 32.
+    """
+    total = 0
+    for name, size in shape.tensors().items():
+        if "_proj.weight" not in name:
+            total += 2 * math.prod(size)
+            continue
+        group = next(group for group in (128, 64, 32) if size[1] % group == 0)
+        total += math.prod(size) * bits // 8 + 2 * math.prod(size) // group
+    return total
+
+
 def write_model(folder: Path, shape: Shape, seed: int) -> int:
     """Write random bfloat16 weights in a shape, in files of some layers each; return how many."""
     import torch
@@ -196,6 +212,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 packed = sum(path.stat().st_size for path in caches.rglob("*.packed"))
                 if num_weights is not None and quant == "none":
                     packed = 2 * num_weights
+                elif num_weights is not None and quant.startswith("b"):
+                    packed = planes_bytes(SHAPES[args.shape], int(quant[1:]))
                 rows.append({"quant": quant, "start": number, "packed_bytes": packed, **found})
             shutil.rmtree(caches, ignore_errors=True)
     return rows

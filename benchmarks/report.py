@@ -58,6 +58,13 @@ def sections() -> Iterator[tuple[str, Callable[[Axes], None], str]]:
     for name, run in newest(RESULTS / "edit_latency.jsonl"):
         about = f"{run['machine']['processor']}, {run['dtype']}; commit {run['commit']}."
         yield f"Ready after an edit {name}", _times(run), about
+    for name, run in newest(RESULTS / "depth.jsonl"):
+        about = f"{run['machine']['processor']}, {run['dtype']}; commit {run['commit']}. "
+        about += "Bars are 95 % intervals over places, of either."
+        for group in dict.fromkeys(row["group"] for row in run["runs"]):
+            rows = [row for row in run["runs"] if row["group"] == group]
+            if rows[0].get("edit similarity") is not None:
+                yield f"Quality against time {group} {name}", _quality(rows), about
     for name, run in newest(RESULTS / "cold.jsonl"):
         about = f"{run['machine']['processor']}, {run['num_places']} places."
         yield f"A cold place {name}", _cold(run), about
@@ -106,6 +113,26 @@ def _times(run: Run) -> Callable[[Axes], None]:
         axes.set_xscale("log")
         axes.set_xlabel("ms to the first token")
         axes.legend()
+
+    return plot
+
+
+def _quality(rows: Sequence[Run]) -> Callable[[Axes], None]:
+    def plot(axes: Axes) -> None:
+        plain = rows[0]["edit similarity"]
+        for row in rows[1:]:
+            speed, gained = row["times as fast"], 100 * (row["edit similarity"] / plain - 1)
+            axes.errorbar(
+                *(speed, gained),
+                xerr=[[speed - row["low"]], [row["high"] - speed]],
+                yerr=[[gained - row["change, low %"]], [row["change, high %"] - gained]],
+                fmt="o",
+                color=_COLOURS[0],
+                elinewidth=0.5,
+            )
+            axes.annotate(f" {row['method']}", (speed, gained), fontsize="small")
+        axes.set_xlabel("times as fast as a token at a time")
+        axes.set_ylabel("change of edit similarity, %")
 
     return plot
 

@@ -93,6 +93,7 @@ class Engine:
                     *(resolve(model), self.dtype, progress),
                     packing=self._packing,
                     device=self.device,
+                    streams=self._plane_bits is not None,
                 )
                 most = self._most_rows(files.config)
                 spare = min(_SPARE_TOKENS, most // 2)

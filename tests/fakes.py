@@ -7,12 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from keyturn.engine.host.engine_protocol import Check, HostedEngine, OnText
 from keyturn.engine.wire.config import Completion, CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadPosition, ModelNotFound
+
+# What a completion is asked with, as it comes over the wire.
+PARAMS = {**asdict(CompletionParams(8, 0.0, 1.0, 0, (), 0.0)), "stop": []}
 
 
 class FakeSession:

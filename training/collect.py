@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .data.budget import cap_weight, fit_budget, split_packages
 from .data.contamination import Contamination
-from .data.documents import Document, language_of, load_documents, write_documents
+from .data.documents import OLD, Document, language_of, load_documents, write_documents
 from .data.filtering import (
     COMPILED_JS,
     MAX_LINE_CHARS,
@@ -31,6 +31,7 @@ from .data.filtering import (
     Dropped,
     Examined,
     Filter,
+    cleaned,
     examine,
     held_out,
     source_order,
@@ -118,6 +119,20 @@ def reserved_documents(folder: Path, under: dict[str, str]) -> tuple[list[Docume
                 mine = documents if path.startswith(written) else others
                 mine.append(Document("reserved:" + package.name, path, text))
     return documents + others, len(documents)
+
+
+def previous_documents(folder: Path, wanted: list[Document]) -> list[Document]:
+    """Return earlier releases of documents, where they were different, as packages "old:NAME"."""
+    texts = {(d.package, d.path): d.text for d in wanted}
+    found = []
+    for read, pattern in ((read_wheel, "whl/*.whl"), (read_tarball, "npm/*.tgz")):
+        for package in map(read, sorted(folder.glob(pattern))):
+            for path, data in package.files:
+                text = texts.get((package.name, path))
+                old = cleaned(path, data) if text is not None else None
+                if isinstance(old, str) and old != text:
+                    found.append(Document(OLD + package.name, path, old))
+    return found
 
 
 def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
@@ -213,7 +228,8 @@ def select(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     print(json.dumps({key: value for key, value in manifest.items() if key != "packages"}))
     parts = split_packages(kept, args.parts)
     for number, part in enumerate(tqdm(parts, "packing", unit=" parts")):
-        write_documents(args.out / f"train_{number}.bin.zst", part)
+        old = previous_documents(args.downloads / "previous", part)
+        write_documents(args.out / f"train_{number}.bin.zst", part + old)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -102,7 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         result[folder.name] = held_out(model, folder, args.held_tokens, args.size)
         path.write_text(json.dumps(result, indent=1))
         print(folder.name, json.dumps(result[folder.name]["all"]))
-        for layout in ("spm", "psm") if args.lines and tokenizer else ():
+        if not (args.lines and tokenizer):
+            continue
+        for layout in ("spm", "psm"):
             figures, found = held_lines(model, tokenizer, folder, layout, args.lines, args.batch)
             result[f"{folder.name} lines {layout}"] = figures
             items |= {f"{folder.name}.{layout}.{name}": part for name, part in found.items()}

@@ -5,7 +5,8 @@ r"""Download all that sources.json names: packages, the reserved ones, repositor
 
 Only the registries' own clients and git are used (`pip download`, `npm pack`, `git fetch`), with
 pinned versions and commits and without dependencies. DIR gets whl/, npm/, reserved/whl/,
-reserved/npm/, repositories/OWNER+NAME/repo and HumanEval-SingleLineInfilling.jsonl.gz. What is
+reserved/npm/, previous/whl/, previous/npm/ (of some packages the newest release before the pinned
+one), repositories/OWNER+NAME/repo and HumanEval-SingleLineInfilling.jsonl.gz. What is
 already there stays, so a killed run goes on where it was. A package that cannot be had (no wheel,
 withdrawn) is reported and left out.
 """
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -106,6 +108,29 @@ def fetch_npm(wanted: dict[str, str], folder: Path) -> list[str]:
     return fetch(sorted(wanted.items()), commands, lambda i: have_tarball(folder, *i), "npm")
 
 
+def fetch_previous(sources: dict[str, Any], folder: Path) -> list[str]:
+    """Download the newest release before the pinned one; return what could not be had."""
+    (folder / "whl").mkdir(parents=True, exist_ok=True)
+    (folder / "npm").mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+    npm = ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination"]
+    wanted = {k: [(n, sources[k][n]) for n in sources["previous"][k]] for k in ("pypi", "npm")}
+
+    def wheels(items: list[Item]) -> list[str]:
+        return [*pip, "-d", str(folder / "whl"), *(f"{n}<{v}" for n, v in items)]
+
+    def tarballs(items: list[Item]) -> list[str]:
+        return [*npm, str(folder / "npm"), *(f"{n}@<{v}" for n, v in items)]
+
+    def has_tarball(item: Item) -> bool:
+        return any((folder / "npm").glob(item[0].lstrip("@").replace("/", "-") + "-[0-9]*.tgz"))
+
+    failed = fetch(
+        wanted["pypi"], [wheels], lambda i: have_wheel(folder / "whl", i[0]), "earlier, PyPI"
+    )
+    return failed + fetch(wanted["npm"], [tarballs], has_tarball, "earlier, npm")
+
+
 def fetch_repository(name: str, commit: str, folder: Path, host: str = GITHUB) -> bool:
     """Fetch one commit into the git directory FOLDER/OWNER+NAME/repo; return whether it is there.
 
@@ -170,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("dir", type=Path)
     parser.add_argument("--sources", type=Path, default=Path(__file__).with_name("sources.json"))
-    kinds = ("pypi", "npm", "reserved", "repositories", "humaneval")
+    kinds = ("pypi", "npm", "reserved", "previous", "repositories", "humaneval")
     parser.add_argument("--only", choices=kinds, action="append", help="these only (several)")
     args = parser.parse_args(argv)
     sources = json.loads(args.sources.read_text())
@@ -182,6 +207,7 @@ def main(argv: list[str] | None = None) -> None:
             fetch_pypi(wanted["pypi"], reserved / "whl")
             + fetch_npm(wanted["npm"], reserved / "npm")
         ),
+        "previous": lambda: fetch_previous(sources, args.dir / "previous"),
         "humaneval": lambda: fetch_humaneval(sources["humaneval"], args.dir),
         "repositories": lambda: fetch_repositories(
             sources["repositories"], args.dir / "repositories"

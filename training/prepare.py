@@ -20,10 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .data.documents import LANGUAGES, Document, language_of, load_documents
+from .data.documents import LANGUAGES, OLD, Document, language_of, load_documents
 from .data.layouts import MIDDLE_CLASSES
 from .data.samples import Builder, Sample, Shares
 from .data.shards import edit_arrays
+
+POOLS = ("python", "script", "programs")
 
 _Row = tuple[Sample, int, bool]  # sample, its language, whether of a reserved package
 
@@ -33,6 +35,13 @@ class Job(NamedTuple):
 
     args: argparse.Namespace
     builder: Builder
+
+
+def pool_of(document: Document) -> str:
+    """Return what a document is for a mix, one of `POOLS`."""
+    if document.package.removeprefix(OLD).startswith("algo:"):
+        return "programs"
+    return "python" if document.path.endswith(".py") else "script"
 
 
 def make_shard(number: int, unit: int, job: Job) -> tuple[int, int, int]:
@@ -128,6 +137,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="an ablation: no program collections, no small programs",
     )
+    add("--pool", choices=POOLS, help="only these documents; the recipe's mix has all")
     add("--seed", type=int, default=1)
     return parser.parse_args(argv)
 
@@ -143,6 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.no_programs:
         documents = [d for d in documents if not d.package.startswith("algo:")]
         args.small = 0
+    if args.pool:
+        documents = [d for d in documents if pool_of(d) == args.pool]
     _jobs[:] = [Job(args, Builder(documents, shares=Shares(args.edited, args.wanted)))]
     passes = range(args.first_pass, args.first_pass + args.passes)
     numbers = [(p, u) for p in passes for u in range(args.only or args.units)]

@@ -34,14 +34,14 @@ class OracleRow:
         name: the tokens.
         num_tokens: of them.
         agreement: share of them whose likeliest is that of all layers: without the set, and without
-            that of all tried sets which gives the token that stands there most.
-        loss: nats a token: of all layers, and the same two.
+            whichever of the tried sets is best for each token.
+        loss: nats of the token that stands there: of all layers, and the same two.
     """
 
     name: str
     num_tokens: int
-    agreement: tuple[float, float]
-    loss: tuple[float, float, float]
+    agreement: tuple[float, ...]
+    loss: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +139,19 @@ def find_skips(
                 session.sync(check)
                 opened.append(session)
             half = _PLACES // 2  # by file: what a file says once it says again
-            text, held_back = (KnownText(part, check) for part in (opened[:half], opened[half:]))
+            known, held_back = (KnownText(part, check) for part in (opened[:half], opened[half:]))
             tried: dict[bytes, Said] = {}
-            for skipped, said in search(text, num_layers, num_skipped, NUM_TRIED, seed=0):
+            for skipped, said in search(known, num_layers, num_skipped, NUM_TRIED, seed=0):
                 tried[skipped] = said
                 progress(number * NUM_TRIED + len(tried), total)
-            best = max(tried, key=lambda skipped: float(text.agrees(tried[skipped]).mean()))
+            best = max(tried, key=lambda skipped: float(known.agrees(tried[skipped]).mean()))
             said = held_back.said(best)
             others = (held_back.said(each) for each in tried) if wants_oracle else ()
             found.append(
                 Searched(
                     language,
                     SkipSet(best, float(held_back.agrees(said).mean())),
-                    len(text.full.loss),
+                    len(known.full.loss),
                     _oracle(held_back, said, list(others)),
                 )
             )
@@ -167,13 +167,12 @@ def _oracle(text: KnownText, of_set: Said, tried: Sequence[Said]) -> tuple[Oracl
         return ()
     losses: Floats = np.stack([each.loss for each in tried])
     agrees: Bools = np.stack([text.agrees(each) for each in tried])
-    at = losses.argmin(0), np.arange(losses.shape[1])
     is_easy = text.full.probability >= _EASY
     rows = []
     for name, chosen in (("easy", is_easy), ("hard", ~is_easy), ("all", np.ones_like(is_easy))):
         if chosen.any():
-            agreement = (text.agrees(of_set), agrees[at])
-            loss = (text.full.loss, of_set.loss, losses[at])
+            agreement = (text.agrees(of_set), agrees.max(0))
+            loss = (text.full.loss, of_set.loss, losses.min(0))
             rows.append(
                 OracleRow(
                     name,

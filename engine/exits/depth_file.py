@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,14 +108,13 @@ def write(path: Path, version: int, decoder: Decoder, **arrays: ArrayLike) -> No
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(part, format=version, model=fingerprint(decoder), **arrays)
+    whole: dict[str, Any] = {"format": version, "model": fingerprint(decoder), **arrays}
+    np.savez_compressed(part, **whole)
     part.replace(path)
 
 
 @contextmanager
-def contents(
-    path: Path, version: int, decoder: Decoder
-) -> Iterator[Mapping[str, NDArray[np.generic]]]:
+def contents(path: Path, version: int, decoder: Decoder) -> Iterator[Mapping[str, NDArray[Any]]]:
     """Read the arrays of a file that `write` wrote, in a `with` block.
 
     Raises:

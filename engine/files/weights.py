@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .gguf_file import GGUFFile
 from .packed_cache import key_of
 from .packing import Packing
 from .stored import Stored, in_gguf, in_safetensors
+from .streamed import StreamedTensors
 from .tokenizer_files import gguf_tokenizer, hf_tokenizer, is_chat_tuned
 
 Progress = Callable[[str, int], None]
@@ -38,14 +40,14 @@ class ModelFiles:
 
     Attributes:
         config: its shape.
-        tensors: Hugging Face names to weights on the CPU: tensors of one dtype, and matrices in
-            blocks as the file has them.
+        tensors: Hugging Face names to weights: tensors of one dtype, and matrices in blocks as the
+            file has them.
         tokenizer: its tokenizer.
         fim: its fill-in-the-middle format, None if it only continues text.
     """
 
     config: ModelConfig
-    tensors: dict[str, Matrix]
+    tensors: MutableMapping[str, Matrix]
     tokenizer: Tokenizer
     fim: FimTemplate | None
 
@@ -58,6 +60,7 @@ class _Load:
     progress: Progress | None
     packing: Packing | None
     device: torch.device
+    streams: bool
 
 
 def load_model(
@@ -67,6 +70,7 @@ def load_model(
     *,
     packing: Packing | None = None,
     device: torch.device | None = None,
+    streams: bool = False,
 ) -> ModelFiles:
     """Load a model.
 
@@ -78,13 +82,22 @@ def load_model(
         progress: receives what is being done and the percentage.
         packing: how matrices are rounded; None: not at all.
         device: where the tensors go; None: the CPU.
+        streams: read each tensor when it is taken, with what this raises, and not before; for those
+            who make something smaller of it. Not with a packing.
 
     Raises:
         ModelLoadError: files are missing, damaged or of a kind that is not supported.
     """
-    how = _Load(dtype, progress, packing, device or torch.device("cpu"))
-    try:
+    how = _Load(dtype, progress, packing, device or torch.device("cpu"), streams)
+    with _named_errors(path):
         return _load_folder(path, how) if path.is_dir() else _load_gguf(path, how)
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn whatever reading a file raises into one line that names it."""
+    try:
+        yield
     except EngineError as error:
         raise type(error)(_one_line(str(error))) from error
     except Exception as error:  # a header can put any value anywhere: text for a number, a list
@@ -162,8 +175,8 @@ def _load_folder(path: Path, how: _Load) -> ModelFiles:
                 f"{path}: tensor '{name}' holds {tensor.dtype}; use the model's original weights "
                 "or a .gguf file"
             )
-        # Not a view of the mapped file, unless it is going to be rounded.
-        copies = how.packing is None and not stored.is_changed
+        # Not a view of the mapped file, unless it is going to be rounded, or copied to a GPU.
+        copies = how.packing is None and not stored.is_changed and how.device.type == "cpu"
         return stored.changed(tensor).to(how.dtype, copy=copies)
 
     return ModelFiles(config, _tensors(shards, config, read, how), tokenizer, fim)
@@ -272,7 +285,7 @@ def _tensors(
     config: ModelConfig,
     read: Callable[[str], Matrix],
     how: _Load,
-) -> dict[str, Matrix]:
+) -> MutableMapping[str, Matrix]:
     """Return the tensors on their device, rounded if asked for and then, if they can be, mapped.
 
     Args:
@@ -292,6 +305,8 @@ def _tensors(
             if how.progress is not None:
                 how.progress("reading weights", 100)
             return {name: found.pop(name).to(how.device) for name in wanted}
+    if how.streams:
+        return _streamed(files[0], wanted, read, how)
     return dict(_each(wanted, read, how))
 
 
@@ -309,6 +324,23 @@ def _each(
         yield name, tensor if how.packing is None else _packed(how.packing, name, tensor)
     if how.progress is not None:
         how.progress(what, 100)
+
+
+def _streamed(
+    path: Path, names: Iterable[str], read: Callable[[str], Matrix], how: _Load
+) -> StreamedTensors:
+    names, left = list(names), set(names)
+
+    def read_one(name: str) -> Matrix:
+        before = 100 - len(left) * 100 // len(names)
+        left.discard(name)
+        percent = 100 - len(left) * 100 // len(names)
+        if how.progress is not None and percent > before:
+            how.progress("packing weights", percent)
+        with _named_errors(path):
+            return read(name).to(how.device)
+
+    return StreamedTensors(names, read_one)
 
 
 def _packed(packing: Packing, name: str, tensor: Matrix) -> Matrix:

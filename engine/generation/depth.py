@@ -57,19 +57,19 @@ def steps_of(
             return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
 
         found = lookup() if "lookup" in record.sources else None
-        if depth == "fast" and isinstance(fast, Exits):
+        if depth == "fast" and fast is not None:
+            if not isinstance(fast, Exits):
+                return SkippingSteps(
+                    *(prompt, check, found, record),
+                    skipped=fast,
+                    is_last=is_last,
+                    max_tokens=params.max_tokens,
+                )
             return FastSteps(
                 *(prompt, check, found, record),
                 exits=fast,
                 num_forced=num_forced,
                 token_bytes=token_bytes,
-                is_last=is_last,
-                max_tokens=params.max_tokens,
-            )
-        if depth == "fast" and fast is not None:
-            return SkippingSteps(
-                *(prompt, check, found, record),
-                skipped=fast,
                 is_last=is_last,
                 max_tokens=params.max_tokens,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 import numpy as np
 import torch
@@ -52,7 +52,10 @@ class Decoder:
     """
 
     def __init__(
-        self, config: ModelConfig, tensors: dict[str, Matrix], plane_bits: int | None = None
+        self,
+        config: ModelConfig,
+        tensors: MutableMapping[str, Matrix],
+        plane_bits: int | None = None,
     ) -> None:
         """Take over the weights of a model.
 

@@ -6,7 +6,7 @@ The names are those of Llama in Hugging Face's files, whatever a family calls th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -140,7 +140,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def take_layer(
-    tensors: dict[str, Matrix], config: ModelConfig, layer: int, dtype: torch.dtype
+    tensors: MutableMapping[str, Matrix], config: ModelConfig, layer: int, dtype: torch.dtype
 ) -> LayerTensors:
     """Take a layer's weights out of the tensors.
 
@@ -158,7 +158,7 @@ def take_layer(
     return LayerTensors(norms, projections)
 
 
-def take_norm(tensors: dict[str, Matrix], name: str) -> tuple[Tensor, Tensor | None]:
+def take_norm(tensors: MutableMapping[str, Matrix], name: str) -> tuple[Tensor, Tensor | None]:
     """Take the weight and the bias, if it has one, of a norm out of the tensors."""
     weight, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias", None)
     assert isinstance(weight, Tensor), "a vector is never in blocks"

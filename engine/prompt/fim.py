@@ -75,7 +75,7 @@ def find_template(
 
     Args:
         token_id: returns a token's id by name, None if the vocabulary lacks it.
-        sidecar: a `fim.json` beside the model, which wins over everything else.
+        sidecar: a `fim.json` beside the model, which wins over everything else but `end_ids`.
         marks: "prefix", "suffix" and "middle" ids that the model file itself names.
         end_ids: tokens that end any text of the model.
         vocab_size: rows of the model's embedding.
@@ -88,7 +88,8 @@ def find_template(
         ModelLoadError: the sidecar is not usable.
     """
     if sidecar is not None and sidecar.is_file():
-        return read_sidecar(sidecar, vocab_size)
+        described = read_sidecar(sidecar, vocab_size)
+        return replace(described, end_ids=described.end_ids | end_ids)
 
     def known(name: str) -> int | None:
         found = token_id(name)

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from ..weights.blocks import BlockMatrix
 from ..weights.linear import DenseLinear, Linear, Matrix, values_of
-from ..weights.packed import BitWeight, QuantWeight, pack_gguf, quantize_planes
+from ..weights.packed import BitWeight, QuantWeight, joined_planes, pack_gguf, quantize_planes
 from . import dense as dense_gemv
 from .bit_planes.launch import bit_matmul
 from .quant import quant_matmul
 
 _PLANE_GROUPS = (128, 64, 32)
+# Values rounded to planes at a time: what is needed meanwhile takes some 40 bytes for each.
+_PIECE_VALUES = 1 << 20
 
 
 class QuantLinear:
@@ -79,4 +81,10 @@ def make_bit_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, bit
     group = next((size for size in _PLANE_GROUPS if num_in % size == 0), None)
     if group is None:
         raise ValueError(f"{num_in} columns; bit planes take multiples of {_PLANE_GROUPS[-1]}")
-    return BitLinear(quantize_planes(values_of(matrix, torch.float32), bits, group), bias)
+    step = max(1, _PIECE_VALUES // num_in)
+    pieces = (
+        BlockMatrix(rows, matrix.kind) if isinstance(matrix, BlockMatrix) else rows
+        for rows in (matrix.blocks if isinstance(matrix, BlockMatrix) else matrix).split(step)
+    )
+    packed = [quantize_planes(values_of(piece, torch.float32), bits, group) for piece in pieces]
+    return BitLinear(joined_planes(packed), bias)

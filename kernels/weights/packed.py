@@ -238,6 +238,16 @@ def quantize_planes(weight: Tensor, bits: int, group: int) -> BitWeight:
     return pack_planes(codes.to(torch.uint8).flatten(1), scales, bits)
 
 
+def joined_planes(pieces: list[BitWeight]) -> BitWeight:
+    """Return weights of equal K, bits and groups one below the other."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    planes = torch.cat([piece.planes for piece in pieces], 1)
+    scales = torch.cat([piece.scales for piece in pieces])
+    return BitWeight(planes, scales, first.bits, first.group, _locks(scales))
+
+
 def _own(scales: Tensor) -> Tensor:
     is_aligned = scales.is_contiguous() and scales.data_ptr() % 16 == 0
     return scales if is_aligned else scales.clone(memory_format=torch.contiguous_format)
@@ -277,9 +287,9 @@ def _group(codes: Tensor, scales: Tensor, unit: int) -> int:
     return group
 
 
-def _locks(codes: Tensor) -> Tensor:
-    count = -(-codes.shape[0] // _MIN_BLOCK_N)
-    return torch.zeros(count, dtype=torch.int32, device=codes.device)
+def _locks(of_rows: Tensor) -> Tensor:
+    count = -(-of_rows.shape[0] // _MIN_BLOCK_N)
+    return torch.zeros(count, dtype=torch.int32, device=of_rows.device)
 
 
 def _told(tensor: Tensor) -> str:

@@ -9,6 +9,16 @@ from ...engine.wire.config import Completion
 from ..settings import Settings
 from .fields import Asked
 
+# What both interfaces call an error, by its status.
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+}
+
 
 class Piece(NamedTuple):
     """Text as the engine hands it out, as a rule a token's, and its tokens' joint probability."""

@@ -13,7 +13,7 @@ from typing import Any
 from ...engine.wire.config import Completion
 from ...engine.wire.errors import BadRequest
 from ..settings import Settings
-from .dialect import Piece
+from .dialect import ERROR_TYPES, Piece
 from .fields import MOST_TOKENS, Asked, flag_of, number_of, params_of, text_of, texts_of, whole_of
 
 log = logging.getLogger(__name__)
@@ -22,15 +22,7 @@ _STOP_TYPES = {
     **{"end": "eos", "stop": "word", "length": "limit", "time": "limit"},
     "low_confidence": "limit",
 }
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
-    503: "unavailable_error",
-}
+_TYPES = {**ERROR_TYPES, 503: "unavailable_error"}
 # What a warm cache, which no token was asked of, is answered with.
 NOTHING = Completion("", (), 0, 0, 0.0, 0.0, 0, "length", ())
 

@@ -15,20 +15,12 @@ from ...engine.wire.config import Completion
 from ...engine.wire.errors import BadRequest
 from ..settings import Settings
 from . import fim_marks
-from .dialect import Piece
+from .dialect import ERROR_TYPES, Piece
 from .fields import Asked, flag_of, params_of, text_of, whole_of
 
 _FINISH = {
     **{"end": "stop", "stop": "stop", "length": "length", "time": "length"},
     "low_confidence": "length",
-}
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
 }
 _MOST_LOGPROBS = 5
 
@@ -82,7 +74,7 @@ class OpenAI:
 
     def error(self, status: int, message: str) -> object:
         """Return what a request is refused with."""
-        kind = _TYPES.get(status, "server_error")
+        kind = ERROR_TYPES.get(status, "server_error")
         return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 

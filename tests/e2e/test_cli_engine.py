@@ -104,29 +104,29 @@ def test_connect_needs_a_running_host(code_file, tmp_path) -> None:
 
 
 def test_a_running_host_gives_what_the_command_gives(
-    code_file, tiny_model, start, options, runtime_dir
+    code_file, tiny_model, start, options, runtime_dir, call, monkeypatch
 ):
     client = start()
     client.initialize(options)
     client.wait_for_state("ready")
-    env = {"XDG_RUNTIME_DIR": runtime_dir}
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_dir)
     flags = ("--model", str(tiny_model), "--device", "cpu", "--dtype", "float32", "--threads", "1")
     flags = ("complete", f"{code_file}:2:7", *flags, "--json")
 
-    def figures(*more):
-        done = run(*flags, *more, **env)
+    def figures(*more, one=call):
+        done = one(*flags, *more)
         # A random model writes what is no Python at the one place or the other: then nothing.
         assert done.returncode in (0, 3), done.stderr
         found = json.loads(done.stdout)
         assert list(found) == FIGURES
         return found
 
-    here = figures("--no-connect")
+    here = figures("--no-connect", one=run)
     assert here["num_reused_tokens"] == 0
     texts = []
     # The whole prompt but the row of the cursor's token at most, and on the second run as well.
-    for more in ((), ("--connect",), ()):
-        there = figures(*more)
+    for more, one in (((), run), (("--connect",), call), ((), call)):
+        there = figures(*more, one=one)
         texts.append(there["text"])
         assert there["num_prompt_tokens"] == here["num_prompt_tokens"]
         assert there["num_reused_tokens"] >= (there["num_prompt_tokens"] - 1 if texts[1:] else 0)
@@ -149,29 +149,29 @@ def test_a_running_host_gives_what_the_command_gives(
     edited = figures()
     assert edited["text"] == figures("--no-connect")["text"]
     assert edited["num_reused_tokens"] > 0
-    refused = run(*flags[:4], "--dtype", "bfloat16", "--connect", **env)
+    refused = call(*flags[:4], "--dtype", "bfloat16", "--connect")
     assert refused.returncode == 2
     assert "dtype = float32" in refused.stderr
 
 
 def test_a_host_with_other_settings_is_not_used_unless_asked_for(
-    code_file, tiny_model, start, options, runtime_dir
+    code_file, tiny_model, start, options, runtime_dir, call, monkeypatch
 ):
     client = start()
     client.initialize(options | {"model": "embedded"})
     client.wait_for_state("ready")
-    env = {"XDG_RUNTIME_DIR": runtime_dir}
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_dir)
     flags = ("complete", f"{code_file}:2:7", "--model", str(tiny_model), "--json")
     before = client.result("keyturn/status", {"host": True})["host"]
-    assert run(*flags, **env).returncode == 0
-    assert run("doctor", "--model", str(tiny_model), **env).returncode == 0
+    assert call(*flags).returncode == 0
+    assert call("doctor", "--model", str(tiny_model)).returncode == 0
     after = client.result("keyturn/status", {"host": True})["host"]
     changing = ("num_queued", "is_idle")
     for status in (before, after):
         for name in changing:
             status.pop(name)
     assert after == before
-    assert run(*flags, "--connect", **env).returncode == 0
+    assert call(*flags, "--connect").returncode == 0
     status = client.result("keyturn/status", {"host": True})["host"]
     assert str(tiny_model) in status["models"]
 

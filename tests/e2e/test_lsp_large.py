@@ -1,11 +1,20 @@
 """Large inputs: a long file works, monsters are refused with a reason."""
 
-import time
+import os
+from pathlib import Path
 
 import pytest
 
 URI = "file:///large.py"
 LINE = "value_{0} = compute(value_{0}, other)  # a line of the file\n"
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor's time that a process has used; 0 where that is not known."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    return sum(map(int, stat.read_text().split()[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_long_file_opens_edits_and_completes(start, options) -> None:
@@ -18,14 +27,14 @@ def test_a_long_file_opens_edits_and_completes(start, options) -> None:
     assert len(text) > 1_000_000
     client.open(URI, text)
     client.complete(URI, 10_000, 4)
+    used_s = cpu_s(client.process.pid)
     for count in range(100):
         at = {"line": 10_000 + count % 7, "character": 4}
         change = {"range": {"start": at, "end": at}, "text": "z"}
         client.change(URI, 2 + count, change)
-    started_at = time.monotonic()
     client.complete(URI, 10_000, 5)
     # Generous: what is asserted is that no edit costs a walk over the whole file.
-    assert time.monotonic() - started_at < 20
+    assert cpu_s(client.process.pid) - used_s < 20
     (held,) = [one for one in client.result("keyturn/documents") if one["uri"] == URI]
     assert held["num_chars"] == len(text) + 100
 

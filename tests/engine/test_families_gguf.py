@@ -13,12 +13,15 @@ import torch
 from gguf import GGMLQuantizationType, quants
 
 from keyturn.engine.files.adapter import read_adapter
+from keyturn.engine.files.gguf_file import GGUFFile
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.wire.errors import ModelLoadError
 from keyturn.kernels.weights.blocks import BlockMatrix
 
 from ..tolerance import assert_close
+from . import crafted_gguf as crafted
 from .families import CASES, make_model
 from .test_adapter import PARTS, save_adapter
 
@@ -260,3 +263,26 @@ def test_factors_and_experts_are_in_blocks_too(arch, kind, tiny_model, tmp_path)
     in_blocks = [name for name, part in files.tensors.items() if isinstance(part, BlockMatrix)]
     assert any("down_proj" in name for name in in_blocks)
     assert_is_the_model(files, rounded(model, kind))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"expert_count": 1 << 30}, "too few for 4 layers of 1073741824 experts"),
+        ({"expert_count": 5}, r"ffn_gate_exps.*shape \[6, 32, 64\] instead of \[5, 32, 64\]"),
+        ({"expert_count": None}, "expert_count' is missing"),
+        ({"expert_used_count": 7}, "7 of 6 experts"),
+        ({"expert_feed_forward_length": 0}, "moe_intermediate_size is 0"),
+        ({"expert_feed_forward_length": 1 << 30}, "shape"),
+    ],
+)
+def test_experts_that_are_not_in_the_file_are_one_error(changes, reason, tiny_model, tmp_path):
+    case = next(case for case in CASES if case.gguf == "mellum")
+    path = write(tmp_path / "m.gguf", case, make_model(case), tiny_model / "tokenizer.json")
+    # The one array of truth values, which nothing else writes.
+    changes = {"attention.sliding_window_pattern": np.array([1, 1, 1, 0], np.int32)} | changes
+    changed = {f"mellum.{key}": value for key, value in changes.items()}
+    path.write_bytes(crafted.rewritten(GGUFFile(path), metadata=changed))
+    with pytest.raises(ModelLoadError, match=reason) as error:
+        load_model(path, torch.float32)
+    assert str(path) in str(error.value) and ";" in str(error.value)

@@ -17,22 +17,10 @@ import pytest
 from keyturn.engine.wire.address import FileLock, at_socket, identity
 from keyturn.engine.wire.config import EngineConfig
 from keyturn.engine.wire.protocol import MAX_MESSAGE_BYTES
+from tests.fakes import PARAMS
 
 ROOT = Path(__file__).parent.parent.parent
 ENGINE = asdict(EngineConfig("cpu", "float32", 0, 10**9, 0, 256))
-PARAMS = {
-    "max_tokens": 8,
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "seed": 0,
-    "stop": [],
-    "time_budget_ms": 0.0,
-    "min_probability": 0.0,
-    "assumed": "",
-    "num_candidates": 1,
-    "depth": "full",
-    "place": "",
-}
 
 
 @contextlib.contextmanager

@@ -1,21 +1,26 @@
 """A model loaded through bit planes: its logits, and where that is refused."""
 
 import dataclasses
+import math
 import os
+import shutil
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.files.streamed import StreamedTensors
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
-from keyturn.engine.model.tensors import PROJECTIONS
+from keyturn.engine.model.tensors import PROJECTIONS, expected_shapes
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadRequest, ModelLoadError
 from keyturn.kernels import dispatch
-from keyturn.kernels.matmul import dense
+from keyturn.kernels.matmul import dense, gpu_linear
 from keyturn.kernels.matmul.bit_planes import launch
 from keyturn.kernels.matmul.reference import dequantize
 from keyturn.kernels.matmul.table import DotTile, GemvTile, Plan
@@ -74,6 +79,61 @@ def test_eight_planes_give_the_logits_of_the_model(logits, tiny_model):
     files = load_model(tiny_model, torch.bfloat16)
     for found, expected in zip(logits(files, 8), logits(files), strict=True):
         assert_close(found, expected, torch.bfloat16)
+
+
+def test_weights_are_read_as_they_are_rounded_and_a_layer_at_a_time(
+    monkeypatch, logits, tiny_model
+):
+    told, alive = [], {"now": 0, "most": 0}
+    files = load_model(tiny_model, torch.bfloat16, lambda *args: told.append(args), streams=True)
+    assert told == []
+    size_of_layer = sum(
+        math.prod(shape) * 2
+        for name, shape in expected_shapes(files.config).items()
+        if name.startswith("model.layers.0.")
+    )
+    read = StreamedTensors.__getitem__
+
+    def watched(self, name):
+        tensor = read(self, name)
+        if "_proj" in name:
+            size = tensor.nbytes
+            alive["now"] += size
+            alive["most"] = max(alive.values())
+            weakref.finalize(tensor, lambda: alive.update(now=alive["now"] - size))
+        return tensor
+
+    monkeypatch.setattr(StreamedTensors, "__getitem__", watched)
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    decoder = Decoder(files.config, files.tensors, 4)
+    assert len(files.tensors) == 0
+    assert told[-1] == ("packing weights", 100)
+    assert 0 < alive["most"] <= size_of_layer
+    whole = Decoder(files.config, dict(load_model(tiny_model, torch.bfloat16).tensors), 4)
+    for streamed, other in zip(decoder.stack.layers, whole.stack.layers, strict=True):
+        assert torch.equal(streamed.qkv.weight.planes, other.qkv.weight.planes)
+        assert torch.equal(streamed.mlp.down.weight.scales, other.mlp.down.weight.scales)
+
+
+def test_a_tensor_that_cannot_be_used_is_named_when_it_is_taken(tiny_model, tmp_path):
+    folder = tmp_path / "ints"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(weights | {name: weights[name].int()}, folder / "model.safetensors")
+    files = load_model(folder, torch.bfloat16, streams=True)
+    with pytest.raises(ModelLoadError, match="up_proj.*holds torch.int32"):
+        Decoder(files.config, files.tensors)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 41])
+def test_planes_rounded_in_pieces_are_those_rounded_at_once(monkeypatch, rows):
+    values = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+    expected = quantize_planes(values, 3, 32)
+    monkeypatch.setattr(gpu_linear, "_PIECE_VALUES", 20 * 96)
+    found = gpu_linear.make_bit_linear(values, None, torch.bfloat16, 3).weight
+    for name in ("planes", "scales", "locks"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def test_a_width_that_planes_do_not_hold_is_refused(monkeypatch, tiny_model):

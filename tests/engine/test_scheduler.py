@@ -10,22 +10,9 @@ from keyturn.engine.host.scheduler import Scheduler
 from keyturn.engine.wire import errors
 from keyturn.engine.wire.config import EngineConfig
 from keyturn.engine.wire.protocol import Request
-from tests.fakes import FakeEngine
+from tests.fakes import PARAMS, FakeEngine
 
 CONFIG = EngineConfig("cpu", "float32", 0, 10**9, 0, 256)
-PARAMS = {
-    "max_tokens": 8,
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "seed": 0,
-    "stop": [],
-    "time_budget_ms": 0.0,
-    "min_probability": 0.0,
-    "assumed": "",
-    "num_candidates": 1,
-    "depth": "full",
-    "place": "",
-}
 
 
 def wait_until(condition, timeout_s=60.0):

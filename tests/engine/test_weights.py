@@ -127,6 +127,7 @@ def test_embedded_model_is_complete(embedded):
     vectors = [part for part in embedded.tensors.values() if isinstance(part, torch.Tensor)]
     assert {part.dtype for part in vectors} == {torch.bfloat16}
     assert embedded.fim.layouts == ("spm", "psm") and embedded.fim.layout == "spm"
+    assert embedded.fim.end_ids == set(range(17))  # what its vocabulary begins with
     assert embedded.tokenizer.vocab_size == 49152 == len(embedded.tokenizer.token_bytes())
     assert embedded.tokenizer.bos_id is None and embedded.tokenizer.eos_id == 0
     assert embedded.tokenizer.re_encodes_locally("é")
@@ -245,6 +246,14 @@ def test_untied_head_is_read(tmp_path):
                 "llama.rope.scaling.original_context_length": 64,
             },
             {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+        ),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 8.0,
+                "llama.rope.scaling.yarn_attn_factor": 1.25,  # as Mellum2's own config has it
+            },
+            {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.25},
         ),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
+from keyturn.engine.exits.controller import Exits
 from keyturn.engine.wire.config import EngineConfig
 from keyturn.engine.wire.errors import ModelLoadError
 from keyturn.server.cli import main
@@ -48,7 +49,9 @@ def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, cap
     shares = [float(share) for share in re.findall(r"^ +\d+  ([\d.]+)%$", shown, re.MULTILINE)]
     assert len(shares) == 2 and shares[0] < shares[1] == 100
     assert shown.endswith(f"written to {path}\n")
-    (point,) = load().exits.points
+    exits = load().exits
+    assert isinstance(exits, Exits)
+    (point,) = exits.points
     assert point.depth == 1 and point.exit_at < 1
 
 

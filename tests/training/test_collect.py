@@ -18,6 +18,8 @@ from training.data.packages import allowed, read_repository, read_tarball, read_
 from .conftest import PROGRAM, SCRIPT
 from .test_filtering import OTHER, ROWS
 
+PRICES = "\n".join(f"def total_{i}(prices):\n    return sum(prices) * {i}\n" for i in range(9))
+
 
 def write_wheel(path, files, licence="MIT"):
     name = path.name.split("-")[0]
@@ -60,7 +62,9 @@ def downloads(tmp_path, repository):
     host, commit = repository
     assert fetch_sources.fetch_repository("me/sums", commit, folder / "repositories", host)
     shared = {f"shop/part_{i}.py": OTHER.replace("Window", f"W{i}ndow") for i in range(3)}
-    write_wheel(folder / "whl" / "shop-1-py3-none-any.whl", {"shop/a.py": SCRIPT * 0 + OTHER})
+    write_wheel(
+        folder / "whl" / "shop-1-py3-none-any.whl", {"shop/a.py": OTHER, "shop/b.py": PRICES}
+    )
     write_wheel(folder / "whl" / "gnu-1-py3-none-any.whl", {"gnu/a.py": PROGRAM}, "GPL-3.0")
     (folder / "whl" / "torn-1-py3-none-any.whl").write_bytes(b"PK")
     meta = {"name": "@me/shop", "version": "2", "license": "ISC"}
@@ -68,6 +72,9 @@ def downloads(tmp_path, repository):
     reserved = shared["shop/part_1.py"].replace("resize", "grow_to").replace("title", "label")
     reserved = reserved.replace("self", "this")
     write_wheel(folder / "reserved" / "whl" / "kept-1-py3-none-any.whl", {"kept/a.py": reserved})
+    (folder / "previous" / "whl").mkdir(parents=True)
+    earlier = {"shop/b.py": PRICES.replace("total", "sum_up"), "shop/gone.py": OTHER}
+    write_wheel(folder / "previous" / "whl" / "shop-0-py3-none-any.whl", earlier)
     target = folder / "HumanEval-SingleLineInfilling.jsonl.gz"
     with gzip.open(target, "wt") as file:
         file.write(json.dumps(ROWS[0]) + "\n")
@@ -98,6 +105,14 @@ def test_downloads_become_shards(downloads, tmp_path, monkeypatch, tokenizer_pat
         "npm/@me/shop/src/shop.ts",
     ) in (names)
     assert not any(d.package == "gnu" for d in train)
+    old = [d for d in train if d.package.startswith("old:")]
+    assert [(d.package, d.path) for d in old] == [("old:shop", "shop/b.py")]
+    assert "sum_up" in old[0].text
+    pools = {d.package: prepare.pool_of(d) for d in train}
+    assert pools == {
+        **{"algo:me+sums": "programs", "shop": "python", "old:shop": "python"},
+        "npm:@me/shop": "script",
+    }
     held = load_documents(out / "held.bin.zst")
     assert [d.package for d in held if d.package.startswith("reserved:")] == ["reserved:kept"]
     manifest = json.loads((out / "manifest.json").read_text())

@@ -15,7 +15,8 @@ from training.data.documents import write_documents
 from .conftest import ROOT
 from .test_filtering import ROWS
 
-SCRIPTS = "fetch_sources collect prepare train pieces evaluate export".split()
+SCRIPTS = "fetch_sources collect prepare train pieces evaluate export carry lease mix ".split()
+SCRIPTS += "mix_fit overlap ablate".split()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -34,6 +35,7 @@ def test_readme_names_every_file_and_every_flag_it_uses_exists():
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme))
     code = "".join(path.read_text() for path in (ROOT / "training").rglob("*.py"))
     foreign = {"--nproc-per-node", "--standalone", "--index-url", "--model", "--local-dir"}
+    foreign |= {"--only-binary", "--platform", "--implementation"}
     assert not [flag for flag in sorted(flags - foreign) if f'"{flag}"' not in code]
 
 
@@ -50,6 +52,7 @@ def test_sources_are_pinned():
         reserved = {plain.sub("-", n.lower()) for n in (*registry["pypi"], *registry["npm"])}
         assert not reserved & trained
     assert set(sources["plain_repositories"]) <= set(sources["repositories"])
+    assert all(set(sources["previous"][kind]) <= set(sources[kind]) for kind in ("pypi", "npm"))
 
 
 def test_evaluation_writes_tables_and_answers(tmp_path, exported, tokenizer_path, documents):
@@ -66,15 +69,15 @@ def test_evaluation_writes_tables_and_answers(tmp_path, exported, tokenizer_path
     command = ["tiny", str(exported), "--out", str(tmp_path), "--held", str(held), "--size", "2048"]
     command += ["--held-tokens", "4000", "--humaneval", str(human_eval)]
     command += ["--tokenizer", str(tokenizer_path), "--runs", "spm.30,psm.6", "--round", "q8_0"]
-    command += ["--edited", str(held), "--edits", "6", "--lines", "3", "--batch", "3"]
+    command += ["--edited", str(held), "--edits", "2", "--lines", "2", "--batch", "3"]
     evaluate.main([*command, "--device", "cpu"])
     result = json.loads((tmp_path / "tiny.json").read_text())
     assert result["humaneval"]["spm.30"]["n"] == 2 and "psm.6" in result["humaneval"]
     assert result["held"]["layers"]["30"]["same"] == 1.0
     assert result["held"]["all"]["samples"] > 0 and "python files" in result["held"]["reserved"]
     assert result["edited"]["kl"] > 0 and result["edited"]["n"] > 0
-    assert result["held lines spm"]["n"] == 3 and 0 <= result["held"]["ece_token"] <= 1
+    assert result["held lines spm"]["n"] == 2 and 0 <= result["held"]["ece_token"] <= 1
     items = np.load(tmp_path / "tiny.items.npz")
-    assert len(items["edited.kl"]) == result["edited"]["n"] and len(items["held.psm.exact"]) == 3
+    assert len(items["edited.kl"]) == result["edited"]["n"] and len(items["held.psm.exact"]) == 2
     with gzip.open(tmp_path / "tiny.answers.jsonl.gz", "rt") as file:
         assert len(file.readlines()) == 4

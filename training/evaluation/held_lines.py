@@ -39,9 +39,9 @@ def held_lines(
     """
     shards = read_shards(sorted(folder.glob("p*.npz")))
     fits = np.flatnonzero(shards.columns["layout"] == LAYOUTS.index(layout))
-    fits = np.random.default_rng(7).permutation(fits)[:most]
-    cuts = [int(np.flatnonzero(shards.sample(int(i))[1] == FIRST)[0]) for i in fits]
-    order = np.argsort(cuts)  # those of a length together
+    fits = np.random.default_rng(7).permutation(fits)[:most].tolist()
+    cuts = [int(np.flatnonzero(shards.sample(i)[1] == FIRST)[0]) for i in fits]
+    order = np.argsort(cuts).tolist()  # those of a length together
     breaks = ["\n" in tokenizer.decode([i]) for i in range(model.shape.vocabulary)]
     halt = torch.tensor(breaks, device=model.embedding.device)
     exact, probability = np.zeros(len(fits), bool), np.zeros(len(fits), np.float32)
@@ -58,16 +58,11 @@ def held_lines(
     languages = shards.columns["language"][fits]
     figures: dict[str, Any] = {"n": len(fits), **_share(exact)}
     for number, name in enumerate(LANGUAGES):
-        if (languages == number).any():
-            figures[name] = {
-                "n": int((languages == number).sum()),
-                **_share(exact[languages == number]),
-            }
+        if len(mine := exact[languages == number]):
+            figures[name] = {"n": len(mine), **_share(mine)}
     found = calibration(probability, exact)
-    figures["ece_joint"], figures["ece_joint_se"] = (
-        round(found.error, 4),
-        round(found.standard_error, 4),
-    )
+    figures["ece_joint"] = round(found.error, 4)
+    figures["ece_joint_se"] = round(found.standard_error, 4)
     figures["bins_joint"] = found.bins
     return figures, {"exact": exact, "probability": probability, "language": languages}
 

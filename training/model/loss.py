@@ -214,7 +214,9 @@ def losses(
     if options.candidates > 1:
         weights = weights * _limits(model, h, batch, options)
     of_exits = weights[: options.num_exit]
-    of_exits = of_exits / of_exits.sum() * (options.exit_weight / max(1, len(exits)))
+    of_exits = (
+        of_exits / of_exits.sum().clamp(min=1e-9) * (options.exit_weight / max(1, len(exits)))
+    )
     about = [(of_exits, options.soft_share)] * len(exits)
     if turned is not None:
         states.append(rms_norm(hidden[last][turned.rows], model.norm))
