@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from .exits.controller import Exits
 from .exits.stop import StopRule, StopWatch
-from .generation.candidates import candidates
+from .generation.branches import Branches
+from .generation.candidates import Candidates
 from .generation.decoding_cache import DecodingCache
 from .generation.depth import steps_of
 from .generation.draft import PastTexts, PromptLookup
-from .generation.generate import Generated, Pick, generate
+from .generation.generate import Generated, generate, write
 from .generation.speculation import DraftRecord
+from .generation.steps import Steps
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
 from .prompt.fim import FimTemplate
@@ -333,9 +335,10 @@ class Session:
         forced = self._forced + params.assumed
         end_ids = model.template.end_ids if model.template else model.tokenizer.end_ids
         token_bytes = model.tokenizer.token_bytes()
-        steps = steps_of(
-            *(params, prompt, check),
-            lookup=self._lookup,
+        make_steps = functools.partial(
+            steps_of,
+            prompt=prompt,
+            check=check,
             record=self.drafts,
             # An adapter changes the states that exits were trained on.
             fast=None if model.decoder.is_adapted else model.exits,
@@ -344,40 +347,30 @@ class Session:
             end_ids=end_ids,
             token_bytes=token_bytes,
         )
-        decode = functools.partial(
-            generate,
-            step=steps,
-            summary=steps.summary,
-            params=params,
-            end_ids=end_ids,
-            token_bytes=token_bytes,
-            forced=forced,
-            check=check,
+        steps = make_steps(params, lookup=self._lookup)
+        writing = functools.partial(
+            write, end_ids=end_ids, token_bytes=token_bytes, forced=forced, check=check
         )
         # Only `fast` may change what is written; who asked for it is warned at any depth.
         may_stop = params.depth == "fast" or not params.min_probability
         rule = model.stop if params.place and may_stop else None
         watch = None if rule is None else StopWatch(rule, params.place)
-        num_others = params.num_candidates - 1
-        # All candidates together take no longer than one may.
-        budget_ms = params.time_budget_ms
-
-        def left_ms() -> float:
-            return budget_ms - (time.perf_counter() - generated.first_token_at) * 1e3
-
-        def has_time() -> bool:
-            return not budget_ms or left_ms() > 0
-
-        def branch(begun: list[Pick]) -> Generated:
-            after = steps.branch_off([pick.token_id for pick in begun])
-            limited = replace(params, time_budget_ms=max(1.0, left_ms())) if budget_ms else params
-            return decode(after, params=limited, on_text=None, begun=begun)
-
+        others: list[Generated] = []
         try:
-            generated = decode(
-                logits, on_text=on_text, wants_runners_up=num_others > 0, watch=watch
-            )
-            others = candidates(generated, num_others, branch, has_time) if num_others > 0 else []
+            if params.num_candidates > 1:
+                layers = steps.layers or range(model.decoder.config.num_layers)
+                open_branches = functools.partial(Branches, prompt, check, layers)
+
+                def another(first: Generated) -> Steps:
+                    lookup = functools.partial(self._lookup, np.array(first.token_ids))
+                    depth = "exact" if params.depth == "fast" else params.depth
+                    return make_steps(replace(params, depth=depth), lookup=lookup)
+
+                several = Candidates(writing, params, steps, another, open_branches)
+                generated, others = several.decode(logits, on_text=on_text, watch=watch)
+            else:
+                first = writing(logits, params, on_text=on_text, watch=watch)
+                generated = generate(first, steps, steps.summary)
         finally:
             steps.end()
         self.past.completed(generated.token_ids)
@@ -397,12 +390,12 @@ class Session:
             is_doubtful=generated.is_doubtful,
         )
 
-    def _lookup(self) -> PromptLookup:
+    def _lookup(self, *more: Ints) -> PromptLookup:
         """Return what finds drafts in the text that the model sees, and in what was just there."""
         nothing = np.empty(0, dtype=np.int64)
         parts = [self._tokens.get((kind,), nothing) for kind in ("prefix", "tail", "suffix")]
         before, behind = np.concatenate(parts[:2]), parts[2]
-        others = self.past.token_ids()
+        others = [*self.past.token_ids(), *more]
         return PromptLookup(before, behind, others, max_tokens=self.prompt.room)
 
     def _lay_out(self, prompt: Prompt) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..engine.syntax.languages import language_of
+from ..engine.syntax.region import unified
 from ..engine.syntax.surroundings import look, num_errors
 from ..engine.wire.config import Completion, CompletionParams
 from .trim import Trimmed, first_line, trim
@@ -138,13 +139,26 @@ def offered(
 def others_offered(
     completion: Completion, text: str, offset: int, language: str | None, first: str
 ) -> tuple[str, ...]:
-    """Return what of a completion's further candidates is worth offering beside the first."""
-    found = [first]
+    """Return what of a completion's further candidates is worth offering beside the first.
+
+    None is like another but for what syntax does not see, and what leaves an error behind comes
+    after what leaves none.
+    """
+    syntax = look(text, offset, offset, language)
+
+    def normal(kept: str) -> tuple[object, ...]:
+        return tuple(kept.split()) if syntax is None else syntax.normalised(unified(kept))
+
+    found: list[str] = []
+    seen = {normal(first)}
     for other, reason in zip(completion.other_texts, completion.other_stop_reasons, strict=True):
         kept = offered(replace(completion, text=other, stop_reason=reason), text, offset, language)
-        if kept.text and all(kept.text.split() != each.split() for each in found):
+        if kept.text and normal(kept.text) not in seen:
+            seen.add(normal(kept.text))
             found.append(kept.text)
-    return tuple(found[1:])
+    if syntax is None:
+        return tuple(found)
+    return tuple(sorted(found, key=lambda kept: not syntax.parses_with(unified(kept))))
 
 
 def is_inside_word(text: str, offset: int) -> bool:

@@ -37,10 +37,10 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         position = cache.positions.max() + 1
-        with self._append(np.array([token_id]), np.array([position])) as slots:
+        with self.appended(np.array([token_id]), np.array([position])) as slots:
             logits = self.decoder.last_logits(cache, slots, check, layers=layers)
         cache.mark_computed(slots)
-        self._count_forwarded(slots)
+        self.count_forwarded(slots)
         return logits
 
     def decode_by(
@@ -59,7 +59,7 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions):
+        with self.appended(np.array(token_ids, dtype=np.int64), positions):
             return self.finish_by(len(token_ids), compute)
 
     def finish_by(
@@ -69,7 +69,7 @@ class DecodingCache(PromptCache):
         slots = self._generated(count)
         result, whole = compute(self.rows, slots)
         self.rows.mark_computed(whole)
-        self._count_forwarded(slots)
+        self.count_forwarded(slots)
         return result
 
     def decode_several(self, token_ids: Sequence[int], check: Check) -> Logits:
@@ -80,10 +80,10 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+        with self.appended(np.array(token_ids, dtype=np.int64), positions) as slots:
             logits = self.decoder.decode(cache, slots, check)
         cache.mark_computed(slots)
-        self._count_forwarded(slots)
+        self.count_forwarded(slots)
         return logits
 
     def prepare(self) -> bool:
@@ -110,7 +110,7 @@ class DecodingCache(PromptCache):
         """
         cache = self.rows
         positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self._append(np.array(token_ids, dtype=np.int64), positions) as slots:
+        with self.appended(np.array(token_ids, dtype=np.int64), positions) as slots:
             return self.decoder.forward(cache, slots, check, layers=layers)
 
     def look_ahead(self, hidden: Tensor, check: Check, layers: range, skipped: bytes) -> Tensor:

@@ -80,13 +80,6 @@ class PromptLookup:
             self._text[self._end] = token_id
         self._end += 1
 
-    def replace(self, num_tokens: int, token_ids: Sequence[int]) -> None:
-        """Take other tokens in place of the last ones."""
-        self._end -= num_tokens
-        self._text[self._end : self._limit + 1] = _GAP
-        for token_id in token_ids:
-            self.take(token_id)
-
     def draft(self, max_tokens: int) -> Draft:
         """Return what may come next: the tokens behind the longest match, the last of several."""
         text, end = self._text, self._end

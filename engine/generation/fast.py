@@ -87,25 +87,19 @@ class FastSteps(SpeculativeSteps):
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
         self._left: list[_Row] = []  # rows that lack keys and values
 
-    def end(self) -> None:
+    @property
+    def layers(self) -> None:
+        """Rows leave where they are sure."""
+
+    def pause(self) -> None:
         """Drop what was drafted and not taken, and fill in what rows lack."""
-        super().end()
+        super().pause()
         self._fill(self._num_layers)
 
     def _drop_ahead(self) -> None:
         super()._drop_ahead()
         end = self._prompt.num_tokens + len(self._taken)
         self._left = [row for row in self._left if row.position < end]
-
-    def _known(self, token_ids: Sequence[int]) -> Tensor:
-        """Compute tokens that are taken already; return the logits after the last."""
-        after = None
-        for token_id in token_ids:
-            (after,) = self._rows([token_id])
-            self._taken.append(token_id)
-        self._num_steps += len(token_ids)
-        assert after is not None
-        return after
 
     def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
         """Compute rows as far as the exits ask; return the logits after each.

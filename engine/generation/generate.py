@@ -8,7 +8,7 @@ import re
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -29,7 +29,6 @@ class Generated:
     """What a decode loop produced; fields as in `config.Completion`.
 
     Attributes:
-        runners_up: the second likeliest token in place of each, if they were asked for.
         is_doubtful: the first line was likely to be wrong.
     """
 
@@ -38,7 +37,6 @@ class Generated:
     probabilities: tuple[float, ...]
     stop_reason: str
     first_token_at: float
-    runners_up: tuple[Pick, ...] = ()
     is_doubtful: bool = False
 
 
@@ -68,30 +66,84 @@ class Step(Protocol):
         ...
 
 
+class After(NamedTuple):
+    """What a token's row gave.
+
+    Attributes:
+        logits: (vocab_size,) float32.
+        known: what is known of them already.
+    """
+
+    logits: Tensor
+    known: Summary | None = None
+
+
+# Gives the tokens whose rows it wants, takes what each gave, None to give the completion up.
+Writing = Generator[int, After | None, Generated]
+# Hears of a piece of text, and of the joint probability of the tokens that made it.
+OnText = Callable[[str, float], None]
+# Hears of a token that is taken, and of the likeliest one in its place.
+OnPick = Callable[[Pick, Pick], None]
+
+
 def _unknown() -> None:
     """Know nothing."""
 
 
 def generate(
-    logits: Tensor,
-    step: Step,
+    writing: Writing, step: Step, summary: Callable[[], Summary | None] = _unknown
+) -> Generated:
+    """Decode to the end, one token after the other; for `summary` see `stepped`."""
+    at = advance(writing, None)
+    while not isinstance(at, Generated):
+        at = advance(writing, stepped(step, at, summary))
+    return at
+
+
+def stepped(
+    step: Step, token_id: int, summary: Callable[[], Summary | None] = _unknown
+) -> After | ContextTooLong | None:
+    """Take one more token; return what `advance` takes.
+
+    Args:
+        step: computes its row.
+        token_id: the token.
+        summary: returns what is known already of the logits that `step` returned last.
+    """
+    try:
+        logits = step(token_id)
+    except ContextTooLong as error:
+        return error
+    return None if logits is None else After(logits, summary())
+
+
+def advance(writing: Writing, after: After | ContextTooLong | None) -> int | Generated:
+    """Go on with what a token's row gave, or begin; return the next token, or the whole."""
+    try:
+        if isinstance(after, ContextTooLong):
+            return writing.throw(after)
+        return writing.send(after)
+    except StopIteration as done:
+        return done.value
+
+
+def write(
+    logits: Tensor | None,
     params: CompletionParams,
     *,
     end_ids: frozenset[int],
     token_bytes: TokenBytes,
     forced: str,
     check: Callable[[], None],
-    on_text: Callable[[str, float], None] | None,
+    on_text: OnText | None,
     begun: Sequence[Pick] = (),
-    wants_runners_up: bool = False,
+    on_pick: OnPick | None = None,
     watch: StopWatch | None = None,
-    summary: Callable[[], Summary | None] = _unknown,
-) -> Generated:
+) -> Writing:
     """Decode from the logits after the prompt until model, stop string, budget or caller ends it.
 
     Args:
-        logits: (vocab_size,) float32, of the first token.
-        step: computes one more token.
+        logits: (vocab_size,) float32, of the first token; None where `begun` has it.
         params: budgets, sampling and stop strings.
         end_ids: tokens that end the text.
         token_bytes: bytes of each token, b"" for special ones.
@@ -101,14 +153,16 @@ def generate(
         on_text: receives each piece of the text as it becomes certain (never a part of a stop
             string), and the joint probability of the tokens that made it; a token that two pieces
             have a part of is counted with the first.
-        begun: tokens that are taken already; `logits` are those after them.
-        wants_runners_up: say of each token which would have been the next likely.
+        begun: tokens that are taken already; all but the last have rows.
+        on_pick: hears of each token, whatever ends the text there.
         watch: decides when to give up, if there is a gate; otherwise it only warns.
-        summary: returns what is known already of the logits that `step` returned last.
+
+    Yields:
+        Each token that another may follow. ContextTooLong, thrown in, ends the text before it.
 
     Returns:
         The text and why it ended: "end", "stop", "length", "time", "doubt" or, when `watch` or
-        `step` gave it up, "low_confidence".
+        whoever computes gave it up, "low_confidence".
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
@@ -119,17 +173,20 @@ def generate(
     joint = 1.0
     # Only decoding is on the clock: the wait for a cold place's first token cuts nothing short.
     budget_ms, first_token_at = params.time_budget_ms, 0.0
-    runners_up: list[Pick] = []
     taken = deque(begun)
     known: Summary | None = None  # of `logits`
     while True:
         check()
-        is_begun = bool(taken)
-        allowed = logits if is_begun else binding.restrict(logits)
-        known = known if allowed is logits else None
-        token_id, probability = taken.popleft() if is_begun else sampler.pick(allowed, known)
-        if wants_runners_up:
-            runners_up.append(runner_up(allowed, token_id))
+        allowed = None
+        if taken:
+            token_id, probability = taken.popleft()
+        else:
+            assert logits is not None, "of the first token, or of one that was given out"
+            allowed = binding.restrict(logits)
+            known = known if allowed is logits else None
+            token_id, probability = sampler.pick(allowed, known)
+            if on_pick is not None:
+                on_pick(Pick(token_id, probability), runner_up(allowed, token_id))
         first_token_at = first_token_at or time.perf_counter()
         if token_id in end_ids:
             reason = "end"
@@ -138,7 +195,7 @@ def generate(
         piece = binding.consume(token_id)
         num_forced += is_bound and not piece
         joint *= probability if piece else 1.0
-        if watch is not None and piece:
+        if watch is not None and piece and allowed is not None:
             watch.see(piece, probability, allowed, known.entropy if known else None)
         # The gate says what may be shown, the stop what is worth computing: what has passed the
         # gate until then is shown.
@@ -158,24 +215,23 @@ def generate(
         if budget_ms and (time.perf_counter() - first_token_at) * 1e3 >= budget_ms:
             reason = "time"
             break
-        if is_begun:
+        if taken:
             continue  # its row is there
         try:
-            after = step(token_id)
+            after = yield token_id
         except ContextTooLong:
             reason = "length"
             break
         if after is None:
             reason = "low_confidence"
             break
-        logits, known = after, summary()
+        logits, known = after
     return Generated(
         output.finish(),
         tuple(token_ids),
         tuple(probabilities),
         reason,
         first_token_at,
-        tuple(runners_up[: len(token_ids)]),
         watch is not None and watch.is_doubtful,
     )
 
@@ -200,7 +256,7 @@ class _Output:
     def __init__(
         self,
         stop: tuple[str, ...],
-        on_text: Callable[[str, float], None] | None,
+        on_text: OnText | None,
         *,
         holds_words: bool,
     ) -> None:

@@ -107,15 +107,9 @@ class SkippingSteps(SpeculativeSteps):
         if any(any(last[: each.kept.stop]) for each in self._drafters):
             self._drafters.clear()  # they would draft with layers that are left out
 
-    def _known(self, token_ids: Sequence[int]) -> Tensor:
-        """Compute tokens that are taken already; return the logits after the last."""
-        after = None
-        for token_id in token_ids:
-            (after,) = self._rows([token_id])
-            self._taken.append(token_id)
-        self._num_steps += len(token_ids)
-        assert after is not None
-        return after
+    @property
+    def layers(self) -> None:
+        """Rows are not put through the same, as `Steps` says."""
 
     def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
         """Compute a token's row and those of a draft; return the logits after each."""

@@ -35,7 +35,6 @@ from ..model.heads import DraftHead, Summary
 from ..model.pass_cost import StepCost
 from .decoding_cache import DecodingCache
 from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
-from .steps import common_length
 
 SOURCES = frozenset({"lookup", "exits", "skips"})
 # Rows of one step at most: so many go through the C library in one call.
@@ -200,27 +199,26 @@ class SpeculativeSteps:
             return float(self._prompt.decoder.config.num_layers)
         return self._num_layer_runs / self._num_steps
 
-    def branch_off(self, token_ids: Sequence[int]) -> Tensor:
-        """Go on from other tokens, as `Steps` says."""
-        num_kept = common_length(self._taken, token_ids[:-1])
-        if self._lookup is not None:
-            self._lookup.replace(len(self._taken) - num_kept, token_ids[num_kept:])
-        del self._taken[num_kept:]
-        self._drop_ahead()
-        starts = range(num_kept, len(token_ids), MOST_ROWS)
-        return [self._known(token_ids[start : start + MOST_ROWS]) for start in starts][-1]
+    @property
+    def layers(self) -> range | None:
+        """Layers that every row goes through, as `Steps` says."""
+        return range(self._num_layers)
 
-    def _known(self, token_ids: Sequence[int]) -> Tensor:
-        """Compute tokens that are taken already; return the logits after the last."""
-        logits = self._prompt.decode_several(token_ids, self._check).rows[-1]
-        self._num_layer_runs += len(token_ids) * self._num_layers
-        self._num_steps += len(token_ids)
-        self._taken += token_ids
-        return logits
+    def pause(self) -> None:
+        """Drop what was drafted and not taken."""
+        self._drop_ahead()
+
+    def take(self, token_id: int) -> None:
+        """Take note of a token, as `Steps` says."""
+        self._num_steps += 1
+        self._num_layer_runs += self._num_layers
+        self._taken.append(token_id)
+        if self._lookup is not None:
+            self._lookup.take(token_id)
 
     def end(self) -> None:
         """Drop what was drafted and not taken."""
-        self._drop_ahead()
+        self.pause()
 
     def _observe(self) -> None:
         """Note what the last pass took: a token was picked of its logits, so a GPU has done it."""

@@ -180,11 +180,12 @@ class Decoder:
         layers: range | None = None,
         hidden: Tensor | None = None,
         skipped: bytes | None = None,
+        unseen: Tensor | None = None,
     ) -> Tensor:
         """Compute any set of rows over the cache, in one pass.
 
         Every row sees all rows of the cache at its position and before, those of this pass
-        included. Their keys and values are written as the pass goes.
+        included, but for what is `unseen`. Their keys and values are written as the pass goes.
 
         Args:
             cache: holds the rows' tokens and positions.
@@ -197,13 +198,14 @@ class Decoder:
             hidden: (n, hidden_size) what the layer before the first of these gave; None: the rows'
                 embeddings.
             skipped: as for `Rows`.
+            unseen: as for `Rows`.
 
         Returns:
             (n, hidden_size) float32: the output of the last of the layers, before the final norm;
             float32 whatever pass computed it.
         """
         through = self._all_layers if layers is None else layers
-        rows = Rows(slots, through, hidden, record, skipped)
+        rows = Rows(slots, through, hidden, record, skipped, unseen)
         return self._pass_for(rows).run(cache, rows, check).float()
 
     @torch.inference_mode()

@@ -48,6 +48,7 @@ def limited(
     window: int | None,
     cap: float | None,
     dtype: torch.dtype,
+    unseen: Tensor | None = None,
 ) -> Visibility:
     """Return what rows see of what they would see, through a window and with a cap.
 
@@ -58,16 +59,19 @@ def limited(
         window: tokens that a row sees at most, its own among them; None: all before it.
         cap: what a tanh keeps scores below; None: nothing.
         dtype: of the queries.
+        unseen: (rows, t) bool, on the device, as for `passes.Rows`.
 
     Returns:
-        `seen` itself where neither makes a difference.
+        `seen` itself where none of them makes a difference.
     """
     if window is not None and int(positions[slots].max() - positions.min()) < window:
         window = None
-    if window is None and cap is None:
+    if window is None and cap is None and unseen is None:
         return seen
     rows, others = seen.row_positions, seen.slot_positions
     bias = many_rows_gpu.position_bias(rows, others, dtype)
     if window is not None:
         bias.masked_fill_(rows[:, None] - others[None, :] >= window, float("-inf"))
+    if unseen is not None:
+        bias[:, len(others) - unseen.shape[1] :].masked_fill_(unseen, float("-inf"))
     return Limited(rows, others, bias, cap)

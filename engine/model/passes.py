@@ -77,6 +77,8 @@ class Rows:
         record: asks for attention weights.
         skipped: what they are not put through of each of the model's layers, as for
             `CpuStep.forward`; None: nothing.
+        unseen: (n, t) bool, on the host: of the cache's last t rows, those that a row does not see
+            though they are at its position or before; None: each sees all of these.
     """
 
     slots: Slots
@@ -84,6 +86,7 @@ class Rows:
     hidden: Tensor | None = None
     record: AttentionRecord | None = None
     skipped: bytes | None = None
+    unseen: Tensor | None = None
 
 
 class Pass(Protocol):
@@ -155,12 +158,15 @@ class EagerPass:
     def run(self, cache: KVCache, rows: Rows, check: Check) -> Tensor:
         """Compute rows, as `Pass` says; any of them, with a record or without."""
         stack, record, num_asked = self._stack, rows.record, len(rows.slots)
-        slots = rows.slots
+        slots, unseen = rows.slots, rows.unseen
         if stack.device.type == "cpu":
             slots = _padded(slots)
+        if unseen is not None:
+            again = unseen[-1:].expand(len(slots) - num_asked, -1)
+            unseen = torch.cat([unseen, again]).to(stack.device, non_blocking=True)
         plain = visibility(slots, cache.positions, stack.dtype, stack.device, self._attend_few)
         views = {
-            limits: limited(plain, slots, cache.positions, *limits, stack.dtype)
+            limits: limited(plain, slots, cache.positions, *limits, stack.dtype, unseen)
             for limits in {self._limits[number] for number in rows.layers}
         }
         index = torch.from_numpy(slots).to(stack.device, non_blocking=True)
@@ -214,7 +220,7 @@ class GraphPass:
 
     def serves(self, rows: Rows) -> bool:
         """Return whether this pass computes such rows."""
-        return len(rows.slots) <= FEW_ROWS
+        return len(rows.slots) <= FEW_ROWS and rows.unseen is None
 
     def decode(self, cache: KVCache, slots: Slots, check: Check) -> Logits:
         """Compute up to 16 rows to the logits after them; one alone must see every slot.
@@ -329,6 +335,7 @@ class StepPass:
                 {layer: each for layer, each in weights.items() if layer in layers},
                 layers,
                 rows.skipped,
+                rows.unseen,
             )
         if record is not None:
             for layer, each in weights.items():
@@ -349,7 +356,9 @@ class StepPass:
             at = order[start : start + _STEP_ROWS]
             record = None if rows.record is None else AttentionRecord(rows.record.layers)
             given = None if rows.hidden is None else rows.hidden[at]
-            hidden[at] = self.run(cache, Rows(rows.slots[at], rows.layers, given, record), check)
+            unseen = None if rows.unseen is None else rows.unseen[at]
+            some = Rows(rows.slots[at], rows.layers, given, record, rows.skipped, unseen)
+            hidden[at] = self.run(cache, some, check)
             for layer, weights in () if record is None else record.weights.items():
                 whole = recorded.setdefault(layer, weights.new_empty(count, weights.shape[1]))
                 whole[at] = weights

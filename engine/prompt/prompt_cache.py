@@ -221,7 +221,7 @@ class PromptCache:
             for start in range(0, len(missing), self._chunk_tokens):
                 at = missing[start : start + self._chunk_tokens]
                 is_final = start + self._chunk_tokens >= len(missing)
-                with self._append(self.token_ids[at], at) as slots:
+                with self.appended(self.token_ids[at], at) as slots:
                     if is_final and at[-1] != self.num_tokens - 1:
                         # The cursor's row goes along: a completion then finds its logits.
                         slots = np.concatenate([slots, self._last_row()])
@@ -229,7 +229,7 @@ class PromptCache:
                     record, started_at = self._asked(slots), time.perf_counter()
                     logits = self.decoder.last_logits(cache, slots, check, record)
                     self._note(slots, record, started_at)
-                self._count_forwarded(slots)
+                self.count_forwarded(slots)
                 if is_final:
                     self._keep_logits(logits)
         finally:  # left half done, it has changed rows all the same
@@ -301,7 +301,7 @@ class PromptCache:
     def heal_now(self, check: Check) -> None:
         """Heal to the end as part of serving a completion (policy "heal")."""
         while self.num_stale:
-            self._count_forwarded(self._recompute_lowest_stale(self.num_stale, check))
+            self.count_forwarded(self._recompute_lowest_stale(self.num_stale, check))
 
     def repair(self, limit: RepairLimit, check: Check) -> int:
         """Compute again the stale rows that are worth most, and the cursor's row with them.
@@ -348,7 +348,7 @@ class PromptCache:
         """Compute rows of the prompt again, in order of position, and the cursor's with them."""
         if len(slots):
             logits = self._recompute(np.append(slots, self._last_row()), check)
-            self._count_forwarded(slots)
+            self.count_forwarded(slots)
             self.rows.record("provenance")[slots] = REPAIRED
             self._places.note_done(slots)
             self.num_rows_forwarded += 1  # the cursor's
@@ -363,7 +363,7 @@ class PromptCache:
             return kept.logits
         last = self._last_row()
         logits = self._recompute(last, check)
-        self._count_forwarded(last)
+        self.count_forwarded(last)
         return self._keep_logits(logits)
 
     @property
@@ -413,7 +413,7 @@ class PromptCache:
     def _last_row(self) -> Slots:
         return np.flatnonzero(self.rows.positions == self.num_tokens - 1)
 
-    def _append(self, token_ids: Ints, positions: Ints) -> _Appended:
+    def appended(self, token_ids: Ints, positions: Ints) -> _Appended:
         """Append rows, for a pass to compute."""
         cache = self.rows
         slots = cache.append(token_ids, positions)
@@ -464,6 +464,7 @@ class PromptCache:
         """Return what the logits after the prompt depend on: its tokens, and its rows."""
         return self._version, self.rows.generation
 
-    def _count_forwarded(self, slots: Slots) -> None:
+    def count_forwarded(self, slots: Slots) -> None:
+        """Note that rows were computed, and that it was not healing."""
         self.rows.record("provenance")[slots] = RECOMPUTED
         self.num_rows_forwarded += len(slots)

@@ -17,6 +17,9 @@ _STRINGS = {
     "char_literal", "character_literal",
 }  # fmt: skip
 _COMMENTS = {"comment", "html_comment", "hash_bang_line", "line_comment", "block_comment"}
+# Where both kinds of quotes are the same, and a statement may or need not end with a semicolon.
+_LOOSE = {"python", "javascript", "javascriptreact", "typescript", "typescriptreact"}
+_QUOTES = {"string_start", "string_end", '"', "'"}
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
 _BLOCKS = {
@@ -95,6 +98,34 @@ class Surroundings:
         if self.language == "python":
             return python.parses(self._with(new), self._above)
         return self._num_errors_with(new) == 0
+
+    def normalised(self, new: str) -> tuple[tuple[int, bytes], ...]:
+        """Return the tokens that `new` would be at the place, and how deep in the tree they lie.
+
+        They are the same where only white space, comments and commas before a closing bracket
+        differ and, where the language does not care, the kind of quotes and semicolons.
+        """
+        start = len(_encoded(self._region.text[: self._start]))
+        end = start + len(_encoded(new))
+        found: list[tuple[int, bytes]] = []
+        stack = [(0, self._tree_with(new).root_node)]
+        while stack:
+            depth, node = stack.pop()
+            is_apart = node.end_byte <= start or node.start_byte >= end
+            if is_apart or node.type in _COMMENTS:
+                continue
+            if node.child_count:
+                stack += [(depth + 1, child) for child in reversed(node.children)]
+                continue
+            text, is_loose = node.text or b"", self.language in _LOOSE
+            if is_loose and node.type in _QUOTES:
+                text = text.replace(b'"', b"'")
+            is_tuple = node.parent is not None and "tuple" in node.parent.type
+            if text in (b")", b"]", b"}") and found and found[-1][1] == b"," and not is_tuple:
+                found.pop()
+            if text.strip() and not (is_loose and text == b";"):
+                found.append((depth, text))
+        return tuple(found)
 
     @property
     def kind(self) -> str:
@@ -187,6 +218,9 @@ class Surroundings:
         return len(_encoded(self._region.text)[:byte].decode("utf-8", "replace"))
 
     def _num_errors_with(self, new: str) -> int:
+        return _num_errors(self._tree_with(new))
+
+    def _tree_with(self, new: str) -> tree_sitter.Tree:
         """Parse again what `new` changes."""
         source = self._region.text
         start, old = (_encoded(source[: self._start]), _encoded(source[self._start : self._end]))
@@ -200,7 +234,7 @@ class Surroundings:
             _point(start + old),
             _point(start + written),
         )
-        return _num_errors(self._parser.parse(_encoded(self._with(new)), tree))
+        return self._parser.parse(_encoded(self._with(new)), tree)
 
     def _is_read_by_python(self) -> bool:
         """Whether Python's own parser reads the text as it is, or with a word at the place."""

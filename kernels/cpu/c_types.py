@@ -85,6 +85,7 @@ class CStep(ctypes.Structure):
                 "slots",
                 "row_positions",
                 "slot_positions",
+                "unseen",
                 "cos",
                 "sin",
                 "weights",
@@ -104,6 +105,7 @@ class CStep(ctypes.Structure):
                 "rotary_half",
                 "num_threads",
                 "isa",
+                "num_marked",
             )
         ),
     )

@@ -86,6 +86,12 @@ INLINE void ISA(attend_few)(const int64_t kind, const int count, Run *run, const
             for (int64_t slot = 0; slot < num_slots; slot++)
                 if (position - step->slot_positions[start + slot] >= window)
                     own_scores[slot] = -INFINITY;
+        if (step->unseen) {
+            const int64_t first_marked = step->num_slots - step->num_marked - start;
+            const uint8_t *unseen = step->unseen + rows[q] * step->num_marked - first_marked;
+            for (int64_t slot = first_marked > 0 ? first_marked : 0; slot < num_slots; slot++)
+                if (unseen[slot]) own_scores[slot] = -INFINITY;
+        }
         vec most = ISA(load)(own_scores);
         for (int64_t slot = 16; slot < SLOTS; slot += 16)
             most = ISA(max)(most, ISA(load)(own_scores + slot));

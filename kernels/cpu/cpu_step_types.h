@@ -74,13 +74,14 @@ typedef struct {
     void *unrotated, *rotated, *cached_values; /* (num_layers, num_kv_heads, capacity, head_dim) */
     const int64_t *slots, *row_positions;      /* (n,) */
     const int64_t *slot_positions;             /* (num_slots,) */
+    const uint8_t *unseen; /* (n, num_marked): of the last slots, those a row does not see; or NULL */
     const float *cos, *sin;                    /* (n, rotary_half) */
     float *const *weights; /* (num_layers,) pointers to (n, num_slots) or NULL; or NULL */
     const uint8_t *skipped; /* (num_layers,) of SKIP_*: what rows are not put through; or NULL */
     float *logits;         /* (n, vocab): wanted instead of the layers; or NULL */
     void *scratch;
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel or NULL */
-    int64_t n, num_slots, capacity, cache_kind, rotary_half, num_threads, isa;
+    int64_t n, num_slots, capacity, cache_kind, rotary_half, num_threads, isa, num_marked;
 } Step;
 
 /* One phase: items done, sleeping threads; cache lines of their own. */

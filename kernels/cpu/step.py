@@ -113,6 +113,7 @@ class CpuStep:
         weights: Mapping[int, Tensor] | None = None,
         layers: range | None = None,
         skipped: bytes | None = None,
+        unseen: Tensor | None = None,
     ) -> Tensor:
         """Run layers; as `Decoder.forward`, with every sum in float32.
 
@@ -134,6 +135,8 @@ class CpuStep:
             skipped: what rows are not put through of each of the model's layers, of
                 `SKIP_ATTENTION` and `SKIP_MLP`; keys and values are made all the same, of the state
                 that passes by. None: nothing.
+            unseen: (n, t) bool, of the last t slots those that a row does not see whatever their
+                positions; it sees its own. None: none.
 
         Returns:
             (n, hidden_size) float32: the last of these layers' output, before the final norm.
@@ -182,6 +185,12 @@ class CpuStep:
             cache_kind=DENSE_KINDS[rotated.dtype],
             rotary_half=cos.shape[-1],
         )
+        if unseen is not None:
+            num_marked = unseen.shape[-1]
+            if num_marked > num_rows:
+                raise ValueError(f"{num_marked} slots that may be unseen, of {num_rows}")
+            _check("unseen", unseen, (count, num_marked), torch.bool)
+            step.unseen, step.num_marked = unseen.data_ptr(), num_marked
         if skipped is not None:
             if len(skipped) != own.model.num_layers:
                 raise ValueError(f"{len(skipped)} layers to skip of {own.model.num_layers}")

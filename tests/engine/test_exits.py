@@ -158,9 +158,6 @@ def test_rows_that_left_are_made_up_when_a_later_one_goes_deep(made_up):
         assert made.isfinite().all()
         if made_up:
             assert_close(made, wanted, torch.float32)
-    # Other tokens from the third on: the rows before them stay.
-    steps.branch_off([*token_ids[:2].tolist(), 7])
-    assert prompt.rows.num_rows == 13
 
 
 def test_beside_an_adapter_nothing_leaves(opened, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.generation.generate import ForcedPrefix, Sampler, generate
+from keyturn.engine.generation.generate import ForcedPrefix, Sampler, generate, write
 from keyturn.engine.tokens.tokenizer import TokenBytes
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.engine.wire.errors import Cancelled, ContextTooLong, ModelLoadError
@@ -37,9 +37,8 @@ def run(script, *, forced="", check=lambda: None, on_text=None, step=None, **cha
         **changes,
     }
     rest = iter(script[1:])
-    return generate(
+    writing = write(
         script[0],
-        step or (lambda token_id: next(rest)),
         CompletionParams(**params),
         end_ids=frozenset({END}),
         token_bytes=PIECES,
@@ -47,6 +46,7 @@ def run(script, *, forced="", check=lambda: None, on_text=None, step=None, **cha
         check=check,
         on_text=on_text,
     )
+    return generate(writing, step or (lambda token_id: next(rest)))
 
 
 def scripted(*token_ids):
@@ -232,9 +232,8 @@ def doubtful(script, min_probability, on_text=None, watch=None):
     steps = [logits(*each) for each in script]
     rest = iter(steps[1:])
     params = CompletionParams(20, 0.0, 1.0, 0, (), 0.0, min_probability)
-    return generate(
+    writing = write(
         steps[0],
-        lambda token_id: next(rest),
         params,
         end_ids=frozenset({1}),
         token_bytes=WORDS,
@@ -243,6 +242,7 @@ def doubtful(script, min_probability, on_text=None, watch=None):
         on_text=on_text,
         watch=watch,
     )
+    return generate(writing, lambda token_id: next(rest))
 
 
 def test_doubt_ends_before_the_token_that_brings_it_and_leaves_no_part_of_a_word():

@@ -114,7 +114,7 @@ def test_accepted_and_healed_the_cache_equals_a_full_prefill(opened, schedule) -
             assert_close(made, wanted, torch.float32)
 
 
-def test_candidates_branch_off_with_the_layers_of_their_positions(opened) -> None:
+def test_candidates_branch_off_what_was_written_with_fewer_layers(opened) -> None:
     several = replace(PARAMS, num_candidates=3)
     made = opened(FALLING).complete(AT, several, check)
     assert made.text == opened(FALLING).complete(AT, PARAMS, check).text

@@ -256,15 +256,6 @@ def test_what_is_found_stood_there(before, taken) -> None:
         assert text[-1] not in text[:-1]
 
 
-def test_other_tokens_in_place_of_those_taken() -> None:
-    lookup = PromptLookup(np.array([1, 2, 3, 1, 5]), np.array([9]), max_tokens=9)
-    for token_id in (7, 8):
-        lookup.take(token_id)
-    lookup.replace(2, [1])
-    assert lookup.num_taken == 1
-    assert lookup.draft(2) == Draft([5, 1], 1)
-
-
 def test_past_texts_are_few_the_newest_last_and_no_scraps() -> None:
     past = PastTexts(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int64))
     past.completed([1])

@@ -276,3 +276,25 @@ def test_no_torch_is_needed() -> None:
 
     code = "import sys, keyturn.server.suggestion; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "one", "other", "is_same"),
+    [
+        ("python", "x = ‸\n", "g(a, b)", "g( a,b, )  # so", True),
+        ("python", "x = ‸\n", "'a'", '"a"', True),
+        ("python", "x = ‸\n", "'a b'", "'a  b'", False),
+        ("python", "x = ‸\n", "(a,)", "(a)", False),
+        ("python", "x = f‸(1)\n", "oo", "un", False),
+        ("python", "if a:\n    ‸\n", "b()\n    c()", "b()\nc()", False),
+        ("python", "if a:\n    ‸\n", "for b in c:\n      d()", "for b in c:\n\n        d()", True),
+        ("javascript", "let x = ‸\n", 'g({a, b,}, "c");', "g({ a, b }, 'c')", True),
+        ("c", "char a[] = ‸\n", '"a";', "'a';", False),
+    ],
+)
+def test_what_is_the_same_but_for_what_syntax_does_not_see(
+    language, marked, one, other, is_same
+) -> None:
+    at = marked.index("‸")
+    place = look(marked.replace("‸", ""), at, at, language)
+    assert (place.normalised(one) == place.normalised(other)) == is_same

@@ -178,13 +178,15 @@ class Model:
             "sin": angles.sin(),
         }
 
-    def expect(self, inputs, skipped=bytes(9)):
+    def expect(self, inputs, skipped=bytes(9), unseen=None):
         """The layers in float64; returns hidden, caches and weights per layer."""
         shape, slots, count = self.shape, inputs["slots"], inputs["num_rows"]
         caches = [inputs[name].clone() for name in ("unrotated", "rotated", "values")]
         hidden, recorded = inputs["hidden"].double(), []
         cos, sin = inputs["cos"].double()[:, None], inputs["sin"].double()[:, None]
         hides = inputs["row_positions"][:, None] < inputs["slot_positions"][None]
+        if unseen is not None:
+            hides[:, count - unseen.shape[1] :] |= unseen
         for number, layer in enumerate(self.layers):
             normed = self.normed(hidden, layer.attention_norm, layer.attention_norm_bias)
             qkv = torch.cat([product(normed, linear) for linear in layer.qkv], -1)
@@ -336,6 +338,20 @@ def test_skipped_sublayers_leave_rows_alone_but_for_keys_and_values(skipped, isa
     part = inputs | {"hidden": hidden}
     again, _ = run(model.step, part, skipped=bytes(skipped), layers=range(1, 2))
     assert torch.equal(again, hidden) == (skipped[1] == 3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("window", [0, 40])
+def test_of_the_last_slots_a_row_does_not_see_those_that_are_marked(window, isa):
+    model = Model(Shape(heads=6, kv_heads=2, window=window), isa)
+    for rows, slots, marked in ((1, 5, 5), (3, 150, 7), (16, 150, 150), (4, 130, 0)):
+        inputs = model.inputs(rows, slots)
+        unseen = torch.rand(rows, marked, generator=model.random) < 0.5
+        own = inputs["slots"] - (slots - marked)
+        at = own >= 0
+        unseen[at, own[at]] = False
+        hidden, _ = run(model.step, inputs, unseen=unseen)
+        assert_close(hidden, model.expect(inputs, unseen=unseen)[0], torch.float32)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -8,6 +8,7 @@ from keyturn.server.suggestion import (
     is_unfinished_word,
     is_within_statement,
     offered,
+    others_offered,
     untrained,
 )
 
@@ -153,3 +154,14 @@ def test_what_is_offered_is_trimmed_for_the_place() -> None:
     text, reason = offer("", "import os\n", 0, "low_confidence")
     assert text == "" and "gave up" in (reason or "")
     assert offer("x", "print()\r\n", 6, "low_confidence") == ("x", None)  # the gate let it through
+
+
+def test_candidates_that_parse_come_first_and_none_twice() -> None:
+    text = "def f(a):\n    x = g(a\n"
+    others = (", b", ",b)", ", b )  # so", "", " * 2)")
+    completion = Completion(")", (), 0, 0, 0.0, 0.0, 1, "end", (), others, ("end",) * len(others))
+    found = others_offered(completion, text, len(text) - 1, "python", ")")
+    assert found == (",b)", " * 2)", ", b")
+    assert others_offered(completion, text, len(text) - 1, None, ", b") == (
+        *(",b)", ", b )  # so", " * 2)"),
+    )
