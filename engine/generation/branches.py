@@ -104,7 +104,7 @@ class Branches:
         The first one's are set aside. What is decoded goes with the branch, in `close`.
         """
         cache = self._prompt.rows
-        shared = _common_length(self.first.slots, branch.slots)
+        shared = common_length(self.first.slots, branch.slots)
         aside = np.array(self.first.slots[shared:], dtype=np.int64)
         records = {name: cache.record(name)[aside] for name in ("segment", "provenance")}
         (rows,) = cache.copied(aside)
@@ -135,7 +135,7 @@ class Branches:
         cache.remove(np.flatnonzero(~own))
 
 
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many leading numbers two sequences have in common."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
