@@ -109,3 +109,14 @@ class CStep(ctypes.Structure):
             )
         ),
     )
+
+
+def _layout() -> int:
+    packed = 0
+    for each in (CUpdate, CMatrix, CLayer, CModel, CStep):
+        packed = packed << 12 | ctypes.sizeof(each)
+    return packed
+
+
+# Sizes of all of these, as `keyturn_layout` of a library that was built from the same version.
+LAYOUT = _layout()

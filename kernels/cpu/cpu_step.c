@@ -101,6 +101,15 @@ static float store_as(int64_t kind, void *base, int64_t index, float value) {
 
 /* The interface */
 
+/* Sizes of what callers describe to it, 12 bits each: another version's caller would be misread. */
+API int64_t keyturn_layout(void) {
+    const int64_t sizes[] = {sizeof(Update), sizeof(Matrix), sizeof(Layer), sizeof(Model),
+                             sizeof(Step)};
+    int64_t all = 0;
+    for (int i = 0; i < 5; i++) all = all << 12 | sizes[i];
+    return all;
+}
+
 /* The best instruction set here: 0 generic, 1 AVX2 with FMA and F16C, 2 AVX512. */
 API int keyturn_best_isa(void) {
 #if defined(__x86_64__)

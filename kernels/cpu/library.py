@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from . import c_types
+
 ISAS = ("generic", "avx2", "avx512")  # the order of the levels in cpu_step_types.h
 
 
@@ -59,9 +61,13 @@ def load_file(path: Path, isa: str = "auto") -> Library | str:
         handle.keyturn_run.restype = ctypes.c_double
         handle.keyturn_scratch_bytes.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         handle.keyturn_scratch_bytes.restype = ctypes.c_int64
+        handle.keyturn_layout.restype = ctypes.c_int64
+        is_current = handle.keyturn_layout() == c_types.LAYOUT
         best = handle.keyturn_best_isa()
     except (OSError, AttributeError) as error:
         return f"{path.name} cannot be loaded ({error}); reinstall keyturn"
+    if not is_current:
+        return f"{path.name} was built for another version of keyturn; reinstall keyturn"
     if isa == "auto" and not best:
         return "this processor has no AVX2, and torch is faster without"
     level = best if isa == "auto" else ISAS.index(isa)

@@ -10,7 +10,7 @@ import torch
 from keyturn.engine.files.catalog import resolve
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model import passes
-from keyturn.engine.model.captured_pass import PATCH_ROWS
+from keyturn.engine.model.captured_pass import DECODE_ROWS, PATCH_ROWS
 from keyturn.engine.model.config import ModelConfig
 from keyturn.engine.model.decoder import AttentionRecord, Decoder
 from keyturn.engine.model.kv_cache import KVCache
@@ -343,7 +343,7 @@ def test_warming_up_runs_every_kind_of_pass_a_piece_at_a_time(tiny_model):
     decoder = Decoder(files.config, dict(files.tensors))
     pieces = decoder.warm_up(100)
     assert decoder.cost.ms(4) is None
-    assert len(list(pieces)) == 2 + len(PATCH_ROWS)
+    assert len(list(pieces)) == 1 + len(DECODE_ROWS) + len(PATCH_ROWS)
     cache = KVCache(files.config, 8, decoder.dtype, decoder.device)
     slots = cache.append(np.arange(6), np.arange(6))
     expected = decoder.forward(cache, slots, check)

@@ -1,6 +1,7 @@
 import copy
 import itertools
 from dataclasses import dataclass, replace
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from keyturn.engine.files.stored import in_gguf
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
-from keyturn.kernels.cpu import library
+from keyturn.kernels.cpu import c_types, library
 from keyturn.kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP, CpuStep
 from keyturn.kernels.cpu.step_weights import ACTIVATIONS, StepLayer
 from keyturn.kernels.rotary import reference
@@ -529,6 +530,14 @@ def test_build_refuses_a_matrix_when_it_cannot_be_read():
     model.head = torch.zeros(5, 31)
     with pytest.raises(ValueError, match="31"):
         model.build("auto")
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch):
+    places = [Path(library.__file__).with_name(f"_cpu_step{end}") for end in EXTENSION_SUFFIXES]
+    built = next(place for place in places if place.is_file())
+    assert not isinstance(library.load_file(built), str)
+    monkeypatch.setattr(c_types, "LAYOUT", c_types.LAYOUT + 8)
+    assert "another version of keyturn; reinstall" in str(library.load_file(built))
 
 
 def test_load_gives_a_reason_when_the_library_is_unusable(tmp_path):
