@@ -148,6 +148,7 @@ class Scheduler:
         except Exception:
             log.exception("the engine's thread failed")
         finally:
+            gc.unfreeze()
             self._on_end()
 
     def _rest(self) -> None:
@@ -342,6 +343,7 @@ class Scheduler:
         for document in self._documents.values():
             document.close(self._engine)  # what is queued is for the new engine
         self._engine = None
+        gc.unfreeze()  # for what the one before leaves in circles to be found
         try:
             self._engine = self._make_engine(config)
         except Exception as error:
@@ -360,6 +362,9 @@ class Scheduler:
             loaded = engine.load(model, progress)
             engine.adapt(model, params["adapter"])
             # What is loaded stays: to look through it for garbage takes 0.1 s, at some keystroke.
+            # What was let go of meanwhile must not stay with it.
+            gc.unfreeze()
+            gc.collect()
             gc.freeze()
             return {"model": model, "languages": list(loaded.languages)}
 

@@ -1,7 +1,9 @@
 """The order of work, by a scheduler with a fake engine."""
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -104,6 +106,20 @@ def test_idle_means_that_all_caches_follow_their_texts_and_are_fresh(driver):
         session = driver.engine.sessions["c", "a"]
         assert session.synced == "x" * step and session.num_stale == 0
         assert driver.scheduler.status()["num_stale_rows"] == 0
+
+
+def test_an_engine_that_was_replaced_is_let_go_of(driver):
+    driver.engine.itself = driver.engine
+    gone = weakref.ref(driver.engine)
+    driver.result(driver.put("load", model="m", adapter=None))
+    assert gc.get_freeze_count()
+    driver.engine = None
+    driver.scheduler.configure(CONFIG)
+    wait_until(lambda: driver.engine)
+    wait_until(lambda: gc.collect() >= 0 and gone() is None)
+    driver.result(driver.put("load", model="m", adapter=None))
+    driver.scheduler.stop(60)
+    assert not gc.get_freeze_count()
 
 
 def test_status_holds_what_was_answered(driver):
