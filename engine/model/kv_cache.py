@@ -15,9 +15,13 @@ from torch import Tensor
 from ...kernels import dispatch
 from ..wire.errors import ContextTooLong, OutOfMemory, memory_error
 from .config import ModelConfig
+from .device_memory import Slabs, Uploads
 from .rope import RotaryTable, RotaryTables
 
 Slots = NDArray[np.int64]
+
+# Copies of a whole cache's rows take so many pieces of memory.
+_SLABS = 16
 
 
 class KVCache:
@@ -69,10 +73,13 @@ class KVCache:
         # Of these the keys of a row at any position can be made again, likewise in words.
         self._sources = self._moved.unflatten(0, (3, -1))[::2]
         self.copied_row_bytes = self._sources[:, :, 0].nbytes
+        slab_bytes = capacity // _SLABS * self.copied_row_bytes
+        self._slabs = Slabs(slab_bytes, self._sources.dtype, device)
         self.capacity = capacity
         self.tables = RotaryTables(config, capacity, device)
         self.graphs: dict[object, object] = {}
         self._kernels = dispatch.choose(device)
+        self._uploads = None if device.type == "cpu" else Uploads(2 * capacity + 2, device)
         if device.type == "cuda":
             # Compiled now, on a row that nobody uses yet, and not at the first keystroke.
             row = np.zeros(1, dtype=np.int64)
@@ -171,8 +178,11 @@ class KVCache:
         They are of all layers, (2, num_layers * num_kv_heads, n, words); nothing else reads them.
         """
         (together,) = self.on_device(np.concatenate(slots))
-        at = together.split([*map(len, slots)])
-        return [self._sources.index_select(2, each) for each in at]
+        copies = []
+        for at in together.split([*map(len, slots)]):
+            shape = (*self._sources.shape[:2], len(at), self._sources.shape[3])
+            copies.append(torch.index_select(self._sources, 2, at, out=self._slabs.take(*shape)))
+        return copies
 
     def insert(
         self, token_ids: NDArray[np.int64], positions: NDArray[np.int64], rows: Tensor
@@ -356,20 +366,11 @@ class KVCache:
     def on_device(self, *numbers: NDArray[np.int64]) -> list[Tensor]:
         """Return arrays of numbers, (n,) each, in one copy that the host does not wait for.
 
-        On a CPU they are the arrays themselves.
+        On a CPU they are the arrays themselves, elsewhere good until more are uploaded.
         """
-        if self._keys.device.type == "cpu":
+        if self._uploads is None:
             return [torch.from_numpy(each) for each in numbers]
-        count = len(numbers[0])
-        # Each starts at a multiple of 16 bytes: Triton would compile once more for other places.
-        shape = (len(numbers), count + count % 2)
-        staged = torch.empty(shape, dtype=torch.int64, pin_memory=self._keys.is_cuda)
-        on_host = staged.numpy()
-        for row, each in zip(on_host, numbers, strict=True):
-            row[:count] = each
-        # PyTorch does not give pinned memory to anyone else before it has been read.
-        copied = staged.to(self._keys.device, non_blocking=True)
-        return [row[:count] for row in copied]
+        return self._uploads.send(numbers)
 
 
 def _ascending(positions: NDArray[np.int64], limit: int) -> Slots:

@@ -37,7 +37,9 @@ class Copies(TorchDispatchMode):
         tensors = [*given, *(each for each in tree_leaves(result) if isinstance(each, Tensor))]
         # A number of no dimensions goes along with a launch.
         if len({each.device for each in tensors if each.dim()}) > 1:
-            assert (kwargs or {}).get("non_blocking"), f"{func} waits"
+            # `Tensor.copy_` hands it on by its place.
+            waits_not = (kwargs or {}).get("non_blocking") or args[2:] == (True,)
+            assert waits_not, f"{func} waits"
             self.count += 1
         return result
 
