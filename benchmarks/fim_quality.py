@@ -132,7 +132,7 @@ def options() -> argparse.Namespace:
     add("--parity", choices=("even", "odd"), help="leave out the tasks with other numbers")
     add("--held-out", type=int, nargs="?", const=NUM_HELD_OUT, default=0, metavar="N")
     add("--wider", action="store_true", help="draw them from four times as many packages")
-    add("--part", type=part_of, default=(1, 1), metavar="I/N", help="ask this part of the tasks")
+    add("--part", type=harness.part_of, default=(1, 1), metavar="I/N", help="of the tasks")
     add("--cache", type=Path, default=fim_fetch.CACHE, help="where fetched packages are kept")
     add("--fim", type=Path, help="fim.json to read a .gguf with that has none beside it")
     add("--layout", choices=("spm", "psm", "own"), default="spm", help="own: the model's default")
@@ -163,18 +163,6 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
         )
     number, count = args.part
     return sorted(tasks, key=lambda task: task.group != SINGLE)[number - 1 :: count]
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """Parse "2/8", the second of eight parts.
-
-    Raises:
-        argparse.ArgumentTypeError: there is no such part.
-    """
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part; write for instance 1/8")
-    return int(number), int(count)
 
 
 def groups(part: Part) -> Iterator[tuple[str, Part]]:

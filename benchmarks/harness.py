@@ -30,6 +30,18 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """Parse "2/8", the second of eight parts.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such part.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no part; write for instance 1/8")
+    return int(number), int(count)
+
+
 def alternate(
     runs: dict[str, Callable[[], float]], *, repeats: int, warm_up: int
 ) -> dict[str, list[float]]:

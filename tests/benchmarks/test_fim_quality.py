@@ -280,10 +280,10 @@ def test_packages_are_found_under_the_names_that_their_clients_give(tmp_path, mo
 
 def test_parts_are_all_tasks_once() -> None:
     tasks = list(range(23))
-    parts = [fim_quality.part_of(f"{i}/4") for i in range(1, 5)]
+    parts = [fim_quality.harness.part_of(f"{i}/4") for i in range(1, 5)]
     assert sorted(t for i, n in parts for t in tasks[i - 1 :: n]) == tasks
     with pytest.raises(fim_quality.argparse.ArgumentTypeError, match="no part"):
-        fim_quality.part_of("5/4")
+        fim_quality.harness.part_of("5/4")
 
 
 def answered(package, exact, joint=0.5, **fields) -> dict:
