@@ -108,14 +108,15 @@ def test_ids_of_the_embedded_model_with_its_real_tokenizer():
 
 @pytest.mark.parametrize("real", GOLDEN["real"], ids=lambda real: real["family"])
 def test_ids_of_published_tokenizers(real):
-    """Cut down to what this place needs by `cut_vocabulary`; no id is another for it."""
+    """Cut down to what its place needs by `published_vocabularies`; no id is another for it."""
     tokenizer = vocabulary(real)
     template = find_template(tokenizer.raw.token_to_id, vocab_size=real["size"])
     assert template is not None and template.family == real["family"]
     header = real.get("header", "")
     encoder = PromptEncoder(template, tokenizer, template.layout, 200, 3.7, header)
-    text = PLACE["prefix"] + PLACE["suffix"]
-    prompt = encoder.encode(text, len(PLACE["prefix"]), len(PLACE["prefix"]))
+    place = real.get("place", PLACE)
+    cursor = len(place["prefix"])
+    prompt = encoder.encode(place["prefix"] + place["suffix"], cursor, cursor)
     assert [int(at) for part in prompt.tokens.values() for at in part] == real["ids"]
 
 
