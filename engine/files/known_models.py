@@ -183,7 +183,7 @@ KNOWN = (
         source="huggingface.co/l3lab/ntp-mathlib-st-deepseek-coder-1.3b, config.json",
     ),
     KnownModel(
-        *("bigcode/starcoder2-3b", "StarCoder", "starcoder2", "OpenRAIL-M"),
+        *("bigcode/starcoder2-3b", "StarCoder2", "starcoder2", "OpenRAIL-M"),
         *(30, 3072, 12288, (24, 2, 128), 49152, True, False),
         source="huggingface.co/OpenVINO/starcoder2-3b-int8-ov, config.json",
     ),

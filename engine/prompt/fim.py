@@ -16,6 +16,7 @@ SIDECAR = "fim.json"
 UNKNOWN_CHARS_PER_TOKEN = 3.0
 _MOST_CHARS = 1 << 20
 _MARKS = ("prefix", "suffix", "middle")
+_FILES = ("marked", "separated", "inside")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class FimTemplate:
         middle_last: "spm" is SUF suffix PRE prefix MID.
         repository_ids: tokens before the name of a repository, where other files of it come first.
         spaced_layouts: of the layouts, those whose prefix begins with a space of its own.
+        files: where paths and `header_ids` stand: "marked", both before every file, that of the
+            prompt included; "separated", a path before every file, and the ids before all but the
+            first; "inside", the ids before every file, and the path after the first mark of one
+            that is to be filled in, said only where other files or their repository are.
     """
 
     family: str
@@ -60,6 +65,7 @@ class FimTemplate:
     middle_last: bool = False
     repository_ids: tuple[int, ...] = ()
     spaced_layouts: tuple[str, ...] = ()
+    files: str = "marked"
 
 
 def find_template(
@@ -131,6 +137,7 @@ def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> 
         chars_per_token=UNKNOWN_CHARS_PER_TOKEN,
         middle_last=family.middle_last,
         spaced_layouts=family.spaced_layouts,
+        files=family.files,
     )
 
 
@@ -160,6 +167,7 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
             middle_last=bool(fields.get("middle_last", False)),
             repository_ids=tuple(int(at) for at in fields.get("repository_ids", ())),
             spaced_layouts=tuple(map(str, fields.get("spaced_layouts", ()))),
+            files=str(fields.get("files", "marked")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None
@@ -174,4 +182,6 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
         raise ModelLoadError(
             f'{path}: layout "{template.layout}" of {template.layouts} is not spm or psm'
         )
+    if template.files not in _FILES:
+        raise ModelLoadError(f'{path}: files "{template.files}" is none of {", ".join(_FILES)}')
     return template

@@ -30,6 +30,7 @@ class Family:
         file_mark: name of the token before a file's path, where the model was trained to see it
             before a prompt of one file, too.
         repository_mark: name of the token before a repository's name.
+        files: where paths and the file mark stand, as in `FimTemplate`.
         spaced_layouts: as in `FimTemplate`: the prefix is encoded as SentencePiece encodes any
             text, which puts a space before it.
     """
@@ -48,6 +49,7 @@ class Family:
     middle_last: bool = False
     file_mark: str = ""
     repository_mark: str = ""
+    files: str = "marked"
     spaced_layouts: tuple[str, ...] = ()
 
 
@@ -78,8 +80,10 @@ FAMILIES = (
         ("psm", "spm"),
         True,
         "google/codegemma-2b",
-        "ai.google.dev/gemma/docs/codegemma/prompt-structure; arXiv 2406.11409 section 3",
+        "ai.google.dev/gemma/docs/codegemma/prompt-structure; arXiv 2406.11409 figures 2 and 4",
         known_by="<|file_separator|>",
+        file_mark="<|file_separator|>",
+        files="separated",
     ),
     Family(
         "Granite",
@@ -131,6 +135,21 @@ FAMILIES = (
         file_mark="<filename>",
     ),
     Family(
+        "StarCoder2",
+        "<fim_prefix>",
+        "<fim_suffix>",
+        "<fim_middle>",
+        ("<|endoftext|>", "<fim_pad>", "<file_sep>", "<repo_name>"),
+        ("psm", "spm"),
+        False,
+        "bigcode/starcoder2-3b",
+        "arXiv 2402.19173 section 5.1",
+        known_by="<file_sep>",
+        file_mark="<file_sep>",
+        repository_mark="<repo_name>",
+        files="inside",
+    ),
+    Family(
         "StarCoder",
         "<fim_prefix>",
         "<fim_suffix>",
@@ -138,8 +157,8 @@ FAMILIES = (
         ("<|endoftext|>", "<fim_pad>", "<file_sep>", "<repo_name>", "<filename>", "<reponame>"),
         ("psm", "spm"),
         False,
-        "bigcode/starcoder2-3b",
-        "arXiv 2402.19173 section 5.3; arXiv 2305.06161; Stable Code's and Granite Code's cards",
+        "stabilityai/stable-code-3b",
+        "arXiv 2305.06161 section 5.1; Stable Code's and Granite Code's model cards",
     ),
     Family(
         "Code Llama",

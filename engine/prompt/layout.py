@@ -95,28 +95,17 @@ def lay_out(
     if template is None:
         prefix = Segment(("prefix",), text=text[start:prompt_end])
         return Layout((Segment(("marks", "first"), begins), prefix), window, prompt_end)
-    segments: list[Segment] = []
     begins = begins if template.bos_first else ()
-    if repository and template.repository_ids:
-        ids = (*begins, *template.repository_ids)
-        segments.append(Segment(("header", "repository"), ids, repository + "\n"))
-        begins = ()
-    for path, content in others if template.header_ids else ():
-        ids = (*begins, *template.header_ids)
-        segments.append(Segment(("header", path), ids, f"{path}\n{content}"))
-        begins = ()
-    if header and template.header_ids:
-        # As in training: <file_sep><filename>path, in one piece with its line end.
-        segments.append(Segment(("header",), (*begins, *template.header_ids), header + "\n"))
-        begins = ()
+    segments, begins, path = _files(template, begins, header, others, repository)
     suffix = Segment(("suffix",), text=text[cursor:end])
     middle = Segment(("marks", "middle"), (template.middle_id,))
     space = " " if layout in template.spaced_layouts else ""
-    prefix = Segment(("prefix",), text=space + text[start : min(anchor, prompt_end)])
+    shown = Segment(("prefix",), text=space + text[start : min(anchor, prompt_end)])
+    prefix = (*path, shown)
     if layout == "psm":
         segments += (
             Segment(("marks", "first"), (*begins, template.prefix_id)),
-            prefix,
+            *prefix,
             Segment(("marks", "suffix"), (template.suffix_id,)),
             suffix,
             middle,
@@ -127,7 +116,7 @@ def lay_out(
             Segment(("marks", "first"), (*begins, template.suffix_id)),
             suffix,
             Segment(("marks", "prefix"), (template.prefix_id,)),
-            prefix,
+            *prefix,
             middle,
         )
     else:
@@ -136,9 +125,53 @@ def lay_out(
             Segment(("marks", "first"), (*begins, *dict.fromkeys(marks))),
             suffix,
             middle,
-            prefix,
+            *prefix,
         )
     return Layout(tuple(segments), window, prompt_end)
+
+
+def _files(
+    template: FimTemplate,
+    begins: tuple[int, ...],
+    header: str,
+    others: Sequence[tuple[str, str]],
+    repository: str,
+) -> tuple[list[Segment], tuple[int, ...], tuple[Segment, ...]]:
+    r"""Return what comes before the prompt's own marks, as the model saw it in training.
+
+    Args:
+        template: the model's format.
+        begins: tokens that the sequence starts with.
+        header: as for `lay_out`; likewise the next two.
+        others: path and text of other files.
+        repository: name of the repository.
+
+    Returns:
+        Its segments, the tokens that the first mark follows at once, and what the text before the
+        cursor follows at once: the path, in a format that has it there.
+    """
+    segments: list[Segment] = []
+    ids, is_inside = template.header_ids, template.files == "inside"
+    if repository and template.repository_ids:
+        # As published, StarCoder2's paths follow the name at once, Qwen's stand below it.
+        name = repository if is_inside else repository + "\n"
+        before = (*begins, *template.repository_ids)
+        segments, begins = [Segment(("header", "repository"), before, name)], ()
+
+    def mark() -> tuple[int, ...]:
+        return ids if segments or template.files != "separated" else ()
+
+    for path, content in others if ids else ():
+        segments.append(Segment(("header", path), (*begins, *mark()), f"{path}\n{content}"))
+        begins = ()
+    if not ids or (is_inside and not segments):
+        return segments, begins, ()
+    if not header:
+        return segments, (*begins, *(() if template.files == "marked" else mark())), ()
+    # In training, too, the path is in one piece with its line end.
+    if is_inside:
+        return segments, (*begins, *ids), (Segment(("header",), text=header + "\n"),)
+    return [*segments, Segment(("header",), (*begins, *mark()), header + "\n")], (), ()
 
 
 def choose_window(

@@ -81,7 +81,9 @@ class PromptEncoder:
         self._layout = layout
         self._window_tokens = window_tokens
         self._max_chars = int(window_tokens * chars_per_token)
-        self._header = _header(path) if template is not None and template.header_ids else ""
+        # A path "inside" is said only together with other files.
+        names = template is not None and template.header_ids and template.files != "inside"
+        self._header = _header(path) if names else ""
         # Of the window as code would fill it, and of what is shown if that is less.
         self._wide: dict[SegmentKey, Stretch] = {}
         self._narrow: dict[SegmentKey, Stretch] = {}

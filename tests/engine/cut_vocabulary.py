@@ -21,7 +21,7 @@ from keyturn.engine.files.gguf_file import GGUFFile
 from keyturn.engine.files.gguf_vocabulary import build_tokenizer
 
 # Tokens that stand for nothing, by the hundred.
-_SPARE = re.compile(r"holder.no|unused\d|control_\d")
+_SPARE = re.compile(r"holder.no|unused\d|control_\d|PAD\d")
 GOLDEN = json.loads(Path(__file__).with_name("fim_prompts.json").read_text(encoding="utf-8"))
 
 

@@ -142,7 +142,7 @@ CASES = (
         "bigcode/starcoder2-3b",
         ("Starcoder2", "starcoder2"),
         {"sliding_window": WINDOW},
-        fim="StarCoder",
+        fim="StarCoder2",
     ),
     Case(
         "StarCoder2, its window not reached",
@@ -150,7 +150,7 @@ CASES = (
         ("Starcoder2", "starcoder2"),
         {"sliding_window": None},
         gguf="starcoder2",
-        fim="StarCoder",
+        fim="StarCoder2",
     ),
     Case(
         "Mistral, Codestral",

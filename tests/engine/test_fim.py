@@ -13,12 +13,13 @@ from keyturn.engine.wire.errors import ModelLoadError
 
 EMBEDDED = Path(fim.__file__).parents[1] / "embedded" / "fim.json"
 FIELDS = json.loads(EMBEDDED.read_text())
-OPTIONAL = {"languages", "header_ids", "middle_last", "repository_ids", "spaced_layouts"}
+OPTIONAL = {"languages", "header_ids", "middle_last", "repository_ids", "spaced_layouts", "files"}
 
 VOCABULARIES = {
     "Mellum": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<filename>"],
     "Seed-Coder": ["<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", "<[end▁of▁sentence]>"],
     "StarCoder": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"],
+    "StarCoder2": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<file_sep>"],
     "Qwen2.5-Coder": ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
     + ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"],
     "DeepSeek-Coder": ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜fim▁hole｜>"]
@@ -119,6 +120,7 @@ def test_embedded_sidecar_says_what_the_model_was_trained_on():
         ({"chars_per_token": float("nan")}, "chars_per_token"),
         ({"middle_id": "x"}, "fim.json"),
         ({"layout": ["spm"]}, "fim.json"),
+        ({"files": "outside"}, "outside"),
     ],
 )
 def test_wrong_sidecar_is_one_line_with_its_name(tmp_path, changes, reason):

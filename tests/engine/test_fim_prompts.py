@@ -76,6 +76,18 @@ def test_path_and_other_files_are_said_to_those_that_know_them(prompt):
     assert found == prompt.get("with_repository", with_path).format(**PLACE)
 
 
+def test_a_file_without_a_path_is_still_parted_from_others():
+    others, found = [("a.py", "A = 1\n")], {}
+    for prompt in PROMPTS:
+        if template_of(prompt).files != "marked":
+            text = rendered(prompt, others=others, repository="r")
+            found[prompt["family"], prompt["layout"]] = text[: text.index(">def") + 1]
+            assert rendered(prompt) == prompt["prompt"].format(**PLACE)
+    between = "<bos>a.py\nA = 1\n<|file_separator|><|fim_prefix|>"
+    assert found["CodeGemma", "psm"] == between
+    assert found["StarCoder2", "psm"] == "<repo_name>r<file_sep>a.py\nA = 1\n<file_sep><fim_prefix>"
+
+
 @pytest.mark.parametrize("prompt", PROMPTS, ids=NAMES)
 def test_every_stop_token_ends_a_middle(prompt):
     found = {prompt["tokens"][at] for at in template_of(prompt).end_ids}
@@ -96,14 +108,15 @@ def test_ids_of_the_embedded_model_with_its_real_tokenizer():
 
 @pytest.mark.parametrize("real", GOLDEN["real"], ids=lambda real: real["family"])
 def test_ids_of_published_tokenizers(real):
-    """Cut down to what this place needs by `cut_vocabulary`; no id is another for it."""
+    """Cut down to what its place needs by `published_vocabularies`; no id is another for it."""
     tokenizer = vocabulary(real)
     template = find_template(tokenizer.raw.token_to_id, vocab_size=real["size"])
     assert template is not None and template.family == real["family"]
     header = real.get("header", "")
     encoder = PromptEncoder(template, tokenizer, template.layout, 200, 3.7, header)
-    text = PLACE["prefix"] + PLACE["suffix"]
-    prompt = encoder.encode(text, len(PLACE["prefix"]), len(PLACE["prefix"]))
+    place = real.get("place", PLACE)
+    cursor = len(place["prefix"])
+    prompt = encoder.encode(place["prefix"] + place["suffix"], cursor, cursor)
     assert [int(at) for part in prompt.tokens.values() for at in part] == real["ids"]
 
 
