@@ -5,14 +5,18 @@
 #
 # WORK is what `carry receive` fills: wheels, the weights, held.bin.zst, train_0.bin.zst and
 # train_1.bin.zst. Results: WORK/ablations. For a rehearsal CONFIG, DEVICES, UNITS and ONLY change
-# the configuration, the GPUs, the shards of a pool, and how many of those are made.
+# the configuration, the GPUs, the shards of a pool, and how many of those are made; for other
+# documents DOCUMENTS the numbers of their files and POOLS those that are mixed. WANTED=0 leaves out
+# the shards of the variant "wanted".
 set -euo pipefail
 work=$(realpath "$1") minutes=$2 began=$SECONDS
 mkdir -p "$work/site/keyturn"
 for layer in server engine kernels; do ln -sfn "$PWD/$layer" "$work/site/keyturn/$layer"; done
 ln -sfn "$work" lease
 export PYTHONPATH="$work/site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
-units=${UNITS:-32} only=${ONLY:-12}
+units=${UNITS:-32} only=${ONLY:-12} pools=${POOLS:-python script programs} wanted=${WANTED:-1}
+train=()
+for number in ${DOCUMENTS:-0 1}; do train+=("$work/train_$number.bin.zst"); done
 
 shards() { # FOLDER OPTIONS...
   python3 -m training.prepare engine/embedded/tokenizer.json "$work/$1" "${@:2}" --passes 1
@@ -21,14 +25,16 @@ shards() { # FOLDER OPTIONS...
 until [ -e "$work/held.bin.zst" ]; do sleep 0.5; done
 held=("$work/held.bin.zst" --natural --units "$units")
 shards held "${held[@]}"
-shards held-wanted "${held[@]}" --wanted 1
+[ "$wanted" = 0 ] || shards held-wanted "${held[@]}" --wanted 1
 shards edited "${held[@]}" --edited 1
-until [ -e "$work/train_0.bin.zst" ] && [ -e "$work/train_1.bin.zst" ]; do sleep 0.5; done
-train=("$work"/train_[01].bin.zst --units "$units")
-shards pools/python "${train[@]}" --pool python --edited 0.5 --only "$only"
-shards pools/script "${train[@]}" --pool script --edited 0.5
-shards pools/programs "${train[@]}" --pool programs --edited 0.5
-for pool in python script programs; do
+for file in "${train[@]}"; do until [ -e "$file" ]; do sleep 0.5; done; done
+train+=(--units "$units")
+for pool in $pools; do
+  some=()
+  [ "$pool" != python ] || some=(--only "$only")
+  shards "pools/$pool" "${train[@]}" --pool "$pool" --edited 0.5 "${some[@]}"
+done
+for pool in $([ "$wanted" = 0 ] || echo "$pools"); do
   shards "pools-wanted/$pool" "${train[@]}" --pool "$pool" --wanted 0.5 --only "$only"
 done
 echo "prepared in $((SECONDS - began)) s"
