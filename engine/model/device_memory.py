@@ -31,9 +31,11 @@ class Uploads:
         """
         self._device, self._is_cuda = device, device.type == "cuda"
         self._half = num_numbers
-        self._staged = torch.empty(2 * num_numbers, dtype=torch.int64, pin_memory=self._is_cuda)
+        size = 2 * num_numbers
+        with torch.inference_mode(False):  # whoever comes first, all may write
+            self._staged = torch.empty(size, dtype=torch.int64, pin_memory=self._is_cuda)
+            self._there = torch.empty(size, dtype=torch.int64, device=device)
         self._on_host = self._staged.numpy()
-        self._there = torch.empty(2 * num_numbers, dtype=torch.int64, device=device)
         # When the device has read a half.
         self._read = [torch.cuda.Event() for _ in range(2)] if self._is_cuda else []
         self._turn = self._at = 0  # which half is being filled, and up to where
@@ -92,7 +94,8 @@ class Slabs:
             return torch.empty(shape, dtype=self._dtype, device=self._device)
         if self._slab is None or self._at + count > len(self._slab):
             self._slab = None  # if it is all free, it is the next one
-            self._slab = torch.empty(self._size, dtype=self._dtype, device=self._device)
+            with torch.inference_mode(False):  # as above
+                self._slab = torch.empty(self._size, dtype=self._dtype, device=self._device)
             self._at = 0
         start, self._at = self._at, self._at + count
         return self._slab[start : start + count].view(shape)

@@ -35,7 +35,7 @@ def test_pieces_of_a_slab_are_apart_and_a_large_one_is_alone(monkeypatch):
     device = type("Device", (), {"type": "cuda"})()
     made = []
 
-    def empty(shape, *, dtype, device):
+    def empty(shape, *, dtype, device=None, pin_memory=False):
         made.append(torch.zeros(shape, dtype=dtype))
         return made[-1]
 
