@@ -175,7 +175,7 @@ class DecodeGraph(CapturedPass[Logits]):
             slots: 1 to `num_rows` of them; if that is one, `sees_every_slot` holds for it.
 
         Returns:
-            The logits after each. On CUDA the next step overwrites them.
+            The logits after each. On CUDA the next pass over the cache overwrites them.
         """
         cache, count = self._cache, len(slots)
         padded = np.pad(slots, (0, self._num_rows - count), mode="edge")
@@ -295,7 +295,7 @@ class PatchGraph(CapturedPass[Tensor]):
 
         Returns:
             (len(slots), hidden_size) of the model's dtype: the last of the layers' output, before
-            the final norm. On CUDA the next pass overwrites it.
+            the final norm. On CUDA the next pass over the cache overwrites it.
         """
         cache, count = self._cache, len(slots)
         if self._given is not None and hidden is not None:

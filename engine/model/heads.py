@@ -50,7 +50,7 @@ class Logits(NamedTuple):
     """Logits after some rows.
 
     Attributes:
-        rows: (n, vocab_size) float32; the next decode step may overwrite them.
+        rows: (n, vocab_size) float32; the next pass over the cache may overwrite them.
         summaries: (n, 4) float64 from `summarized`, where a GPU has made them: one copy then tells
             the host of all rows. None: whoever needs them finds them.
     """
