@@ -24,7 +24,7 @@ from bench_offer import WINDOW, Place, places
 from quality import fim_fetch
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.generation.draft import DraftRecord
 from keyturn.engine.prompt.growing_window import ColdLimit
 from keyturn.engine.syntax.languages import language_of
 from keyturn.engine.wire.config import Completion

@@ -16,9 +16,8 @@ from .generation.branches import Branches
 from .generation.candidates import Candidates
 from .generation.decoding_cache import DecodingCache
 from .generation.depth import steps_of
-from .generation.draft import PastTexts, PromptLookup
+from .generation.draft import DraftRecord, PastTexts, PromptLookup
 from .generation.generate import Generated, generate, write
-from .generation.speculation import DraftRecord
 from .generation.steps import Steps
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted

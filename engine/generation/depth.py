@@ -9,10 +9,10 @@ from ..model.decoder import Check
 from ..wire.config import DEPTHS, CompletionParams
 from ..wire.errors import BadRequest
 from .decoding_cache import DecodingCache
-from .draft import PromptLookup
+from .draft import DraftRecord, PromptLookup
 from .fast import FastSteps
 from .skipping import SkippingSteps
-from .speculation import DraftRecord, SpeculativeSteps
+from .speculation import Decoding, SpeculativeSteps
 from .steps import PlainSteps, Steps
 
 
@@ -57,28 +57,12 @@ def steps_of(
             return token_id in end_ids or any(stop in token_bytes[token_id] for stop in stops)
 
         found = lookup() if "lookup" in record.sources else None
-        if depth == "fast" and fast is not None:
-            if not isinstance(fast, Exits):
-                return SkippingSteps(
-                    *(prompt, check, found, record),
-                    skipped=fast,
-                    is_last=is_last,
-                    max_tokens=params.max_tokens,
-                )
-            return FastSteps(
-                *(prompt, check, found, record),
-                exits=fast,
-                num_forced=num_forced,
-                token_bytes=token_bytes,
-                is_last=is_last,
-                max_tokens=params.max_tokens,
-            )
-        return SpeculativeSteps(
-            *(prompt, check, found, record),
-            skips=skips,
-            is_last=is_last,
-            max_tokens=params.max_tokens,
-        )
+        decoding = Decoding(prompt, check, found, record, is_last, params.max_tokens)
+        if depth != "fast" or fast is None:
+            return SpeculativeSteps(decoding, skips)
+        if not isinstance(fast, Exits):
+            return SkippingSteps(decoding, fast)
+        return FastSteps(decoding, exits=fast, num_forced=num_forced, token_bytes=token_bytes)
     if not depth.isdecimal() or not 0 < int(depth[:9]) <= num_layers:
         known = ", ".join(DEPTHS)
         raise BadRequest(f"depth {depth:.20}: must be {known} or a number from 1 to {num_layers}")
