@@ -19,7 +19,7 @@ import harness
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.prompt import repair
-from keyturn.engine.prompt.prompt_cache import Counts
+from keyturn.engine.prompt.patched_cache import Counts
 from keyturn.engine.replay.scoring import percentile
 from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
