@@ -22,10 +22,9 @@ from .generation.steps import Steps
 from .model.decoder import Check, Decoder
 from .prompt.document import Document, Edit, shifted
 from .prompt.fim import FimTemplate
-from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow
+from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow, Prompt, PromptEncoder
 from .prompt.layout import SegmentKey
 from .prompt.policy import find_policy
-from .prompt.prompt_encoder import Prompt, PromptEncoder
 from .prompt.repair import BY_SHARE, RepairLimit
 from .syntax.languages import language_of
 from .tokens.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.prompt import patched_cache
-from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.wire.config import EngineConfig
 
 WINDOW = 512
