@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 _SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 UTF8, UTF16, UTF32 = "utf-8", "utf-16", "utf-32"
-ENCODINGS = (UTF8, UTF16, UTF32)
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -187,11 +186,6 @@ class Document:
         """Return the text of a line (0-based, in range) without its line end."""
         start, end = self._line_span(line)
         return self.text[start:end]
-
-    def rest_of_line(self, offset: int) -> str:
-        """Return the text between code-point `offset` and the end of its line."""
-        line = self._starts.line_of(offset)
-        return self.text[offset : self._line_span(line)[1]]
 
     def _set_text(self, text: str) -> None:
         self.text = text
