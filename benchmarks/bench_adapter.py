@@ -26,6 +26,7 @@ from keyturn.engine.engine import choose_dtype
 from keyturn.engine.files.hf_config import read_config
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.model.tensors import EMBEDDING, PROJECTIONS, expected_shapes
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
 from keyturn.kernels.weights.linear import Matrix
@@ -74,7 +75,7 @@ def measured(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     updates = {rank: random_updates(decoder, rank, random) for rank in args.ranks}
     cache = KVCache(decoder.config, args.context + max(KINDS.values()), decoder.dtype, CPU)
     tokens = np.arange(args.context) % decoder.config.vocab_size
-    decoder.forward(cache, cache.append(tokens, np.arange(args.context)), _go_on)
+    decoder.forward(cache, cache.append(tokens, np.arange(args.context)), go_on)
     adapted = 0
 
     def run(kind: str, rank: int) -> Callable[[], float]:
@@ -108,7 +109,7 @@ def pass_ms(decoder: Decoder, cache: KVCache, num_rows: int, steps: int) -> floa
     for number in range(max(1, steps // num_rows)):
         slots = cache.append(np.full(num_rows, number), start + np.arange(num_rows))
         began = time.process_time()
-        decoder.last_logits(cache, slots, _go_on)
+        decoder.last_logits(cache, slots, go_on)
         spent += time.process_time() - began
         cache.remove(slots)
     return spent * 1e3 / max(1, steps // num_rows)
@@ -152,10 +153,6 @@ def random_updates(decoder: Decoder, rank: int, random: torch.Generator) -> dict
             down = torch.randn(rank, columns, generator=random) / math.sqrt(columns)
             found[name] = LowRank(down, torch.randn(rows, rank, generator=random) / 10 / rank)
     return found
-
-
-def _go_on() -> None:
-    """Never interrupt."""
 
 
 if __name__ == "__main__":

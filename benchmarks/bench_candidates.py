@@ -24,7 +24,8 @@ from bench_offer import WINDOW, Place, places
 from quality import fim_fetch
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.generation.draft import DraftRecord
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import ColdLimit
 from keyturn.engine.syntax.languages import language_of
 from keyturn.engine.wire.config import Completion
@@ -70,7 +71,7 @@ def measured(
         COMMAND_LINE.completion_params(),
         language=language_of("", place.path),
     )
-    session.complete(place.offset, replace(params, max_tokens=1), _go_on)  # repairs
+    session.complete(place.offset, replace(params, max_tokens=1), go_on)  # repairs
     past, turns = session.past, list(records)
     made: dict[tuple[str, int], Completion] = {}
     times: dict[tuple[str, int], list[float]] = {at: [] for at in turns}
@@ -79,7 +80,7 @@ def measured(
             session.past, session.drafts = copy.deepcopy(past), records[depth, count]
             wanted = replace(params, depth=depth, num_candidates=count)
             started_at = time.process_time()
-            made[depth, count] = session.complete(place.offset, wanted, _go_on)
+            made[depth, count] = session.complete(place.offset, wanted, go_on)
             times[depth, count].append((time.process_time() - started_at) * 1e3)
     engine.close("several")
     return {at: (median(times[at]), made[at]) for at in turns}
@@ -119,10 +120,6 @@ def is_exact(text: str, truth: str) -> bool:
     """Whether the first lines are the same, white space at their ends aside."""
     first, wanted = (each.split("\n", 1)[0].rstrip() for each in (text, truth))
     return bool(first) and first == wanted
-
-
-def _go_on() -> None:
-    pass
 
 
 if __name__ == "__main__":

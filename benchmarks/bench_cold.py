@@ -20,6 +20,7 @@ from bench_just_opened import Place, chosen
 from quality import fim_fetch
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import WHOLE, ColdLimit
 from keyturn.engine.replay.scoring import percentile
 from keyturn.engine.session import Session
@@ -71,7 +72,7 @@ def asked(engine: Engine, model: str, place: Place, width: int | None, *, grows:
     row = _first_line(session, offset, place)
     if grows and session.is_narrow:
         begin = time.perf_counter()
-        session.grow(_go_on)
+        session.grow(go_on)
         row["grow_ms"] = (time.perf_counter() - begin) * 1e3
         row["grown_exact"] = _first_line(session, offset, place)["exact"]
     engine.close("cold")
@@ -80,7 +81,7 @@ def asked(engine: Engine, model: str, place: Place, width: int | None, *, grows:
 
 def _first_line(session: Session, offset: int, place: Place) -> Row:
     params = COMMAND_LINE.completion_params(stop=("\n",))
-    completion = session.complete(offset, params, _go_on)
+    completion = session.complete(offset, params, go_on)
     return {
         "num_tokens": completion.num_prompt_tokens,
         "ttft_ms": completion.ttft_ms,
@@ -117,10 +118,6 @@ def summarised(width: int | None, rows: list[Row], whole: list[Row]) -> Row:
         "kept_share": sum(kept) / len(kept) if kept else None,
         "kept_share_grown": sum(grown) / len(grown) if was_grown and grown else None,
     }
-
-
-def _go_on() -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from gpu.kernel_timer import copy_bandwidth
 from numpy.typing import NDArray
 
 from keyturn.engine.model.config import ModelConfig
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.prompt.repair import BY_SHARE
@@ -128,8 +129,8 @@ class Run:
         self._wait()
         start = time.perf_counter()
         prompt.set_prompt({("prefix",): token_ids})
-        prompt.patch(_go_on)
-        prompt.repair(BY_SHARE, _go_on)  # under that policy only
+        prompt.patch(go_on)
+        prompt.repair(BY_SHARE, go_on)  # under that policy only
         host = time.perf_counter()
         self._wait()
         return 1e3 * (time.perf_counter() - start), 1e3 * (host - start)
@@ -195,7 +196,7 @@ class Run:
                 errors["turn"],
                 *(edit_gpu_errors.turn_error(edited, at) for at in (0, self.config.num_layers - 1)),
             )
-        self._edited.heal(len(self._token_ids), _go_on)
+        self._edited.heal(len(self._token_ids), go_on)
         errors["healed"] = max(
             edit_gpu_errors.layer_error(edited, full, layer)
             for layer in range(self.config.num_layers)
@@ -250,10 +251,6 @@ def _quantiles(times: list[tuple[float, float]]) -> dict[str, float]:
 
 def _cells(found: dict[str, float]) -> list[object]:
     return [f"{found[name]:.2f}" for name in ("p50_ms", "p20_ms", "p80_ms", "p95_ms", "host_ms")]
-
-
-def _go_on() -> None:
-    """Never cancel."""
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ from statistics import median
 import harness
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt import repair
-from keyturn.engine.prompt.prompt_cache import Counts
+from keyturn.engine.prompt.patched_cache import Counts
 from keyturn.engine.replay.scoring import percentile
 from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
@@ -154,10 +155,6 @@ def main() -> None:
 def line_start(text: str, offset: int) -> int:
     """Return where the line at `offset` begins."""
     return text.rfind("\n", 0, offset) + 1
-
-
-def go_on() -> None:
-    """Never cancel."""
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from bench_just_opened import chosen
 from quality import fim_fetch
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import ColdLimit
 from keyturn.server.settings import COMMAND_LINE
 from keyturn.server.suggestion import asked, kind_of
@@ -88,7 +89,7 @@ def answered(args: argparse.Namespace) -> list[Answered]:
         session.cold_limit = ColdLimit(max_rows=WINDOW)
         params = replace(asked(text, at, COMMAND_LINE.completion_params()), stop=("\n",))
         pieces: list[tuple[str, float]] = []
-        session.complete(at, params, _go_on, lambda *each: pieces.append(each))  # noqa: B023
+        session.complete(at, params, go_on, lambda *each: pieces.append(each))  # noqa: B023
         engine.close("gate")
         found.append(Answered(kind, truth, pieces))
         if args.rows:
@@ -153,10 +154,6 @@ def first_word(text: str) -> str:
     """Return a text up to the end of its first word, or of its first character that is in none."""
     found = re.match(r"\s*(?:\w+|.)", text)
     return found[0] if found else text
-
-
-def _go_on() -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ from peers.sides import OWN, REST_S
 from peers.steps import place
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+from keyturn.engine.loaded_model import Model
+from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.replay.scoring import percentile
-from keyturn.engine.session import Model
 from keyturn.engine.wire.address import at_socket
 from keyturn.server.engine_link import look
 from keyturn.server.settings import Settings

@@ -17,6 +17,7 @@ from pathlib import Path
 import harness
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.replay.scoring import closeness
 from keyturn.engine.session import Session
 from keyturn.server.settings import Settings
@@ -59,10 +60,10 @@ class Hour:
             self._cursor = self._random.randrange(len(self._session.text) + 1)
             self.counts["jump"] += 1
         if self._random.random() < 0.25:
-            self._session.complete(self._cursor, FEW_TOKENS, _go_on)
+            self._session.complete(self._cursor, FEW_TOKENS, go_on)
             self.counts["completion"] += 1
         if self._random.random() < 0.05:
-            self._session.heal(64, _go_on)
+            self._session.heal(64, go_on)
 
     @property
     def cursor(self) -> int:
@@ -141,15 +142,15 @@ def main() -> None:
             print(f"{number + 1} of {args.edits} edits, {took:.0f} s", flush=True)
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - warm_kib) / 1024
     session.set_cursor(hour.cursor)
-    session.grow(_go_on)
-    while session.heal(10_000, _go_on):
+    session.grow(go_on)
+    while session.heal(10_000, go_on):
         pass
     fresh = engine.open("b", session.text, path=args.file.name, model=args.model, policy="full")
     fresh.set_cursor(hour.cursor)
     fresh.window.whole.says_header = session.window.whole.says_header
-    fresh.sync(_go_on)
+    fresh.sync(go_on)
     same_tokens = session.prompt.token_ids.tolist() == fresh.prompt.token_ids.tolist()
-    reference, given = (one.prompt.score([5, 6, 7], _go_on) for one in (fresh, session))
+    reference, given = (one.prompt.score([5, 6, 7], go_on) for one in (fresh, session))
     off = float((reference - given).abs().max())
     near = closeness(reference, given)
     cache_mib = session.prompt.num_bytes / 2**20
@@ -173,10 +174,6 @@ def main() -> None:
         harness.check("memory grown after the start", grown_mib, "MiB", f"<= {bound}"),
     ]
     harness.finish("long_session", args, figures, checks)
-
-
-def _go_on() -> None:
-    """Never cancel."""
 
 
 if __name__ == "__main__":

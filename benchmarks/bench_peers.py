@@ -30,8 +30,8 @@ from peers.sides import OWN, Own, Peer, Ready, Side, accepted
 from peers.steps import ABOVE, ACCEPT, ENTER, JUMPS, KEY, UNDO, Step, place, steps
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.loaded_model import Model
 from keyturn.engine.replay.scoring import percentile
-from keyturn.engine.session import Model
 from keyturn.server.settings import Settings
 
 MODES = ("alternating", "alone")

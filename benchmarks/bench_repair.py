@@ -31,6 +31,7 @@ from traces import elsewhere
 from traces.dependent import change
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.placement import RECOMPUTED
 from keyturn.engine.prompt.prompt_cache import PromptCache
 from keyturn.engine.prompt.repair import BY_SHARE, SHARE, RepairLimit, disagreement
@@ -132,32 +133,32 @@ def of_trace(
     trace = read_trace(path)
     session, at = played(engine, args, trace, "repair")
     full = opened(engine, "oracle", args, trace.path, session.text, "full")
-    wanted = full.complete(at.offset, PARAMS, _go_on)
+    wanted = full.complete(at.offset, PARAMS, go_on)
     token_ids = list(wanted.token_ids)
     if at.reference is not None:
         token_ids = full.model.tokenizer.encode(full.forced_text + at.reference).token_ids.tolist()
     token_ids = token_ids[:NUM_SCORED] or [0]
     full.prompt.drop_generated()
-    reference = full.prompt.score(token_ids, _go_on)
+    reference = full.prompt.score(token_ids, go_on)
 
     def figures(of: Session, **about: object) -> dict[str, Any]:
-        near = closeness(reference, of.prompt.score(token_ids, _go_on))
+        near = closeness(reference, of.prompt.score(token_ids, go_on))
         row: dict[str, Any] = {"kl": _mean(near.kl), "top1": _mean(near.same_top1), **about}
         if args.complete:
-            row["same"] = of.complete(at.offset, PARAMS, _go_on).text == wanted.text
+            row["same"] = of.complete(at.offset, PARAMS, go_on).text == wanted.text
             of.prompt.drop_generated()
         return row
 
     prompt = session.prompt
-    before = prompt.logits(_go_on)
+    before = prompt.logits(go_on)
     edited = np.flatnonzero(provenances(prompt) == RECOMPUTED)  # what the patch computed
     num_wanted = prompt.num_tokens
     shares: dict[str, Any] = {"num_patched": len(edited) / num_wanted, "num_wanted": num_wanted}
     state = State.of(prompt)
     for name in args.policies:
         if name == "repair":
-            num_rows = prompt.repair(BY_SHARE, _go_on)
-            moved = disagreement(before, prompt.logits(_go_on))
+            num_rows = prompt.repair(BY_SHARE, go_on)
+            moved = disagreement(before, prompt.logits(go_on))
             shares["num_rows"] = num_rows / num_wanted
             yield figures(session, ranking="repair", share=SHARE, probe=moved, **shares)
         else:
@@ -170,7 +171,7 @@ def of_trace(
             state.restore(prompt)
             patched = Patched(prompt, full.prompt, edited, seed)
             chosen = RANKINGS[name](patched, math.ceil(share * num_wanted))
-            prompt.recompute(chosen, _go_on)
+            prompt.recompute(chosen, go_on)
             shares["num_rows"] = len(chosen) / num_wanted
             yield figures(session, ranking=name, share=share, **shares)
     for key in ("measured", "oracle"):
@@ -187,7 +188,7 @@ def played(
 
     def sync() -> None:
         nonlocal is_filled
-        session.sync(_go_on)
+        session.sync(go_on)
         if not is_filled:
             session.prompt.take_counts()
         is_filled = True
@@ -298,10 +299,6 @@ def _families(row: dict[str, Any], distance: dict[tuple[str, str], int]) -> Iter
 
 def _mean(values: list[Any]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _go_on() -> None:
-    """Never cancel."""
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from statistics import median
 from typing import NamedTuple
 
 import harness
-from bench_edit_latency import ONE_TOKEN, SOURCE, go_on, line_start
+from bench_edit_latency import ONE_TOKEN, SOURCE, line_start
 from torch import Tensor
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import WHOLE
 from keyturn.engine.prompt.repair import disagreement
 from keyturn.engine.session import Session

@@ -29,6 +29,7 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.exits import stop
 from keyturn.engine.exits.controller import normalised
 from keyturn.engine.exits.stop import StopRule
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import ColdLimit
 from keyturn.server.settings import COMMAND_LINE
 from keyturn.server.suggestion import asked
@@ -117,9 +118,9 @@ def written(args: argparse.Namespace) -> list[Written]:
         session.model = replace(model, stop=_recorder(seen))
         session.cold_limit = ColdLimit(max_rows=WINDOW)
         params = replace(asked(text, at, COMMAND_LINE.completion_params()), depth="exact")
-        made = session.complete(at, params, _go_on)
+        made = session.complete(at, params, go_on)
         session.prompt.drop_generated()
-        states = session.prompt.states([0], START_DEPTHS, _go_on)
+        states = session.prompt.states([0], START_DEPTHS, go_on)
         cursor = [[round(x, 3) for x in normalised(each[:1])[0].tolist()] for each in states]
         engine.close("stop")
         is_right = _first_line(made.text) == _first_line(task.middle)
@@ -328,10 +329,6 @@ def plotted(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("wrong ones stopped before half, %")
     axes.legend()
     figure.savefig(path)
-
-
-def _go_on() -> None:
-    pass
 
 
 if __name__ == "__main__":

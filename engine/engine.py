@@ -16,13 +16,14 @@ from .files.catalog import resolve
 from .files.packed_cache import user_cache
 from .files.packing import Packing
 from .files.weights import load_model
+from .loaded_model import Model
 from .model.config import ModelConfig
 from .model.decoder import Decoder
 from .model.step_timing import measure_steps
 from .prompt.fim import UNKNOWN_CHARS_PER_TOKEN
 from .prompt.growing_window import WHOLE, ColdLimit
 from .prompt.repair import RepairLimit
-from .session import Model, Session
+from .session import Session
 from .wire.config import PACKED, QUANTS, EngineConfig
 from .wire.errors import BadRequest, OutOfMemory, memory_error
 

@@ -4,73 +4,31 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .exits.controller import Exits
-from .exits.stop import StopRule, StopWatch
+from .exits.stop import StopWatch
 from .generation.branches import Branches
 from .generation.candidates import Candidates
 from .generation.decoding_cache import DecodingCache
-from .generation.depth import steps_of
 from .generation.draft import PastTexts, PromptLookup
-from .generation.generate import Generated, generate, write
-from .generation.speculation import DraftRecord
-from .generation.steps import Steps
-from .model.decoder import Check, Decoder
+from .generation.steps import Steps, generate, steps_of
+from .generation.writing import Generated, write
+from .loaded_model import Model
+from .model.decoder import Check
 from .prompt.document import Document, Edit, shifted
-from .prompt.fim import FimTemplate
-from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow
+from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow, Prompt, PromptEncoder
 from .prompt.layout import SegmentKey
 from .prompt.policy import find_policy
-from .prompt.prompt_encoder import Prompt, PromptEncoder
 from .prompt.repair import BY_SHARE, RepairLimit
 from .syntax.languages import language_of
-from .tokens.tokenizer import Tokenizer
 from .wire.config import Completion, CompletionParams
 from .wire.errors import BadPosition
 
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A loaded model as sessions use it.
-
-    Attributes:
-        name: how it was asked for.
-        decoder: its weights.
-        tokenizer: its tokenizer.
-        template: its fill-in-the-middle format, None if it only continues text.
-        window_tokens: most tokens of a prompt, its marks included.
-        chars_per_token: characters a token stands for in code, for choosing the window.
-        capacity: rows of a session's cache: the prompt and what may be generated.
-        drafts: what drafts of its text have been worth.
-        exits: where its tokens may leave the layers, if that was calibrated; or what they skip, by
-            their number in a completion.
-        skips: sub-layers that drafts may leave out, by language, where that was calibrated.
-        stop: when a completion is given up, if that was.
-    """
-
-    name: str
-    decoder: Decoder
-    tokenizer: Tokenizer
-    template: FimTemplate | None
-    window_tokens: int
-    chars_per_token: float
-    capacity: int
-    drafts: DraftRecord = field(default_factory=DraftRecord)
-    exits: Exits | Callable[[int], bytes] | None = None
-    skips: Mapping[str, bytes] = field(default_factory=dict)
-    stop: StopRule | None = None
-
-    @property
-    def languages(self) -> tuple[str, ...]:
-        """What it was trained on, as LSP identifiers; empty if it does not say."""
-        return self.template.languages if self.template else ()
 
 
 class Session:

@@ -19,6 +19,7 @@ from .attention import reference as reference_attention
 from .cpu import library as cpu_library
 from .cpu.linear import CpuHead, CpuLinear, choose_plan, silu_mul
 from .cpu.step import CpuStep
+from .cpu.step_weights import StepWeights
 from .layer import reference as reference_step
 from .rotary import reference
 from .weights.linear import DenseLinear, Linear, Matrix
@@ -64,7 +65,7 @@ class Kernels:
     fused_linear: Callable[..., Tensor]
     attend_slots: Callable[..., Tensor]
     record_dependencies: Callable[..., None]
-    whole_step: Callable[..., CpuStep] | None = None
+    whole_step: Callable[[StepWeights], CpuStep] | None = None
     bit_linear: Callable[..., Linear] | None = None
 
 

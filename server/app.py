@@ -12,10 +12,11 @@ from pygls.lsp.server import LanguageServer
 
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, WarmingUp
-from .begun import OnText
+from .activity import Focus
+from .answers import OnText
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
-from .documents import UTF16, Document, Focus, Limits, Position
+from .documents import UTF16, Document, Limits, Position
 from .event_notes import EventNotes
 from .events import log_path
 from .lsp_items import (

@@ -98,6 +98,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     from ..engine.calibration.skips import find_skips
     from ..engine.engine import Engine
     from ..engine.exits import depth_file, skip_file
+    from ..engine.model.layers import go_on
 
     # A file that is damaged must not keep a new one from being made.
     engine = Engine(settings.engine_config(), finds_exits=False)
@@ -116,7 +117,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
                 *common,
                 num_skipped=num_skipped,
                 wants_oracle=arguments.oracle,
-                check=_go_on,
+                check=go_on,
                 progress=progress,
             )
             report = "".join(each.report() for each in searched)
@@ -128,7 +129,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
                 *common,
                 risk=arguments.risk,
                 num_places=arguments.places,
-                check=_go_on,
+                check=go_on,
                 progress=progress,
             )
             report, path = found.report(), out or depth_file.own_file(decoder)
@@ -141,10 +142,6 @@ def calibrate(arguments: argparse.Namespace) -> int:
         ) from None
     print_text(report + f"written to {path}\n")
     return 0
-
-
-def _go_on() -> None:
-    """Never cancel."""
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -15,11 +15,9 @@ from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import Cancelled, EngineError
-from .begun import Begun, OnText, heard_out
+from .activity import Pace
+from .answers import Answer, Begun, KnownAnswers, OnText, Selected, Shown, continuing, heard_out
 from .documents import Document, Edit
-from .known_answers import Answer, KnownAnswers, Shown
-from .pace import Pace
-from .selected import Selected, continuing
 from .settings import Settings
 from .suggestion import asked, is_inside_word, offered, others_offered, untrained
 

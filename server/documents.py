@@ -1,4 +1,4 @@
-"""The open documents' text, LSP positions as code-point offsets, and which one is looked at.
+"""The open documents' text, where its lines begin, and LSP positions as code-point offsets.
 
 Never pygls' copy: it splits lines at form feeds and U+2028. Here lines end at LF, CRLF and CR
 only. An edit rescans the lines it touches, and no others.
@@ -6,20 +6,16 @@ only. An edit rescans the lines it touches, and no others.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from .line_starts import LineStarts, line_starts
-
 _SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 UTF8, UTF16, UTF32 = "utf-8", "utf-16", "utf-32"
-ENCODINGS = (UTF8, UTF16, UTF32)
-# Documents opened or changed within so short a time are a burst: only the last is looked at.
-_BURST_SECONDS = 0.05
+_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 class Position(NamedTuple):
@@ -51,6 +47,58 @@ class Limits:
 
     max_document_bytes: int
     max_line_chars: int
+
+
+class LineStarts:
+    """The offsets at which the lines of a text begin; the first is 0.
+
+    An edit moves all that are behind it, as one number. Typing goes on where it was: those behind
+    the last edit are held as they were before it, with what has been added since; only what lies
+    between two edits is touched.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        """Index a text."""
+        self._starts = [0, *line_starts(text, 0)]
+        self._moved_from, self._moved_by = len(self._starts), 0
+
+    def __len__(self) -> int:
+        """Return the number of lines."""
+        return len(self._starts)
+
+    def __getitem__(self, line: int) -> int:
+        """Return where a line begins, 0-based and in range."""
+        return self._starts[line] + (self._moved_by if line >= self._moved_from else 0)
+
+    def line_of(self, offset: int) -> int:
+        """Return the last line that begins at `offset` or before it."""
+        moved_from = self._moved_from
+        if moved_from == len(self._starts) or offset < self[moved_from]:
+            return bisect_right(self._starts, offset, 0, moved_from) - 1
+        return bisect_right(self._starts, offset - self._moved_by, moved_from) - 1
+
+    def replace(self, first: int, last: int, starts: Iterable[int], moved_by: int) -> None:
+        """Put `starts` in the place of the lines `first` to `last`; those from `last` on move.
+
+        Args:
+            first: a line.
+            last: a line behind it, or their number.
+            starts: in the text as it is from now on.
+            moved_by: characters.
+        """
+        held, by = self._starts, self._moved_by
+        low, high = sorted((last, self._moved_from))
+        by = by if last > self._moved_from else -by
+        held[low:high] = [start + by for start in held[low:high]]
+        num_before = len(held)
+        held[first:last] = starts
+        self._moved_from = last + len(held) - num_before
+        self._moved_by += moved_by
+
+
+def line_starts(text: str, base: int) -> list[int]:
+    """Return the offset after every line end of `text`, counted from `base`."""
+    return [base + match.end() for match in _LINE_END.finditer(text)]
 
 
 @dataclass
@@ -138,11 +186,6 @@ class Document:
         """Return the text of a line (0-based, in range) without its line end."""
         start, end = self._line_span(line)
         return self.text[start:end]
-
-    def rest_of_line(self, offset: int) -> str:
-        """Return the text between code-point `offset` and the end of its line."""
-        line = self._starts.line_of(offset)
-        return self.text[offset : self._line_span(line)[1]]
 
     def _set_text(self, text: str) -> None:
         self.text = text
@@ -258,50 +301,6 @@ class Document:
             found.pop()
         starts.replace(first + 1, next_line, found, delta)
         self._num_long += self._count_long(first, first + 1 + len(found))
-
-
-class Focus:
-    """Which document is looked at: it is warmed and healed, the others wait.
-
-    Editors have no message for it. An editor that restores a session opens hundreds of documents
-    at once, and a rename changes as many; warming them all takes minutes and pushes the one in use
-    out.
-
-    Args:
-        show: told of a document and whether it is looked at from now on.
-    """
-
-    def __init__(self, show: Callable[[str, bool], None]) -> None:
-        """Nothing is looked at yet."""
-        self.uri: str | None = None
-        self._show = show
-        self._later: asyncio.TimerHandle | None = None
-
-    def at(self, uri: str) -> None:
-        """Note that a document is certainly looked at."""
-        self._forget_later()
-        if uri == self.uri:
-            return
-        before, self.uri = self.uri, uri
-        if before is not None:
-            self._show(before, False)
-        self._show(uri, True)
-
-    def perhaps_at(self, uri: str) -> None:
-        """Note that a document was opened or changed: the last one of a burst is looked at."""
-        self._forget_later()
-        if uri != self.uri:
-            loop = asyncio.get_running_loop()
-            self._later = loop.call_later(_BURST_SECONDS, self.at, uri)
-
-    def closed(self, uri: str) -> None:
-        """Note that a document is not there any more."""
-        if uri == self.uri:
-            self.uri = None
-
-    def _forget_later(self) -> None:
-        if self._later is not None:
-            self._later.cancel()
 
 
 _WIDEST = {UTF8: 4, UTF16: 2, UTF32: 1}

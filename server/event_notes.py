@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..engine.syntax.languages import language_of
+from .answers import Answer
 from .documents import Document
 from .events import Events
-from .known_answers import Answer
 from .lsp_items import accepted_chars, shown_item
 
 

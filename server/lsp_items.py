@@ -9,9 +9,8 @@ from pathlib import PurePath
 from lsprotocol import types
 from pygls.uris import to_fs_path
 
+from .answers import Answer, Selected
 from .documents import Change, Document, Position
-from .known_answers import Answer
-from .selected import Selected
 from .trim import first_line
 
 # What a client runs, with the item's id, when the user has taken a suggestion.

@@ -11,8 +11,9 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from ..engine.wire.errors import EngineError
+from .activity import Focus
 from .completions import Completions
-from .documents import Document, Focus
+from .documents import Document
 from .engine_connection import TRYING_AGAIN
 from .messages import STATUS
 from .progress import LoadingProgress

@@ -10,6 +10,7 @@ import numpy as np
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.decoding_cache import DecodingCache
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.kernels import dispatch
 from keyturn.server.settings import Settings
@@ -34,11 +35,11 @@ def main() -> None:
     def run(token_ids: list[int], num_decoded: int) -> dict[str, float]:
         start = time.perf_counter()
         prompt.set_prompt({("prefix",): np.array(token_ids)})
-        prompt.patch(_go_on)
-        token_id = int(prompt.logits(_go_on).argmax())
+        prompt.patch(go_on)
+        token_id = int(prompt.logits(go_on).argmax())
         first = time.perf_counter()
         for _ in range(num_decoded):
-            token_id = int(prompt.decode(token_id, _go_on).argmax())
+            token_id = int(prompt.decode(token_id, go_on).argmax())
         step_s = (time.perf_counter() - first) / num_decoded
         return {"prefill_s": first - start, "step_ms": step_s * 1e3}
 
@@ -48,10 +49,6 @@ def main() -> None:
         "vocab_size": model.decoder.config.vocab_size,
     }
     cpu_peer.serve_lines(ready, run, answers)
-
-
-def _go_on() -> None:
-    """Never interrupt."""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from bench_cpu import FOLDER, Contender
 from cpu import cpu_peer
 
 from keyturn.engine.files.catalog import resolve
-from keyturn.engine.session import Model
+from keyturn.engine.loaded_model import Model
 
 
 def parser(about: str, rounds: int) -> argparse.ArgumentParser:

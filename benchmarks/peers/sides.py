@@ -12,8 +12,8 @@ from peers.steps import ACCEPT, TYPED, Step
 from traces.cursor import lines_away
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.prompt.prompt_encoder import PromptEncoder
-from keyturn.engine.session import Model
+from keyturn.engine.loaded_model import Model
+from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.server.settings import Settings
 

@@ -9,7 +9,7 @@ import numpy as np
 from bench_edit_latency import LINE, SOURCE, line_start
 from traces.cursor import lines_away
 
-from keyturn.engine.session import Model
+from keyturn.engine.loaded_model import Model
 
 TYPED = "result ="
 KEY, ENTER, ABOVE, UNDO, ACCEPT = "a key", "Enter", "edit above", "undo of it", "accepted"

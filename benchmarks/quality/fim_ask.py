@@ -17,6 +17,7 @@ from quality.fim_tasks import SINGLE, Task
 from quality.lsp_client import LspClient
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.session import Session
 from keyturn.engine.syntax.languages import language_of
 from keyturn.engine.wire.config import Completion, CompletionParams
@@ -110,14 +111,14 @@ def _ask(engine: Engine, task: Task, model: str, layout: str | None) -> Answer:
     session = engine.open("task", text, path=task.path, model=model, policy="turn", layout=layout)
     if task.group == SINGLE:
         params = CompletionParams(MAX_TOKENS_OF_LINE, 0.0, 1.0, 0, ("\n",), 0.0)
-        completion = session.complete(cursor, params, _go_on)
+        completion = session.complete(cursor, params, go_on)
         shown = raw = completion.text
     else:
         params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, (), 0.0)
         stops = asked(text, cursor, params, language=language_of("", task.path)).stop
         # One that does not know where a middle ends would fill the budget every time.
         params = params if session.model.template else replace(params, stop=stops)
-        completion = session.complete(cursor, params, _go_on)
+        completion = session.complete(cursor, params, go_on)
         raw = completion.text
         shown = as_shown(completion, text, cursor, stops, language_of("", task.path))
     answer = Answer(shown, raw, completion.total_ms)
@@ -151,7 +152,7 @@ def _score(session: Session, middle: str, answer: Answer) -> None:
     after = [*encoded.starts[1:].tolist(), len(forced + middle)]
     first = sum(end <= len(forced) for end in after)
     # Which token is fed last does not matter: nothing is predicted from it.
-    logits = session.prompt.score([*token_ids, 0], _go_on)
+    logits = session.prompt.score([*token_ids, 0], go_on)
     log_probs = logits[first:-1].double().log_softmax(-1)
     wanted = log_probs.new_tensor(token_ids[first:]).long()
     answer.nll = -log_probs.gather(1, wanted[:, None]).sum().item()
@@ -163,10 +164,6 @@ def _score(session: Session, middle: str, answer: Answer) -> None:
         ends = [at in model.template.end_ids for at in logits[first:].argmax(-1).tolist()]
         answer.end_right = ends[-1] if is_whole else None
         answer.early_end = any(ends[:-1])
-
-
-def _go_on() -> None:
-    """Never cancel."""
 
 
 def ask_server(

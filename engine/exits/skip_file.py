@@ -35,11 +35,6 @@ class SkipSet:
     skipped: bytes
     agreement: float
 
-    @property
-    def num_sub_layers(self) -> int:
-        """How many are left out."""
-        return sum(each.bit_count() for each in self.skipped)
-
 
 def share_of(skipped: bytes, config: ModelConfig) -> float:
     """Return which share of the layers' weights a row that skips these goes through."""

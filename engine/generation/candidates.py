@@ -20,8 +20,8 @@ from ..exits.stop import StopWatch
 from ..wire.config import CompletionParams
 from ..wire.errors import ContextTooLong
 from .branches import Branch, Branches
-from .generate import After, Generated, OnText, Pick, Writing, advance, stepped
-from .steps import Steps
+from .steps import Steps, advance, stepped
+from .writing import After, Generated, OnText, Pick, Writing
 
 # Of the joint probability of a text to where it branches off, less is no candidate.
 _LEAST = 0.02

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..model.decoder import Check
 from ..model.heads import Logits
 from ..model.kv_cache import KVCache, Slots
+from ..model.layers import go_on
 from ..prompt.prompt_cache import PromptCache
 
 Result = TypeVar("Result")
@@ -97,7 +98,7 @@ class DecodingCache(PromptCache):
             return False
         with self._supposed([0] * count) as slots:
             while self.decoder.uncaptured(cache) == count:
-                self.decoder.decode(cache, slots, _go_on)
+                self.decoder.decode(cache, slots, go_on)
         return True
 
     def begin(self, token_ids: Sequence[int], check: Check, layers: range | None = None) -> Tensor:
@@ -215,7 +216,3 @@ class DecodingCache(PromptCache):
             cache.remove(slots)
             cache.positions[generated] -= _MASKED
             cache.num_fresh, cache.generation = num_fresh, generation
-
-
-def _go_on() -> None:
-    """Never cancel."""

@@ -13,9 +13,8 @@ that went deep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -25,9 +24,7 @@ from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ..exits.controller import Exits
 from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
-from .decoding_cache import DecodingCache
-from .draft import PromptLookup
-from .speculation import MOST_ROWS, DraftRecord, SpeculativeSteps
+from .speculation import MOST_ROWS, Decoding, PartialSteps
 
 
 @dataclass(slots=True)
@@ -45,51 +42,25 @@ class _Row:
     hidden: Tensor
 
 
-class FastSteps(SpeculativeSteps):
+class FastSteps(PartialSteps):
     """Decode steps over drafts, through as many layers as the exits ask."""
 
     def __init__(
-        self,
-        prompt: DecodingCache,
-        check: Check,
-        lookup: PromptLookup | None,
-        record: DraftRecord,
-        *,
-        exits: Exits,
-        num_forced: int,
-        token_bytes: Sequence[bytes],
-        is_last: Callable[[int], bool],
-        max_tokens: int,
+        self, decoding: Decoding, *, exits: Exits, num_forced: int, token_bytes: Sequence[bytes]
     ) -> None:
         """Take nothing yet.
 
         Args:
-            prompt: the prompt's rows; nothing is generated.
-            check: called between layers.
-            lookup: finds drafts in texts; None: there are none.
-            record: what drafts have been worth, kept up to date.
+            decoding: the completion.
             exits: of the model.
             num_forced: bytes that are bound to be written first: an exit does not know all tokens
                 that they may need, and none leaves before them.
             token_bytes: bytes of each token.
-            is_last: whether a completion ends with a token: nothing is drafted behind it.
-            max_tokens: so many are taken, about; nothing is drafted beyond.
         """
-        super().__init__(
-            *(prompt, check, lookup, record),
-            skips=None,  # such drafts would be made of rows that lack layers
-            is_last=is_last,
-            max_tokens=max_tokens,
-        )
-        if any(point.depth < each.kept.stop for point in exits.points for each in self._drafters):
-            self._drafters.clear()  # they would draft from rows that lack these layers
+        super().__init__(decoding, min([exits.last, *(point.depth for point in exits.points)]))
         self._exits, self._num_forced, self._token_bytes = exits, num_forced, token_bytes
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
         self._left: list[_Row] = []  # rows that lack keys and values
-
-    @property
-    def layers(self) -> None:
-        """Rows leave where they are sure."""
 
     def pause(self) -> None:
         """Drop what was drafted and not taken, and fill in what rows lack."""
@@ -101,31 +72,18 @@ class FastSteps(SpeculativeSteps):
         end = self._prompt.num_tokens + len(self._taken)
         self._left = [row for row in self._left if row.position < end]
 
-    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
-        """Compute rows as far as the exits ask; return the logits after each.
-
-        None behind a row that left and says something else than was drafted.
-        """
-        begun = [(0, torch.empty(0))] * len(token_ids)
-        return self._prompt.decode_by(token_ids, partial(self._through, token_ids, begun))
-
-    def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
-    ) -> Sequence[Tensor | None]:
-        """Take drafted rows as far as the exits ask; as `_rows`."""
-        begun = [(rest.start, state) for state in hidden]
-        return self._prompt.finish_by(len(token_ids), partial(self._through, token_ids, begun))
-
     def _through(
         self,
         token_ids: Sequence[int],
-        begun: list[tuple[int, Tensor]],
+        start: int,
+        hidden: Tensor | None,
         cache: KVCache,
         slots: Slots,
     ) -> tuple[list[Tensor | None], Slots]:
+        states = torch.empty(len(token_ids), 0) if hidden is None else hidden
         exits, decoder = self._exits, self._prompt.decoder
         positions = cache.positions[slots].tolist()
-        rows = [_Row(position, *each) for position, each in zip(positions, begun, strict=True)]
+        rows = [_Row(at, start, state) for at, state in zip(positions, states, strict=True)]
         logits: list[Tensor | None] = [None] * len(rows)
         written = [*self._taken, token_ids[0]]
         may_leave = sum(len(self._token_bytes[each]) for each in written) >= self._num_forced

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
-from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
-from .decoding_cache import DecodingCache
-from .draft import PromptLookup
-from .speculation import DraftRecord, SpeculativeSteps
+from .speculation import Decoding, PartialSteps
 
 _WHOLE = SKIP_ATTENTION | SKIP_MLP
 
@@ -69,63 +65,35 @@ def exit_depths(num_layers: int, depths: Mapping[int, int]) -> Schedule:
     return Schedule(tuple((at, bytes(depth) + whole * (num_layers - depth)) for at, depth in steps))
 
 
-class SkippingSteps(SpeculativeSteps):
+class SkippingSteps(PartialSteps):
     """Decode steps over drafts, through fewer sub-layers.
 
     Keys and values that a row has no state for are made of the state that passes by; the row is
     stale from then on, for healing to make it exact.
     """
 
-    def __init__(
-        self,
-        prompt: DecodingCache,
-        check: Check,
-        lookup: PromptLookup | None,
-        record: DraftRecord,
-        *,
-        skipped: Callable[[int], bytes],
-        is_last: Callable[[int], bool],
-        max_tokens: int,
-    ) -> None:
+    def __init__(self, decoding: Decoding, skipped: Callable[[int], bytes]) -> None:
         """Take nothing yet.
 
         Args:
-            prompt: the prompt's rows; nothing is generated.
-            check: called between layers.
-            lookup: finds drafts in texts; None: there are none.
-            record: what drafts have been worth, kept up to date.
-            skipped: of a token's number in the completion, what its row is not put through, as for
-                `Rows`; the rows of a draft are put through what the first of them is.
-            is_last: whether a completion ends with a token: nothing is drafted behind it.
-            max_tokens: so many are taken, about; nothing is drafted beyond.
+            decoding: the completion.
+            skipped: of a token's number in it, what its row is not put through, as for `Rows`; the
+                rows of a draft are put through what the first of them is.
         """
-        super().__init__(
-            *(prompt, check, lookup, record), skips=None, is_last=is_last, max_tokens=max_tokens
-        )
+        last = skipped(decoding.max_tokens)
+        super().__init__(decoding, next((at for at, each in enumerate(last) if each), len(last)))
         self._skipped = skipped
-        last = skipped(max_tokens)
-        if any(any(last[: each.kept.stop]) for each in self._drafters):
-            self._drafters.clear()  # they would draft with layers that are left out
-
-    @property
-    def layers(self) -> None:
-        """Rows are not put through the same, as `Steps` says."""
-
-    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
-        """Compute a token's row and those of a draft; return the logits after each."""
-        through = partial(self._through, range(self._num_layers), None)
-        return self._prompt.decode_by(token_ids, through)
-
-    def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
-    ) -> Sequence[Tensor | None]:
-        """Take drafted rows through what they lack, as `_rows`."""
-        return self._prompt.finish_by(len(hidden), partial(self._through, rest, hidden))
 
     def _through(
-        self, layers: range, hidden: Tensor | None, cache: KVCache, slots: Slots
-    ) -> tuple[list[Tensor], Slots]:
+        self,
+        token_ids: Sequence[int],
+        start: int,
+        hidden: Tensor | None,
+        cache: KVCache,
+        slots: Slots,
+    ) -> tuple[list[Tensor | None], Slots]:
         decoder, skipped = self._prompt.decoder, self._skipped(len(self._taken))
+        layers = range(start, self._num_layers)
         states = decoder.forward(
             cache, slots, self._check, layers=layers, hidden=hidden, skipped=skipped
         )

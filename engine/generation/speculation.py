@@ -22,7 +22,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -32,62 +32,20 @@ from torch import Tensor
 from ..exits.skip_file import share_of
 from ..model.decoder import Check
 from ..model.heads import DraftHead, Summary
+from ..model.kv_cache import KVCache, Slots
 from ..model.pass_cost import StepCost
 from .decoding_cache import DecodingCache
-from .draft import LONGEST_MATCH, Draft, PromptLookup, Rates
+from .draft import LONGEST_MATCH, Draft, DraftRecord, OwnDrafts, PromptLookup, Rates
 
-SOURCES = frozenset({"lookup", "exits", "skips"})
 # Rows of one step at most: so many go through the C library in one call.
 MOST_ROWS = 16
 # Of the layers, those that draft: of the embedded model's 30 the first 6, which were trained as an
 # exit, have the last one's likeliest token three times in four; the first 14 four times in five,
 # and cost more than twice as much.
 _DRAFTING_SHARE = 6 / 30
-# How often drafts come true that match 0, 1, 2, ... tokens, and that the first layers give a
-# probability of 0.0, 0.1, ...: of the embedded model in held-out files.
-_LOOKUP_GUESSES = (0.1, 0.3, 0.6, 0.65, 0.65, 0.65, 0.75, 0.75, 0.9)
-_EXIT_GUESSES = (0.1, 0.3, 0.35, 0.45, 0.45, 0.55, 0.7, 0.85, 0.9, 0.97)
-# Until it is known what self-speculation gains it counts as so much quicker than no draft. Where it
-# gains nothing it is tried again after so many steps.
-_EXIT_GAIN, _TRIED_AGAIN = 1.15, 128
+# Where self-speculation gains nothing it is tried again after so many steps.
+_TRIED_AGAIN = 128
 _FOLLOW_GAIN = 0.05
-
-
-@dataclass
-class OwnDrafts:
-    """What drafts that some of the model's layers make have been worth so far.
-
-    Attributes:
-        rates: how often the likeliest token there comes true, by its probability there.
-        gain: tokens that they give in the time of one without a draft; infinite: they are made
-            whatever they gain.
-        waited: steps since they were made last.
-    """
-
-    rates: Rates = field(default_factory=lambda: Rates(_EXIT_GUESSES))
-    gain: float = _EXIT_GAIN
-    waited: int = 0
-
-
-@dataclass
-class DraftRecord:
-    """What one model's drafts have been worth so far, for all documents.
-
-    Attributes:
-        lookup: how often a token behind a match comes true, by the length of the match.
-        exits: of the first layers.
-        skips: of all layers but a set of sub-layers.
-        num_drafted: tokens that were drafted.
-        num_accepted: those of them that came true.
-        sources: where drafts may come from.
-    """
-
-    lookup: Rates = field(default_factory=lambda: Rates(_LOOKUP_GUESSES))
-    exits: OwnDrafts = field(default_factory=OwnDrafts)
-    skips: OwnDrafts = field(default_factory=OwnDrafts)
-    num_drafted: int = 0
-    num_accepted: int = 0
-    sources: frozenset[str] = SOURCES
 
 
 class Drafter(NamedTuple):
@@ -107,6 +65,27 @@ class Drafter(NamedTuple):
     worth: OwnDrafts
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """One completion, for every way to compute its tokens.
+
+    Attributes:
+        prompt: the prompt's rows; nothing is generated.
+        check: called between layers.
+        lookup: finds drafts in texts; None: there are none.
+        record: what drafts have been worth, kept up to date; its sources say what may draft.
+        is_last: whether a completion ends with a token: nothing is drafted behind it.
+        max_tokens: so many are taken, about; nothing is drafted beyond.
+    """
+
+    prompt: DecodingCache
+    check: Check
+    lookup: PromptLookup | None
+    record: DraftRecord
+    is_last: Callable[[int], bool]
+    max_tokens: int
+
+
 class _Ahead(NamedTuple):
     """A drafted token, the logits after it if its row is there, and whom it counts for."""
 
@@ -120,43 +99,28 @@ class _Ahead(NamedTuple):
 class SpeculativeSteps:
     """Decode steps that run ahead of what is taken; rows that were of no use are dropped."""
 
-    def __init__(
-        self,
-        prompt: DecodingCache,
-        check: Check,
-        lookup: PromptLookup | None,
-        record: DraftRecord,
-        *,
-        skips: bytes | None,
-        is_last: Callable[[int], bool],
-        max_tokens: int,
-    ) -> None:
+    def __init__(self, decoding: Decoding, skips: bytes | None = None) -> None:
         """Take nothing yet.
 
         Args:
-            prompt: the prompt's rows; nothing is generated.
-            check: called between layers.
-            lookup: finds drafts in texts; None: there are none.
-            record: what drafts have been worth, kept up to date; its sources say what may draft.
+            decoding: the completion.
             skips: sub-layers that a draft may leave out, as for `Rows`; None: there is no such set.
-            is_last: whether a completion ends with a token: nothing is drafted behind it.
-            max_tokens: so many are taken, about; nothing is drafted beyond.
         """
-        self._prompt, self._check = prompt, check
-        self._lookup, self._record = lookup, record
-        self._is_last, self._max_tokens = is_last, max_tokens
-        decoder = prompt.decoder
+        self._prompt, self._check = decoding.prompt, decoding.check
+        self._lookup, self._record = decoding.lookup, decoding.record
+        self._is_last, self._max_tokens = decoding.is_last, decoding.max_tokens
+        decoder = self._prompt.decoder
         self._cost: StepCost = decoder.step_cost
         self._num_layers = num_layers = decoder.config.num_layers
         num_first = max(1, round(num_layers * _DRAFTING_SHARE))
         self._drafters: list[Drafter] = []
-        if "exits" in record.sources and num_first < num_layers:
+        if "exits" in self._record.sources and num_first < num_layers:
             share = num_first / num_layers
-            self._drafters.append(Drafter(range(num_first), None, share, record.exits))
-        if "skips" in record.sources and skips is not None and any(skips):
+            self._drafters.append(Drafter(range(num_first), None, share, self._record.exits))
+        if "skips" in self._record.sources and skips is not None and any(skips):
             kept = range(next(at for at, each in enumerate(skips) if each))
             share = share_of(skips, decoder.config)
-            self._drafters.append(Drafter(kept, skips, share, record.skips))
+            self._drafters.append(Drafter(kept, skips, share, self._record.skips))
         self._taken: list[int] = []  # tokens that have rows
         self._ahead: deque[_Ahead] = deque()
         self._summaries: list[Summary | None] = []  # of rows that were computed last
@@ -360,6 +324,60 @@ class SpeculativeSteps:
         self._num_layer_runs += len(hidden) * len(rest)
         self._note = partial(self._cost.observe_drafting, expected_ms)
         return list(logits)
+
+
+class PartialSteps(SpeculativeSteps):
+    """Decode steps whose rows are not all put through all layers; `_through` says how far."""
+
+    def __init__(self, decoding: Decoding, num_whole: int) -> None:
+        """Take nothing yet.
+
+        Args:
+            decoding: the completion.
+            num_whole: layers, the first ones, that every row goes through: none drafts with more,
+                nor with a set of sub-layers, as it would read rows that lack some.
+        """
+        super().__init__(decoding)
+        if any(num_whole < each.kept.stop for each in self._drafters):
+            self._drafters.clear()
+
+    @property
+    def layers(self) -> None:
+        """Rows are not put through the same, as `Steps` says."""
+
+    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
+        """Compute a token's row and those of a draft; return the logits after each, as they are."""
+        return self._prompt.decode_by(token_ids, partial(self._through, token_ids, 0, None))
+
+    def _finished(
+        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
+    ) -> Sequence[Tensor | None]:
+        """Take drafted rows through what they lack, as `_rows`."""
+        through = partial(self._through, token_ids, rest.start, hidden)
+        return self._prompt.finish_by(len(token_ids), through)
+
+    def _through(
+        self,
+        token_ids: Sequence[int],
+        start: int,
+        hidden: Tensor | None,
+        cache: KVCache,
+        slots: Slots,
+    ) -> tuple[list[Tensor | None], Slots]:
+        """Compute rows.
+
+        Args:
+            token_ids: of the rows: a token that is taken, and those of a draft behind it.
+            start: layers that the rows have been through.
+            hidden: (n, hidden_size) their states there; None at 0.
+            cache: where the rows are.
+            slots: theirs.
+
+        Returns:
+            The logits after each, None behind a row that shows what was drafted after it to be
+            wrong; and the slots of rows that went through all layers.
+        """
+        raise NotImplementedError
 
 
 def _pass_over(ms: float) -> None:

@@ -156,7 +156,7 @@ class Decoder:
         shape = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads}
         if StepWeights.obstacle(layers, head, **shape):
             return None
-        return kernels.whole_step(
+        weights = StepWeights(
             layers,
             norm.weight,
             head,
@@ -168,6 +168,7 @@ class Decoder:
             activation=config.block(0).activation,
             is_gated=config.is_gated,
         )
+        return kernels.whole_step(weights)
 
     @torch.inference_mode()
     def forward(

@@ -23,6 +23,10 @@ Check = Callable[[], None]
 Attend = Callable[[int, Tensor], Tensor]
 
 
+def go_on() -> None:
+    """Never cancel: the `Check` of who has nobody else to serve."""
+
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     """What rows are normed by.

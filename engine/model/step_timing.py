@@ -13,6 +13,7 @@ import torch
 
 from .decoder import Decoder
 from .kv_cache import KVCache, Slots
+from .layers import go_on
 from .pass_cost import STEP_SIZES
 
 # Parts of the layers that are timed one at a time, and how often each step is.
@@ -50,12 +51,12 @@ def _measure_parts(decoder: Decoder, num_slots: int) -> None:
     for num_before in (num_slots // 4, num_slots):
         _fill(cache, num_before)
         # Once through everything first: until then the weights are in their file.
-        decoder.logits(decoder.forward(cache, cache.by_position()[-1:], _go_on))
+        decoder.logits(decoder.forward(cache, cache.by_position()[-1:], go_on))
         for size in STEP_SIZES * _TIMES:
             parts.append(parts.pop(0))
             with _appended(cache, size) as slots:
                 given = zeros[:size] if parts[0].start else None
-                run = partial(decoder.forward, cache, slots, _go_on, layers=parts[0], hidden=given)
+                run = partial(decoder.forward, cache, slots, go_on, layers=parts[0], hidden=given)
                 at = size, num_before
                 layers[at] = min(_timed(time.thread_time, run), layers.get(at, math.inf))
             logits_ms = _timed(time.thread_time, partial(decoder.logits, zeros[:size]))
@@ -77,10 +78,10 @@ def _measure_whole(decoder: Decoder, num_slots: int) -> None:
             with _appended(cache, size) as slots:
 
                 def step(slots: Slots = slots) -> object:
-                    return decoder.decode(cache, slots, _go_on).read()
+                    return decoder.decode(cache, slots, go_on).read()
 
                 def go_through(slots: Slots = slots) -> object:
-                    return decoder.forward(cache, slots[:1], _go_on)
+                    return decoder.forward(cache, slots[:1], go_on)
 
                 whole_ms = _least_ms(step)
                 logits_ms = _least_ms(partial(decoder.logits, zeros[:size]))
@@ -121,7 +122,3 @@ def _timed(clock: Callable[[], float], work: Callable[[], object]) -> float:
     started_at = clock()
     work()
     return (clock() - started_at) * 1e3
-
-
-def _go_on() -> None:
-    """Never cancel."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..wire.errors import BadPosition
-from ..wire.texts import common_prefix
+from ..wire.texts import common_ends
 
 # (start, end, text) in code points: text[start:end] becomes `text`.
 Edit = tuple[int, int, str]
@@ -154,8 +154,7 @@ def _difference(at: int, old: str, new: str) -> list[Edit]:
     """Return the one edit that turns `old`, which lies at `at`, into `new`; none if they agree."""
     if old == new:
         return []
-    start = common_prefix(old, new)
-    tail = common_prefix(old[start:][::-1], new[start:][::-1])
+    start, tail = common_ends(old, new)
     return [(at + start, at + len(old) - tail, new[start : len(new) - tail])]
 
 

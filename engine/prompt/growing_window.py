@@ -1,23 +1,210 @@
-"""The window of a document's prompt: narrow at a place where nothing is computed, and growing.
+"""One document's prompt in tokens: how much text fits the window, and how wide that is.
 
-What is nearest to the cursor is most of what a completion needs: over 480 held-out places a window
-of 512 tokens gave 35.4 % of the first lines, one of 2,048 gave 37.9 %, for a quarter of the time.
-Every width is an ordinary prompt; `PromptCache` turns what one has in common with the next.
+Where nothing is computed it is narrow, and grows. What is nearest to the cursor is most of what a
+completion needs: over 480 held-out places a window of 512 tokens gave 35.4 % of the first lines,
+one of 2,048 gave 37.9 %, for a quarter of the time. Every width is an ordinary prompt;
+`PatchedCache` turns what one has in common with the next.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..model.pass_cost import PassCost
-from .prompt_cache import PromptCache
-from .prompt_encoder import Prompt, PromptEncoder
+import numpy as np
+from numpy.typing import NDArray
 
+from ..model.pass_cost import PassCost
+from ..tokens.tokenizer import Stretch, Tokenizer
+from ..wire.errors import ContextTooLong
+from .fim import FimTemplate
+from .layout import STEPS, Layout, SegmentKey, choose_window, lay_out, narrow_window
+from .patched_cache import PatchedCache
+
+Ints = NDArray[np.int64]
+_NO_STARTS: Ints = np.empty(0, dtype=np.int64)
+
+# The name is said in files of fewer lines than the first number, until they have as many as the
+# second.
+_HEADER_LINES = (20, 30)
+# Few long lines (minified code) show what they are as well.
+_LINE_CHARS = 80
+_LONGEST_NAME = 100
+_CONTROL = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Rows that are never too many: with fewer, too much of what the whole window gives is lost.
 _LEAST_ROWS = 512
 # Steps of growth that are tried, in eighths of a pass: the widest whose rows one pass computes.
 _STEP_EIGHTHS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt in tokens.
+
+    Attributes:
+        layout: what it shows.
+        anchor: where prefix and suffix meet in it.
+        tokens: token ids of each segment, in the model's order.
+    """
+
+    layout: Layout
+    anchor: int
+    tokens: dict[SegmentKey, Ints]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all segments."""
+        return sum(map(len, self.tokens.values()))
+
+
+class PromptEncoder:
+    """Encodes one document's prompts, each from the one before it.
+
+    The window is counted in tokens of the text itself: what `choose_window` shows of code is
+    encoded, and where those are too many tokens, less is shown.
+
+    Attributes:
+        says_header: whether the last prompt began with the file's name. Where the next one has as
+            many lines as decide it, that depends on this.
+    """
+
+    def __init__(
+        self,
+        template: FimTemplate | None,
+        tokenizer: Tokenizer,
+        layout: str,
+        window_tokens: int,
+        chars_per_token: float,
+        path: str,
+    ) -> None:
+        """Start without a text.
+
+        Args:
+            template: the model's fill-in-the-middle format, None if it only continues text.
+            tokenizer: the model's.
+            layout: "spm", "psm" or "prefix".
+            window_tokens: most tokens of a prompt.
+            chars_per_token: characters of code a token stands for.
+            path: of the document, for the header.
+        """
+        self.says_header = False
+        self._template = template
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self._window_tokens = window_tokens
+        self._max_chars = int(window_tokens * chars_per_token)
+        # A path "inside" is said only together with other files.
+        names = template is not None and template.header_ids and template.files != "inside"
+        self._header = _header(path) if names else ""
+        # Of the window as code would fill it, and of what is shown if that is less.
+        self._wide: dict[SegmentKey, Stretch] = {}
+        self._narrow: dict[SegmentKey, Stretch] = {}
+
+    def encode(self, text: str, anchor: int, cursor: int) -> Prompt:
+        r"""Lay out and encode the prompt for a place.
+
+        Args:
+            text: the document, with "\n" for every line end.
+            anchor: as for `lay_out`. A tail that takes more room than the window counts on becomes
+                a part of the prefix, and so it does in a layout that has no tail.
+            cursor: as for `lay_out`.
+
+        Returns:
+            A prompt of at most `window_tokens` tokens.
+
+        Raises:
+            ContextTooLong: not even a prompt without text fits.
+        """
+        self.says_header = bool(self._header) and _is_short(text, _HEADER_LINES[self.says_header])
+        if self._layout != "psm" or cursor - anchor > self._max_chars / STEPS:
+            anchor = cursor
+        has_suffix = self._template is not None
+        window = choose_window(text, anchor, cursor, self._max_chars, has_suffix=has_suffix)
+        prompt = self._encode(text, anchor, cursor, window, self._wide)
+        if prompt.num_tokens <= self._window_tokens:
+            return prompt
+        if anchor < cursor and 4 * len(prompt.tokens[("tail",)]) > self._window_tokens:
+            return self.encode(text, cursor, cursor)
+        return self._narrowed(prompt, text, cursor)
+
+    def _narrowed(self, wide: Prompt, text: str, cursor: int) -> Prompt:
+        """Return the prompt of a window that is narrower than one which does not fit."""
+        anchor, (start, _) = wide.anchor, wide.layout.window
+        before, after = (
+            self._wide[key].starts if key in self._wide else _NO_STARTS
+            for key in (("prefix",), ("suffix",))
+        )
+        others = wide.num_tokens - len(before) - len(after)
+        room = self._window_tokens - others
+        while room >= 0:
+            step = max(1, self._max_chars // STEPS)
+            window = narrow_window(
+                text, anchor, cursor, wide.layout.window, start + before, cursor + after, room, step
+            )
+            prompt = self._encode(text, anchor, cursor, window, self._narrow)
+            excess = prompt.num_tokens - self._window_tokens
+            if excess <= 0:
+                return prompt
+            # A text that is cut elsewhere may have a few tokens more.
+            room = max(room - excess, 0) if room else -1
+        if self.says_header:
+            self.says_header = False
+            return self._narrowed(
+                self._encode(text, anchor, cursor, wide.layout.window, self._wide), text, cursor
+            )
+        raise ContextTooLong(
+            f"the {others} tokens around a prompt's text do not fit a window of "
+            f"{self._window_tokens}; raise window_tokens or cache_bytes"
+        )
+
+    def _encode(
+        self,
+        text: str,
+        anchor: int,
+        cursor: int,
+        window: tuple[int, int],
+        stretches: dict[SegmentKey, Stretch],
+    ) -> Prompt:
+        layout = lay_out(
+            text,
+            anchor,
+            cursor,
+            self._template,
+            self._layout,
+            window,
+            self._tokenizer.start_id,
+            self._header if self.says_header else "",
+        )
+        tokens: dict[SegmentKey, Ints] = {}
+        for segment in layout.segments:
+            tokens[segment.key] = np.array(segment.token_ids, dtype=np.int64)
+            if segment.kind == "marks":
+                continue
+            if segment.key not in stretches:
+                stretches[segment.key] = Stretch(self._tokenizer)
+            stretch = stretches[segment.key]
+            stretch.update(segment.text)
+            if segment.token_ids:
+                tokens[segment.key] = np.concatenate([tokens[segment.key], stretch.token_ids])
+            else:
+                tokens[segment.key] = stretch.token_ids
+        return Prompt(layout, anchor, tokens)
+
+
+def _is_short(text: str, num_lines: int) -> bool:
+    """Whether a text has fewer lines; at the cost of those, not of the text."""
+    if len(text) > num_lines * _LINE_CHARS:
+        return False
+    return text.count("\n") + 1 < num_lines
+
+
+def _header(path: str) -> str:
+    """Return what a header says: the file's name, without control characters and not too long.
+
+    Not its folders, of which an editor and a command line see different ones.
+    """
+    return _CONTROL.sub("", path.replace("\\", "/").rsplit("/", 1)[-1])[-_LONGEST_NAME:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +266,7 @@ class GrowingWindow:
         return None if self._narrow is None else self._narrow[0]
 
     def fit(
-        self, text: str, anchor: int, cursor: int, cache: PromptCache, limit: ColdLimit
+        self, text: str, anchor: int, cursor: int, cache: PatchedCache, limit: ColdLimit
     ) -> Prompt:
         """Return the prompt to complete from now: the whole one, if not too many rows are missing.
 
@@ -113,7 +300,7 @@ class GrowingWindow:
         return self.whole.encode(text, anchor, cursor)
 
     def next(
-        self, text: str, anchor: int, cursor: int, cache: PromptCache
+        self, text: str, anchor: int, cursor: int, cache: PatchedCache
     ) -> tuple[Prompt, Callable[[], None]]:
         """Return a wider prompt, and what to call when its rows are there.
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from ..engine import Engine
+from ..model.layers import go_on
 from ..prompt.growing_window import WHOLE
 from ..prompt.policy import find_policy
 from ..prompt.repair import BY_SHARE, RepairLimit
@@ -175,7 +176,7 @@ class _Replay:
             if anchor is None:  # nothing is ever completed: there is no place to prefill for
                 return
             self.session.set_cursor(anchor)
-        self.open_ms = _timed_ms(lambda: self.session.sync(_go_on))
+        self.open_ms = _timed_ms(lambda: self.session.sync(go_on))
         self.rows_at_open = self._num_rows()
         self.session.prompt.take_counts()
         if self.heal_tokens_per_ms is None:
@@ -187,17 +188,17 @@ class _Replay:
 
     def _patch(self) -> None:
         if self.open_ms is not None:
-            self.edit_ms += _timed_ms(lambda: self.session.sync(_go_on))
+            self.edit_ms += _timed_ms(lambda: self.session.sync(go_on))
 
     def _heal(self, ms: float) -> None:
         left = int(min(ms * (self.heal_tokens_per_ms or 0.0), sys.maxsize))
-        while left > 0 and (rows := self.session.heal(left, _go_on)):
+        while left > 0 and (rows := self.session.heal(left, go_on)):
             left -= rows
             self.num_healed += rows
 
     def _complete(self, record: Complete) -> dict[str, Any]:
         params = replace(PARAMS, depth=self.depth)
-        completion = self.session.complete(record.offset, params, _go_on)
+        completion = self.session.complete(record.offset, params, go_on)
         counts = self.session.prompt.take_counts()
         row: dict[str, Any] = {
             "completion": len(self.done),
@@ -224,18 +225,18 @@ class _Replay:
         text = self.session.text
         oracle = self._open_oracle(text)
         oracle.set_cursor(record.offset)
-        oracle.sync(_go_on)
-        full = oracle.complete(record.offset, PARAMS, _go_on)
+        oracle.sync(go_on)
+        full = oracle.complete(record.offset, PARAMS, go_on)
         token_ids = self._scored_tokens(record, full, oracle)
-        reference = oracle.prompt.score(token_ids, _go_on)
-        given = self.session.prompt.score(token_ids, _go_on)
+        reference = oracle.prompt.score(token_ids, go_on)
+        given = self.session.prompt.score(token_ids, go_on)
         near = same = closeness(reference, given)
         if (anchor := self.session.anchor) is not None and anchor != record.offset:
             oracle = self._open_oracle(text[:anchor] + text[record.offset :])
             oracle.set_cursor(anchor)
             oracle.edit([(anchor, anchor, text[anchor : record.offset])])
-            oracle.sync(_go_on)
-            same = closeness(oracle.prompt.score(token_ids, _go_on), given)
+            oracle.sync(go_on)
+            same = closeness(oracle.prompt.score(token_ids, go_on), given)
         self.rows_of_scoring += self._num_rows() - rows_before
         for total, part in ((self.scored, near), (self.scored_same, same)):
             total.same_top1.extend(part.same_top1)
@@ -289,10 +290,6 @@ class _Replay:
             "layout": self.session.layout_name,
             "heal_tokens_per_ms": self.heal_tokens_per_ms,
         }
-
-
-def _go_on() -> None:
-    """Never cancel: a replay has nobody else to serve."""
 
 
 def _timed_ms(work: Callable[[], None]) -> float:

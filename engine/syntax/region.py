@@ -1,14 +1,13 @@
 """The part of a text around a place that is parsed, so that the cost does not grow with the text.
 
 It begins and ends at lines that stand as far left as there are any near by: whole statements. Line
-ends become line feeds; places go back and forth.
+ends become line feeds.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from bisect import bisect_left
 from typing import NamedTuple
 
 # On either side of the place: at least so many characters, and at most.
@@ -23,7 +22,6 @@ _STATEMENT = re.compile(
     r"(?:async |export |default |public |private |static |abstract )*"
     r"(?:def|class|function\*?|const|let|var|interface|enum|type|import|from) ?[\w{*]|@\w"
 )
-_LINE_END = re.compile(r"\r\n?|\n")
 
 
 class Region(NamedTuple):
@@ -32,18 +30,12 @@ class Region(NamedTuple):
     Attributes:
         text: with a line feed for every line end.
         start: where it begins in the whole text.
-        wide: where in `text` a line feed stands for two characters.
         is_whole: whether it is the whole text.
     """
 
     text: str
     start: int
-    wide: list[int]
     is_whole: bool
-
-    def outside(self, offset: int) -> int:
-        """Return the place in the whole text of a place in the region."""
-        return self.start + offset + bisect_left(self.wide, offset)
 
 
 def unified(text: str) -> str:
@@ -68,13 +60,8 @@ def around(text: str, start: int, end: int) -> tuple[Region, int, int]:
         found = _lines(text, end + _LEAST, last)
         last = min(found, key=_rank).start() if found else last
     before, inside = unified(text[first:start]), unified(text[start:end])
-    raw = text[first:last]
-    wide = []
-    if "\r\n" in raw:
-        ends = _LINE_END.finditer(raw)
-        pairs = (match.start() for match in ends if len(match.group()) == 2)
-        wide = [at - number for number, at in enumerate(pairs)]
-    region = Region(before + inside + unified(text[end:last]), first, wide, len(raw) == len(text))
+    shown = before + inside + unified(text[end:last])
+    region = Region(shown, first, last - first == len(text))
     return region, len(before), len(before) + len(inside)
 
 

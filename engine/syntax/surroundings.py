@@ -1,9 +1,8 @@
-"""A place in a document as its grammar sees it: what may be written there, where its block ends."""
+"""A place in a document as its grammar sees it: what may be written there."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import tree_sitter
 
@@ -22,27 +21,6 @@ _LOOSE = {"python", "javascript", "javascriptreact", "typescript", "typescriptre
 _QUOTES = {"string_start", "string_end", '"', "'"}
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
-_BLOCKS = {
-    "block", "statement_block", "class_body", "switch_body", "object", "object_type",
-    "interface_body", "enum_body", "module", "program", "compound_statement", "constructor_body",
-    "declaration_list", "enum_variant_list", "enumerator_list", "field_declaration_list",
-    "match_block", "switch_block",
-}  # fmt: skip
-_DEFINITIONS = {
-    "function_definition", "class_definition", "function_declaration", "class_declaration",
-    "generator_function_declaration", "method_definition", "function_expression",
-    "arrow_function", "interface_declaration", "enum_declaration", "abstract_class_declaration",
-    "method_declaration", "constructor_declaration", "func_literal", "function_item", "impl_item",
-    "trait_item", "struct_item", "enum_item", "mod_item", "closure_expression", "class_specifier",
-    "struct_specifier", "namespace_definition", "lambda_expression",
-}  # fmt: skip
-
-
-class Span(NamedTuple):
-    """A half-open part of the document, in code points."""
-
-    start: int
-    end: int
 
 
 class Surroundings:
@@ -146,70 +124,6 @@ class Surroundings:
             node = node.parent
         return "code"
 
-    @property
-    def block_end(self) -> int | None:
-        """Where the innermost block around the place ends, its closer not included.
-
-        In Python that is the start of the first line behind the place that is indented less; at
-        the top of a file it is the end of the text. None when that lies beyond what was parsed.
-        """
-        if self.language == "python":
-            return self._python_block_end()
-        at = len(_encoded(self._region.text[: self._start]))
-        node = self._tree.root_node.descendant_for_byte_range(at, at)
-        while node is not None and not (
-            node.type in _BLOCKS and (node.parent is None or node.start_byte < at < node.end_byte)
-        ):
-            node = node.parent
-        if node is None or node.parent is None:
-            return self._region.outside(len(self._region.text)) if self._region.is_whole else None
-        return self._region.outside(self._char(node.end_byte) - 1)
-
-    def headers(self) -> list[Span]:
-        """Return the headers of the definitions around the place, outermost first.
-
-        Each ends with its colon, brace or arrow, before the body.
-        """
-        source = self._region.text
-        node = self._node_before()
-        at = len(_encoded(source[: self._start]))
-        found = []
-        while node is not None:
-            body = node.child_by_field_name("body")
-            if node.type in _DEFINITIONS and body is not None and body.prev_sibling is not None:
-                first, last = self._char(node.start_byte), self._char(body.start_byte)
-                last += source.startswith("{", last)
-                last = self._char(body.prev_sibling.end_byte) if source[last - 1] != "{" else last
-                if len(_encoded(source[:last])) <= at and self._is_inside(node, at):
-                    found.append(Span(self._region.outside(first), self._region.outside(last)))
-            node = node.parent
-        return found[::-1]
-
-    def _node_before(self) -> tree_sitter.Node | None:
-        """Return the innermost node at the place or, of Python, at the text before it.
-
-        A body of Python ends with its last statement, and the place may be behind that.
-        """
-        source = self._region.text
-        end = self._start
-        if self.language == "python":
-            end = max(0, len(source[:end].rstrip()) - 1)
-        at = len(_encoded(source[:end]))
-        return self._tree.root_node.descendant_for_byte_range(at, at)
-
-    def _is_inside(self, node: tree_sitter.Node, at: int) -> bool:
-        """Whether the place belongs to a definition: by indentation in Python, else by braces."""
-        if self.language != "python":
-            return node.start_byte < at < node.end_byte
-        return _width(" " * node.start_point[1]) < self._indent()
-
-    def _indent(self) -> int:
-        """Return the columns before the text of the place's line, or before the place."""
-        source = self._region.text
-        line_start = source.rfind("\n", 0, self._start) + 1
-        line = _line(source, line_start)
-        return _width(line if line.strip() else source[line_start : self._start] + "x")
-
     def _with(self, new: str) -> str:
         source = self._region.text
         return source[: self._start] + new + source[self._end :]
@@ -251,36 +165,6 @@ class Surroundings:
 
     def _rest_of_line(self) -> str:
         return _line(self._region.text, self._end)
-
-    def _python_block_end(self) -> int | None:
-        source = self._region.text
-        indent = self._indent()
-        inside = self._lines_inside_strings()
-        at = source.find("\n", self._end) + 1
-        while at > 0:
-            line = _line(source, at)
-            if line.strip() and at not in inside and _width(line) < indent:
-                return self._region.outside(at)
-            at = source.find("\n", at) + 1
-        return self._region.outside(len(source)) if self._region.is_whole else None
-
-    def _lines_inside_strings(self) -> set[int]:
-        """Return where lines begin whose start lies in a string, or in brackets."""
-        data = _encoded(self._region.text)
-        inside: set[int] = set()
-        stack = [self._tree.root_node]
-        while stack:
-            node = stack.pop()
-            if node.start_point[0] == node.end_point[0]:
-                continue
-            if node.type in _STRINGS or data[node.start_byte : node.start_byte + 1] in b"([{":
-                row = data.find(b"\n", node.start_byte) + 1
-                while 0 < row < node.end_byte:
-                    inside.add(len(data[:row].decode("utf-8", "replace")))
-                    row = data.find(b"\n", row) + 1
-            else:
-                stack += node.children
-        return inside
 
 
 # A completion's place is looked at before it is asked for and when it has come.
@@ -333,7 +217,3 @@ def _point(data: bytes) -> tuple[int, int]:
 def _line(text: str, at: int) -> str:
     end = text.find("\n", at)
     return text[at:] if end < 0 else text[at:end]
-
-
-def _width(line: str) -> int:
-    return len(line.expandtabs(8)) - len(line.expandtabs(8).lstrip())

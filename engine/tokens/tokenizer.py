@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import models
 
 from ..wire.errors import ModelLoadError
-from ..wire.texts import common_prefix
+from ..wire.texts import common_ends
 from .pre_tokenizers import drop_prefix_space, is_local, parts_of
 
 Ints = NDArray[np.int64]
@@ -211,10 +211,9 @@ class Stretch:
         distance between the first and the last difference.
         """
         old = self.text
-        start = common_prefix(old, text)
+        start, tail = common_ends(old, text)
         if start == len(old) == len(text):
             return
-        tail = common_prefix(old[start:][::-1], text[start:][::-1])
         self.text = text
         local = self._tokenizer.re_encodes_locally(old) and self._tokenizer.re_encodes_locally(text)
         if local:

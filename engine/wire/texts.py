@@ -13,3 +13,9 @@ def common_prefix(first: str, second: str) -> int:
         else:
             high = middle - 1
     return low
+
+
+def common_ends(first: str, second: str) -> tuple[int, int]:
+    """Return how many characters agree at the start, and behind those at the end."""
+    start = common_prefix(first, second)
+    return start, common_prefix(first[start:][::-1], second[start:][::-1])

@@ -17,7 +17,7 @@ from ..weights.linear import Matrix
 from ..weights.low_rank import FusedUpdate
 from .c_types import CModel, CStep
 from .library import ISAS, Library
-from .step_weights import DENSE_KINDS, StepLayer, StepWeights
+from .step_weights import DENSE_KINDS, StepWeights
 
 # What rows may be spared of a layer; bits that add up.
 SKIP_ATTENTION, SKIP_MLP = 1, 2
@@ -33,56 +33,9 @@ class CpuStep:
     the other rows and the number of threads. Not for two threads at a time.
     """
 
-    def __init__(
-        self,
-        library: Library,
-        layers: Sequence[StepLayer],
-        norm: Tensor,
-        head: Matrix,
-        *,
-        num_heads: int,
-        num_kv_heads: int,
-        eps: float,
-        interleaved: bool,
-        norm_bias: Tensor | None = None,
-        layer_norm: bool = False,
-        activation: str = "silu",
-        is_gated: bool = True,
-    ) -> None:
-        """Take the weights; nothing is copied but the norms and biases.
-
-        Args:
-            library: from `library.load`.
-            layers: all decoder layers.
-            norm: (hidden_size,) of the final norm.
-            head: (vocab_size, hidden_size).
-            num_heads: query heads.
-            num_kv_heads: key and value heads; divides `num_heads`.
-            eps: of the norms.
-            interleaved: pairs of the rotation, as in `reference.apply_rotary`.
-            norm_bias: (hidden_size,) of the final norm; or None.
-            layer_norm: the norms are LayerNorm, else RMSNorm.
-            activation: of the MLP, one of `ACTIVATIONS`.
-            is_gated: the MLP has a gate.
-
-        Raises:
-            ValueError: a matrix is of a dtype, shape or place that the library cannot read; what
-                `StepWeights.obstacle` says.
-        """
-        self._library = library
-        self._weights = StepWeights(
-            layers,
-            norm,
-            head,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            eps=eps,
-            interleaved=interleaved,
-            norm_bias=norm_bias,
-            layer_norm=layer_norm,
-            activation=activation,
-            is_gated=is_gated,
-        )
+    def __init__(self, library: Library, weights: StepWeights) -> None:
+        """Take the library, from `library.load`, and the weights."""
+        self._library, self._weights = library, weights
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._steps_alone, self._penalty = 0, _STEPS_ALONE[0]
 

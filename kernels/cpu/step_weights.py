@@ -101,12 +101,30 @@ class StepWeights:
         num_kv_heads: int,
         eps: float,
         interleaved: bool,
-        norm_bias: Tensor | None,
-        layer_norm: bool,
-        activation: str,
-        is_gated: bool,
+        norm_bias: Tensor | None = None,
+        layer_norm: bool = False,
+        activation: str = "silu",
+        is_gated: bool = True,
     ) -> None:
-        """Take the weights; arguments and errors as for `CpuStep`."""
+        """Take the weights; nothing is copied but the norms and biases.
+
+        Args:
+            layers: all decoder layers.
+            norm: (hidden_size,) of the final norm.
+            head: (vocab_size, hidden_size).
+            num_heads: query heads.
+            num_kv_heads: key and value heads; divides `num_heads`.
+            eps: of the norms.
+            interleaved: pairs of the rotation, as in `reference.apply_rotary`.
+            norm_bias: (hidden_size,) of the final norm; or None.
+            layer_norm: the norms are LayerNorm, else RMSNorm.
+            activation: of the MLP, one of `ACTIVATIONS`.
+            is_gated: the MLP has a gate.
+
+        Raises:
+            ValueError: a matrix is of a dtype, shape or place that the library cannot read; what
+                `obstacle` says.
+        """
         obstacle = self.obstacle(layers, head, num_heads=num_heads, num_kv_heads=num_kv_heads)
         if obstacle is not None:
             raise ValueError(obstacle)
@@ -171,10 +189,10 @@ class StepWeights:
         """Return in words what the library cannot read of these weights; None: it reads them all.
 
         Args:
-            layers: as for `CpuStep`; so are the others.
-            head: as for `CpuStep`.
-            num_heads: as for `CpuStep`.
-            num_kv_heads: as for `CpuStep`.
+            layers: all decoder layers; as above, and so are the others.
+            head: of the model.
+            num_heads: of the queries.
+            num_kv_heads: of the keys and values.
         """
         if not layers:
             return "no layers"

@@ -14,6 +14,7 @@ from ..weights.packed import QuantWeight
 from .dense_device import dense_gemv_kernel
 from .early_launch import early
 from .fusion import PLAIN, Fusion
+from .quant import launches
 from .table import GemvTile, plan_for
 
 KIND = "d16"
@@ -51,9 +52,8 @@ def dense_gemv(
     out = torch.empty(len(rows), num_out, dtype=out_dtype or x.dtype, device=x.device)
     tile = tile_for(weight)
     with torch.cuda.device_of(x):
-        for first in range(0, len(rows), MAX_ROWS):
-            last = first + MAX_ROWS
-            gemv(rows[first:last], weight, bias, out[first:last], tile)
+        for some, into in launches(rows, out, MAX_ROWS):
+            gemv(some, weight, bias, into, tile)
     return out.view(*x.shape[:-1], num_out)
 
 

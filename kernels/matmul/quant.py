@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 from torch import Tensor
@@ -38,17 +40,14 @@ def quant_matmul(
     plan = plan_for(x.device, f"q{weight.bits}", *weight.shape)
     path = choose_path(path, len(rows), plan, takes_mma(weight))
     if path == "gemv":
-        for first in range(0, len(rows), GEMV_ROWS):
-            last = first + GEMV_ROWS
-            gemv(rows[first:last], weight, bias, out[first:last], plan.gemv)
+        for some, into in launches(rows, out, GEMV_ROWS):
+            gemv(some, weight, bias, into, plan.gemv)
     elif path == "mma":
-        for first in range(0, len(rows), MMA_ROWS):
-            last = first + MMA_ROWS
-            mma(rows[first:last], weight, bias, out[first:last], plan.mma)
+        for some, into in launches(rows, out, MMA_ROWS):
+            mma(some, weight, bias, into, plan.mma)
     elif path == "dot":
-        for first in range(0, len(rows), DOT_ROWS):
-            last = first + DOT_ROWS
-            dot(rows[first:last], weight, bias, out[first:last], plan.dot)
+        for some, into in launches(rows, out, DOT_ROWS):
+            dot(some, weight, bias, into, plan.dot)
     else:
         dense(rows, dequantize(weight, x.dtype), bias, out)
     return out.view(*x.shape[:-1], out.shape[1])
@@ -228,6 +227,12 @@ def choose_path(path: str | None, num_rows: int, plan: Plan, takes_mma: bool) ->
     if takes_mma and num_rows <= plan.max_mma_rows:
         return "mma"
     return "dense" if num_rows >= plan.min_dense_rows else "dot"
+
+
+def launches(rows: Tensor, out: Tensor, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows for one launch each, `most` at most, and where in `out` they go."""
+    for first in range(0, len(rows), most):
+        yield rows[first : first + most], out[first : first + most]
 
 
 def dense(rows: Tensor, values: Tensor, bias: Tensor | None, out: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from ...engine.wire.texts import common_prefix
+from ...engine.wire.texts import common_ends
 from ..documents import Edit
 
 # A window's first and last so many characters are looked for in the one before it: some lines, so
@@ -65,8 +65,7 @@ class Fingerprint:
         shared = _num_chars(self.lines & other.lines)
         if 2 * shared >= self.num_chars:
             return shared
-        around = common_prefix(self.text, other.text)
-        around += common_prefix(self.text[around:][::-1], other.text[around:][::-1])
+        around = sum(common_ends(self.text, other.text))
         return max(shared, min(around, self.num_chars, other.num_chars))
 
 
@@ -89,8 +88,7 @@ def _edits(old: str, new: str, top: tuple[int, int], bottom: tuple[int, int]) ->
         return [Edit(0, len(old), new)]
     old_end, new_end = len(old) - bottom[0], len(new) - bottom[1]
     here, there = old[top[0] : old_end], new[top[1] : new_end]
-    start = common_prefix(here, there)
-    tail = common_prefix(here[start:][::-1], there[start:][::-1])
+    start, tail = common_ends(here, there)
     found = [
         Edit(old_end, len(old), new[new_end:]),
         Edit(top[0] + start, old_end - tail, there[start : len(there) - tail]),

@@ -14,7 +14,7 @@ from itertools import count
 
 from ...engine.wire.config import Completion, CompletionParams
 from ...engine.wire.errors import DocumentRefused
-from ..documents import Focus
+from ..activity import Focus
 from ..engine_client import EngineClient
 from .text_edits import Fingerprint, edits_between
 

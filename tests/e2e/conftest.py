@@ -13,6 +13,7 @@ import pytest
 
 from ..lsp_client import LspClient
 from ..nvim import Nvim
+from .nvim_plugin import Plugin
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,32 @@ def nvim(runtime_dir: str, tmp_path: Path) -> Iterator[Nvim]:
     yield one
     one.process.kill()
     one.process.wait(60)
+
+
+@pytest.fixture
+def plugin(nvim: Nvim, tmp_path: Path) -> Plugin:
+    """The plugin, not set up yet, in an editor of the test's own."""
+    return Plugin(nvim, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(runtime_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
+    """The plugin, set up, for tests that leave it as it was."""
+    folder = tmp_path_factory.mktemp("shared")
+    nvim = Nvim(runtime_dir, folder)
+    plugin = Plugin(nvim, folder)
+    plugin.set_up()
+    plugin.edit("first.py")
+    yield plugin
+    nvim.process.kill()
+    nvim.process.wait(60)
+
+
+@pytest.fixture
+def ready(shared: Plugin, tmp_path: Path) -> Plugin:
+    """The shared editor with one window and an empty Python file."""
+    shared.folder = tmp_path
+    shared.type("<C-\\><C-n>:silent tabonly | silent only<CR>:silent %bwipeout!<CR>")
+    shared.edit("a.py")
+    shared.ask("test/clear")
+    return shared

@@ -14,8 +14,8 @@ from keyturn.engine.files.weights import load_model
 from keyturn.engine.generation.branches import Branches
 from keyturn.engine.generation.candidates import Candidates, Forks
 from keyturn.engine.generation.decoding_cache import DecodingCache
-from keyturn.engine.generation.generate import Pick, generate, write
-from keyturn.engine.generation.steps import PlainSteps
+from keyturn.engine.generation.steps import PlainSteps, generate
+from keyturn.engine.generation.writing import Pick, write
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.tokens.tokenizer import TokenBytes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from keyturn.engine.generation.generate import Sampler
+from keyturn.engine.generation.writing import Sampler
 from keyturn.engine.model.captured_pass import (
     CapturedPass,
     DecodeGraph,

@@ -8,7 +8,7 @@ import torch
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.generation.branches import common_length
-from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.generation.draft import DraftRecord
 from keyturn.engine.replay.scoring import closeness
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 

@@ -10,8 +10,9 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
 from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
 from keyturn.engine.generation.decoding_cache import DecodingCache
+from keyturn.engine.generation.draft import DraftRecord
 from keyturn.engine.generation.fast import FastSteps
-from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.generation.speculation import Decoding
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled, ModelLoadError
@@ -66,14 +67,12 @@ class Scripted(Exits):
 
 
 def steps_of(prompt, exits, lookup=None):
-    return FastSteps(
-        *(prompt, check, lookup, DraftRecord(sources=frozenset())),
-        exits=exits,
-        num_forced=0,
-        token_bytes=[b"x"] * prompt.decoder.config.vocab_size,
-        is_last=lambda token_id: False,
-        max_tokens=200,
+    record, token_bytes = (
+        DraftRecord(sources=frozenset()),
+        [b"x"] * prompt.decoder.config.vocab_size,
     )
+    decoding = Decoding(prompt, check, lookup, record, lambda token_id: False, 200)
+    return FastSteps(decoding, exits=exits, num_forced=0, token_bytes=token_bytes)
 
 
 def rows_of(session, layer):

@@ -13,8 +13,8 @@ from keyturn.engine.files.gguf_file import GGUFFile
 from keyturn.engine.files.tokenizer_files import gguf_tokenizer
 from keyturn.engine.prompt.fim import find_template, read_sidecar
 from keyturn.engine.prompt.fim_families import FAMILIES
+from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.prompt.layout import lay_out
-from keyturn.engine.prompt.prompt_encoder import PromptEncoder
 from keyturn.engine.tokens.tokenizer import Tokenizer
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 

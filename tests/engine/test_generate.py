@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.generation.generate import ForcedPrefix, Sampler, generate, write
+from keyturn.engine.generation.steps import generate
+from keyturn.engine.generation.writing import ForcedPrefix, Sampler, write
 from keyturn.engine.tokens.tokenizer import TokenBytes
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.engine.wire.errors import Cancelled, ContextTooLong, ModelLoadError

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.prompt import prompt_cache
-from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+from keyturn.engine.prompt import patched_cache
+from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.wire.config import EngineConfig
 
 WINDOW = 512
@@ -61,7 +61,7 @@ def test_prompt_fits_the_window_and_fills_it(model, kind, layout):
 
 
 def test_code_is_shown_as_far_as_characters_say(model):
-    text = Path(prompt_cache.__file__).read_text(encoding="utf-8")
+    text = Path(patched_cache.__file__).read_text(encoding="utf-8")
     prompt = encoder(model, window=2048).encode(text, 9000, 9000)
     start, end = prompt.layout.window
     assert end - start >= 2048 * model.chars_per_token * 0.7

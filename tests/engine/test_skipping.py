@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.generation.draft import DraftRecord
 from keyturn.engine.generation.skipping import Schedule, skip_decode
-from keyturn.engine.generation.speculation import DraftRecord
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 
 from ..tolerance import assert_close

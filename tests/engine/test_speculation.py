@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.generation.draft import LONGEST_MATCH, Draft, PastTexts, PromptLookup
-from keyturn.engine.generation.speculation import DraftRecord, OwnDrafts
+from keyturn.engine.generation.draft import (
+    LONGEST_MATCH,
+    Draft,
+    DraftRecord,
+    OwnDrafts,
+    PastTexts,
+    PromptLookup,
+)
 from keyturn.engine.model.captured_pass import DECODE_ROWS
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.pass_cost import STEP_SIZES, StepCost

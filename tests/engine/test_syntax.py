@@ -173,7 +173,6 @@ def test_a_part_of_a_long_class_is_read_inside_of_it() -> None:
     assert place is not None
     assert place.accepts(" + 1")
     assert not place.accepts("\n                return 2")
-    assert place.block_end == text.index("        return", offset)
 
 
 # Where the place is
@@ -212,62 +211,6 @@ def test_a_part_of_a_long_class_is_read_inside_of_it() -> None:
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_strings_and_comments_are_told_from_code(language, marked, kind, line_end) -> None:
     assert at(marked, language, line_end).kind == kind
-
-
-@pytest.mark.parametrize(
-    ("language", "marked"),
-    [
-        ("python", "def f():\n    a\n    ‸\n    b\n\n▮def g():\n    c\n"),
-        ("python", "if a:\n    if b:\n        ‸\n    ▮c\n"),
-        ("python", "def f():\n    ‸x = '''\na\n'''\n    b\n▮c\n"),
-        ("python", "def f():\n    ‸x = (\n1,\n    )\n    b\n▮c\n"),
-        ("python", "a\n‸\nb\n▮"),
-        ("javascript", "function f() {\n  if (a) {\n    ‸b();\n  ▮}\n}\n"),
-        ("javascript", "function f() {\n  ‸if (a) {\n    b();\n  }\n▮}\n"),
-        ("typescript", "class A {\n  ‸\n  b: c;\n▮}\n"),
-        ("typescript", "a();\n‸\nb();\n▮"),
-        ("typescriptreact", "const f = () => {\n  ‸return <a />;\n▮};\n"),
-        ("go", "package a\n\nfunc f() {\n\t‸\n\tg()\n▮}\n"),
-        ("rust", "impl A {\n    fn f() {\n        ‸\n    ▮}\n}\n"),
-        ("c", "int f(void) {\n    ‸\n    return 1;\n▮}\n"),
-        ("cpp", "class A {\n    ‸\n    int x;\n▮};\n"),
-        ("java", "class A {\n    void f() {\n        ‸\n        g();\n    ▮}\n}\n"),
-    ],
-)
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_the_block_around_the_place_ends_where_it_ends(language, marked, line_end) -> None:
-    text = marked.replace("\n", line_end)
-    expected = text.replace("‸", "").index("▮")
-    found = at(marked.replace("▮", ""), language, line_end).block_end
-    assert found is not None
-    # Of a Python line its start counts, indentation included.
-    indent = text.replace("‸", "")[:expected]
-    assert found == len(indent.rstrip(" ")) or found == expected
-
-
-@pytest.mark.parametrize(
-    ("language", "marked", "headers"),
-    [
-        ("python", "class A(B):\n    def f(self,\n          x) -> int:\n        ‸\n        y\n",
-         ["class A(B):", "def f(self,\n          x) -> int:"]),
-        ("python", "def f():\n    pass\n‸x = 1\n", []),
-        ("javascript", "class A {\n  f(a) {\n    ‸b();\n  }\n}\n", ["class A {", "f(a) {"]),
-        ("typescript", "function f(a: b): c {\n  ‸d();\n}\n", ["function f(a: b): c {"]),
-        ("go", "package a\n\nfunc (a A) f(x int) {\n\t‸g()\n}\n", ["func (a A) f(x int) {"]),
-        ("rust", "impl A {\n    fn f(&self) {\n        ‸g();\n    }\n}\n",
-         ["impl A {", "fn f(&self) {"]),
-        ("c", "int f(void) {\n    ‸g();\n}\n", ["int f(void) {"]),
-        ("cpp", "class A {\n    void f() {\n        ‸g();\n    }\n};\n",
-         ["class A {", "void f() {"]),
-        ("java", "class A {\n    void f() {\n        ‸g();\n    }\n}\n",
-         ["class A {", "void f() {"]),
-    ],
-)  # fmt: skip
-def test_headers_of_definitions_are_found_outermost_first(language, marked, headers) -> None:
-    for line_end in ("\n", "\r\n"):
-        text = marked.replace("‸", "").replace("\n", line_end)
-        found = [text[start:end] for start, end in at(marked, language, line_end).headers()]
-        assert found == [header.replace("\n", line_end) for header in headers]
 
 
 def test_no_torch_is_needed() -> None:

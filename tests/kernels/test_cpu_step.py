@@ -17,7 +17,7 @@ from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
 from keyturn.kernels.cpu import c_types, library
 from keyturn.kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP, CpuStep
-from keyturn.kernels.cpu.step_weights import ACTIVATIONS, StepLayer
+from keyturn.kernels.cpu.step_weights import ACTIVATIONS, StepLayer, StepWeights
 from keyturn.kernels.rotary import reference
 from keyturn.kernels.weights.blocks import GGUF_BLOCKS, BlockMatrix
 from keyturn.kernels.weights.low_rank import FusedUpdate, LowRank
@@ -86,8 +86,7 @@ class Model:
     def build(self, isa):
         loaded = library.load(isa)
         assert not isinstance(loaded, str), loaded
-        return CpuStep(
-            loaded,
+        weights = StepWeights(
             self.layers,
             self.norm,
             self.head,
@@ -100,6 +99,7 @@ class Model:
             activation=ACTIVATIONS[self.shape.gelu],
             is_gated=self.shape.gated,
         )
+        return CpuStep(loaded, weights)
 
     def updates(self, dtype, ranks, fields=("qkv", "output", "gate_up", "down")):
         """Random low-rank updates; the ranks are those of the matrices, in turn, 0 for none."""
@@ -616,8 +616,7 @@ def _embedded_step():
     head = blocks("model.embed_tokens.weight")
     loaded = library.load()
     assert not isinstance(loaded, str)
-    step = CpuStep(
-        loaded,
+    weights = StepWeights(
         layers,
         norm_weight("model.norm.weight"),
         head,
@@ -626,7 +625,7 @@ def _embedded_step():
         eps=config.norm_eps,
         interleaved=config.rope_interleaved,
     )
-    return step, head
+    return CpuStep(loaded, weights), head
 
 
 @pytest.mark.parametrize("isa", ISAS)

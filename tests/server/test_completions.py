@@ -5,9 +5,9 @@ import pytest
 
 from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import HostUnavailable
+from keyturn.server.answers import Selected
 from keyturn.server.completions import Completions
 from keyturn.server.documents import Change, Document, Limits
-from keyturn.server.selected import Selected
 from keyturn.server.settings import Settings, with_values
 
 from .test_app import settle
@@ -599,7 +599,7 @@ def test_other_key_than_the_model_is_writing_asks_anew(delay_s) -> None:
 
 
 def test_request_that_nobody_waits_for_any_more_ends(monkeypatch) -> None:
-    monkeypatch.setattr("keyturn.server.begun._GRACE_S", 0.5)
+    monkeypatch.setattr("keyturn.server.answers._GRACE_S", 0.5)
     engine = FakeEngine("foo()", delay_s=5)
     answers = completions(engine, debounce_ms=1, speculate=True)
     document, offset = at("x = |\n")

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.server.documents import (
-    ENCODINGS,
     Change,
     Document,
     Edit,
@@ -19,6 +18,7 @@ LIMITS = Limits(max_document_bytes=10_000_000, max_line_chars=100_000)
 ALPHABET = "ab \t\n\r\f\v\x1c\x85\u2028\u2029é€中😀🎉\ufeff\0"
 TEXTS = st.text(ALPHABET, max_size=40)
 CODECS = {"utf-8": "utf-8", "utf-16": "utf-16-le", "utf-32": "utf-32-le"}
+ENCODINGS = tuple(CODECS)
 UNIT_BYTES = {"utf-8": 1, "utf-16": 2, "utf-32": 4}
 
 

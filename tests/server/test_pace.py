@@ -2,7 +2,7 @@
 
 import pytest
 
-from keyturn.server.pace import Pace
+from keyturn.server.activity import Pace
 
 
 class Clock:

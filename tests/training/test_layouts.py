@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.prompt.prompt_encoder import PromptEncoder
+from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.wire.config import EngineConfig
 from training.data import layouts
 from training.evaluation.human_eval import prompt

@@ -10,7 +10,16 @@ import triton
 from torch import Tensor
 
 from ...weights.packed import BitWeight, plane_spacing
-from ..quant import DOT_ROWS, GEMV_ROWS, block_m, choose_path, dense, partial_sums, prepare
+from ..quant import (
+    DOT_ROWS,
+    GEMV_ROWS,
+    block_m,
+    choose_path,
+    dense,
+    launches,
+    partial_sums,
+    prepare,
+)
 from ..reference import dequantize
 from ..table import DotTile, GemvTile, plan_for
 from .device import bit_gemv_kernel
@@ -33,13 +42,11 @@ def bit_matmul(
     plan = plan_for(x.device, f"b{weight.bits}", *weight.shape)
     path = choose_path(path, len(rows), plan._replace(min_dense_rows=len(rows) + 1), False)
     if path == "gemv":
-        for first in range(0, len(rows), GEMV_ROWS):
-            last = first + GEMV_ROWS
-            gemv(rows[first:last], weight, bias, out[first:last], plan.gemv)
+        for some, into in launches(rows, out, GEMV_ROWS):
+            gemv(some, weight, bias, into, plan.gemv)
     elif path == "dot":
-        for first in range(0, len(rows), DOT_ROWS):
-            last = first + DOT_ROWS
-            dot(rows[first:last], None, weight, bias, out[first:last], plan.dot)
+        for some, into in launches(rows, out, DOT_ROWS):
+            dot(some, None, weight, bias, into, plan.dot)
     else:
         dense(rows, dequantize(weight, x.dtype), bias, out)
     return out.view(*x.shape[:-1], out.shape[1])

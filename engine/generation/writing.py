@@ -1,4 +1,4 @@
-"""From logits to text: the decode loop, and how it picks a token."""
+"""From logits to text: how a token is picked, what text it makes, and what ends that."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,21 +51,6 @@ class Pick(NamedTuple):
     probability: float
 
 
-class Step(Protocol):
-    """Computes generated tokens, one after the other; how many rows at a time is its own affair."""
-
-    def __call__(self, token_id: int) -> Tensor | None:
-        """Take one more token.
-
-        Returns:
-            The (vocab_size,) float32 logits after it; None to give the completion up.
-
-        Raises:
-            ContextTooLong: the cache is full.
-        """
-        ...
-
-
 class After(NamedTuple):
     """What a token's row gave.
 
@@ -84,47 +69,6 @@ Writing = Generator[int, After | None, Generated]
 OnText = Callable[[str, float], None]
 # Hears of a token that is taken, and of the likeliest one in its place.
 OnPick = Callable[[Pick, Pick], None]
-
-
-def _unknown() -> None:
-    """Know nothing."""
-
-
-def generate(
-    writing: Writing, step: Step, summary: Callable[[], Summary | None] = _unknown
-) -> Generated:
-    """Decode to the end, one token after the other; for `summary` see `stepped`."""
-    at = advance(writing, None)
-    while not isinstance(at, Generated):
-        at = advance(writing, stepped(step, at, summary))
-    return at
-
-
-def stepped(
-    step: Step, token_id: int, summary: Callable[[], Summary | None] = _unknown
-) -> After | ContextTooLong | None:
-    """Take one more token; return what `advance` takes.
-
-    Args:
-        step: computes its row.
-        token_id: the token.
-        summary: returns what is known already of the logits that `step` returned last.
-    """
-    try:
-        logits = step(token_id)
-    except ContextTooLong as error:
-        return error
-    return None if logits is None else After(logits, summary())
-
-
-def advance(writing: Writing, after: After | ContextTooLong | None) -> int | Generated:
-    """Go on with what a token's row gave, or begin; return the next token, or the whole."""
-    try:
-        if isinstance(after, ContextTooLong):
-            return writing.throw(after)
-        return writing.send(after)
-    except StopIteration as done:
-        return done.value
 
 
 def write(

@@ -1,7 +1,8 @@
-"""How somebody types: how long a pause is one, and what has just been deleted."""
+"""What somebody does: how long a pause in their typing is, what they deleted, where they look."""
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections import deque
@@ -21,6 +22,8 @@ _TENTHS = 9
 _MOST_TIMES, _FIRST_TIMES = 4.0, 2.0
 # So many deletions in a row are a burst, and none is begun so long after the last of them.
 _BURST, _BURST_S = 3, 0.7
+# Documents opened or changed within so short a time are a burst: only the last is looked at.
+_BURST_SECONDS = 0.05
 
 
 @dataclass
@@ -127,3 +130,47 @@ class Pace:
         return bool(gone) and (
             offered.startswith(gone) or len(offered) > 2 and gone.startswith(offered)
         )
+
+
+class Focus:
+    """Which document is looked at: it is warmed and healed, the others wait.
+
+    Editors have no message for it. An editor that restores a session opens hundreds of documents
+    at once, and a rename changes as many; warming them all takes minutes and pushes the one in use
+    out.
+
+    Args:
+        show: told of a document and whether it is looked at from now on.
+    """
+
+    def __init__(self, show: Callable[[str, bool], None]) -> None:
+        """Nothing is looked at yet."""
+        self.uri: str | None = None
+        self._show = show
+        self._later: asyncio.TimerHandle | None = None
+
+    def at(self, uri: str) -> None:
+        """Note that a document is certainly looked at."""
+        self._forget_later()
+        if uri == self.uri:
+            return
+        before, self.uri = self.uri, uri
+        if before is not None:
+            self._show(before, False)
+        self._show(uri, True)
+
+    def perhaps_at(self, uri: str) -> None:
+        """Note that a document was opened or changed: the last one of a burst is looked at."""
+        self._forget_later()
+        if uri != self.uri:
+            loop = asyncio.get_running_loop()
+            self._later = loop.call_later(_BURST_SECONDS, self.at, uri)
+
+    def closed(self, uri: str) -> None:
+        """Note that a document is not there any more."""
+        if uri == self.uri:
+            self.uri = None
+
+    def _forget_later(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
