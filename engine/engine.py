@@ -177,7 +177,7 @@ class Engine:
             raise BadRequest(
                 f"quant '{quant}' is not known; use none or one of {', '.join(QUANTS)}"
             )
-        if self.device.type != "cuda" or self._kernels.bit_linear is None:
+        if self.device.type != "cuda" or self._kernels.to_planes is None:
             raise BadRequest(
                 f"quant '{quant}' needs an NVIDIA GPU with Triton, and this is {self.device} "
                 f"({self._kernels.why}); leave quant out, or choose a GPU as the device"

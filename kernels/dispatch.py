@@ -23,6 +23,7 @@ from .cpu.step_weights import StepWeights
 from .layer import reference as reference_step
 from .rotary import reference
 from .weights.linear import DenseLinear, Linear, Matrix
+from .weights.packed import BitWeight
 
 # For tests, and to rule the kernels out when something is wrong; described in server/settings.py.
 VARIABLE = "KEYTURN_KERNELS"
@@ -49,8 +50,8 @@ class Kernels:
         record_dependencies: what many rows attend to, mean over heads.
         whole_step: makes a `CpuStep`, which runs all layers over a few rows in one call;
             None where there is none.
-        bit_linear: makes a projection of bit planes, of what `linear` takes and the number of
-            planes; None where no kernel multiplies those.
+        to_planes: rounds a matrix to a number of bit planes; None where no kernel multiplies those.
+        bit_linear: makes a projection of bit planes, else as `linear`; None likewise.
     """
 
     backend: str
@@ -66,7 +67,8 @@ class Kernels:
     attend_slots: Callable[..., Tensor]
     record_dependencies: Callable[..., None]
     whole_step: Callable[[StepWeights], CpuStep] | None = None
-    bit_linear: Callable[..., Linear] | None = None
+    to_planes: Callable[[Matrix, int], BitWeight] | None = None
+    bit_linear: Callable[[BitWeight, Tensor | None, torch.dtype], Linear] | None = None
 
 
 def choose(device: torch.device) -> Kernels:
@@ -164,6 +166,7 @@ def _triton(why: str) -> Kernels:
         fused_linear=step.fused_linear,
         attend_slots=slot_attention.attend_slots,
         record_dependencies=dependency.record_dependencies,
+        to_planes=quant_linear.to_planes,
         bit_linear=quant_linear.make_bit_linear,
     )
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from ...kernels.cpu.step import CpuStep
 from ...kernels.cpu.step_weights import StepLayer, StepWeights
 from ...kernels.weights.linear import Linear, Matrix
 from ...kernels.weights.low_rank import FusedUpdate, LowRank, adapted
+from ...kernels.weights.packed import BitWeight
 from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import DECODE_ROWS, PATCH_ROWS, sees_every_slot
@@ -73,14 +73,13 @@ class Decoder:
         norm, norm_bias = names.take_norm(tensors, "model.norm")
         self.dtype, self.device = norm.dtype, norm.device
         kernels = dispatch.choose(self.device)
-        make = kernels.linear
-        if plane_bits is not None:
-            assert kernels.bit_linear is not None, "asked for where there are none"
-            _refuse_odd_columns(config, plane_bits)
-            make = functools.partial(kernels.bit_linear, bits=plane_bits)
+        to_planes = _rounding(config, kernels, plane_bits)
 
-        def linear(matrix: Matrix, bias: Tensor | None) -> Linear:
-            return make(matrix, bias, self.dtype)
+        def linear(weight: Matrix | BitWeight, bias: Tensor | None) -> Linear:
+            if isinstance(weight, BitWeight):
+                assert kernels.bit_linear is not None, "made of those that round"
+                return kernels.bit_linear(weight, bias, self.dtype)
+            return kernels.linear(weight, bias, self.dtype)
 
         embedding = tensors.pop(names.EMBEDDING)
         head = tensors.pop(names.HEAD, embedding)
@@ -92,11 +91,11 @@ class Decoder:
         layers: list[Layer] = []
         in_step: list[StepLayer] = []
         for number in range(config.num_layers):
-            taken = names.take_layer(tensors, config, number, self.dtype)
+            taken = names.take_layer(tensors, config, number, self.dtype, to_planes)
             layers.append(Layer.of(config, kernels, taken, linear))
             if has_step:
                 window = config.block(number).sliding_window or 0
-                in_step.append(StepLayer.of(taken.norms, taken.projections, window))
+                in_step.append(StepLayer.of(taken.norms, taken.matrices, window))
         final = norm_of(config, kernels, norm, norm_bias)
         self.stack = stack = LayerStack(
             config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias
@@ -310,6 +309,18 @@ class Decoder:
             self.forward(cache, slots[:count], lambda: None)
             torch.cuda.synchronize(self.device)
             self.cost.observe(count, (time.perf_counter() - started_at) * 1e3)
+
+
+def _rounding(
+    config: ModelConfig, kernels: dispatch.Kernels, plane_bits: int | None
+) -> Callable[[Matrix], BitWeight] | None:
+    """Return what rounds a matrix to so many bit planes; None for None."""
+    if plane_bits is None:
+        return None
+    rounds = kernels.to_planes
+    assert rounds is not None, "asked for where there are none"
+    _refuse_odd_columns(config, plane_bits)
+    return lambda matrix: rounds(matrix, plane_bits)
 
 
 def _refuse_odd_columns(config: ModelConfig, plane_bits: int) -> None:

@@ -13,6 +13,7 @@ from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ...kernels.dispatch import Kernels
 from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Linear, Matrix
+from ...kernels.weights.packed import BitWeight
 from .attention import capped
 from .config import ModelConfig
 from .kv_cache import KVCache
@@ -94,7 +95,7 @@ class Layer:
         config: ModelConfig,
         kernels: Kernels,
         tensors: LayerTensors,
-        linear: Callable[[Matrix, Tensor | None], Linear],
+        linear: Callable[[Matrix | BitWeight, Tensor | None], Linear],
     ) -> Layer:
         """Make a layer of what `tensors.py` names."""
 

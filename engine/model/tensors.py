@@ -6,17 +6,18 @@ The names are those of Llama in Hugging Face's files, whatever a family calls th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...kernels.weights.linear import Matrix, fused
+from ...kernels.weights.packed import BitWeight, joined_planes
 from .config import ModelConfig
 
 # A matrix (N, K) and its bias (N,) or None.
-Projection = tuple[Matrix, Tensor | None]
+Projection = tuple[Matrix | BitWeight, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,15 @@ class LayerTensors:
 
     norms: dict[str, tuple[Tensor, Tensor | None]]
     projections: dict[str, Projection]
+
+    @property
+    def matrices(self) -> dict[str, tuple[Matrix, Tensor | None]]:
+        """Those of the projections that are no bit planes."""
+        return {
+            field: (weight, bias)
+            for field, (weight, bias) in self.projections.items()
+            if not isinstance(weight, BitWeight)
+        }
 
 
 # Before attention and before the MLP; of queries and keys; after attention and after the MLP.
@@ -140,18 +150,26 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def take_layer(
-    tensors: MutableMapping[str, Matrix], config: ModelConfig, layer: int, dtype: torch.dtype
+    tensors: MutableMapping[str, Matrix],
+    config: ModelConfig,
+    layer: int,
+    dtype: torch.dtype,
+    to_planes: Callable[[Matrix], BitWeight] | None = None,
 ) -> LayerTensors:
     """Take a layer's weights out of the tensors.
 
     Parts of a projection lie one below the other, in blocks if all are of one kind, else as values
-    of `dtype`.
+    of `dtype`; with `to_planes` each is rounded to bit planes before the next is taken.
     """
     at = f"model.layers.{layer}."
     norms = {field: take_norm(tensors, f"{at}{NORMS[field]}") for field in norms_of(config)}
     projections: dict[str, Projection] = {}
     for field, parts in projections_of(config):
-        weight = fused([tensors.pop(f"{at}{part.name}.weight") for part in parts], dtype)
+        taken = (tensors.pop(f"{at}{part.name}.weight") for part in parts)
+        if to_planes is None:
+            weight = fused(list(taken), dtype)
+        else:
+            weight = joined_planes(list(map(to_planes, taken)))  # which keeps no matrix meanwhile
         found = [tensors.pop(f"{at}{part.name}.bias", None) for part in parts]
         biases = [bias for bias in found if isinstance(bias, Tensor)]
         projections[field] = (weight, torch.cat(biases) if biases else None)

@@ -13,7 +13,7 @@ from .bit_planes.launch import bit_matmul
 from .quant import quant_matmul
 
 _PLANE_GROUPS = (128, 64, 32)
-# Values rounded to planes at a time: what is needed meanwhile takes some 40 bytes for each.
+# Values rounded to planes at a time: what is needed meanwhile takes some 16 bytes for each.
 PIECE_VALUES = 1 << 20
 
 
@@ -62,20 +62,32 @@ def make_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Line
     return GpuLinear(matrix, bias, dtype)
 
 
-def make_bit_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, bits: int) -> Linear:
-    """Return the projection for a matrix rounded to bit planes.
+def make_bit_linear(weight: BitWeight, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    """Return the projection for bit planes.
 
     Args:
-        matrix: (N, K), K a multiple of 32.
+        weight: (N, K), as from `to_planes`.
         bias: (N,) or None.
         dtype: of the activations, bf16 or fp16.
-        bits: 2 to 8 planes.
 
     Raises:
-        ValueError: another K or dtype.
+        ValueError: another dtype.
     """
     if dtype not in dense_gemv.DTYPES:
         raise ValueError(f"activations are bf16 or fp16, not {dtype}")
+    return BitLinear(weight, bias)
+
+
+def to_planes(matrix: Matrix, bits: int) -> BitWeight:
+    """Return a matrix rounded to bit planes.
+
+    Args:
+        matrix: (N, K), K a multiple of 32.
+        bits: 2 to 8 planes.
+
+    Raises:
+        ValueError: another K.
+    """
     num_in = matrix.shape[1]
     # A scale for so many columns: with one for a whole row a single large weight coarsens them all.
     group = next((size for size in _PLANE_GROUPS if num_in % size == 0), None)
@@ -87,4 +99,4 @@ def make_bit_linear(matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, bit
         for rows in (matrix.blocks if isinstance(matrix, BlockMatrix) else matrix).split(step)
     )
     packed = [quantize_planes(values_of(piece, torch.float32), bits, group) for piece in pieces]
-    return BitLinear(joined_planes(packed), bias)
+    return joined_planes(packed)

@@ -184,9 +184,10 @@ def pack_planes(codes: Tensor, scales: Tensor, bits: int) -> BitWeight:
     fields = codes.reshape(codes.shape[0], -1, 32)
     planes = []
     for plane in range(bits):
-        at = _positions(bits, plane).to(codes.device)
-        words = ((fields >> plane & 1).long() << at).sum(-1)
-        planes.append(torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32))
+        at = _positions(bits, plane).to(codes.device, torch.int32)
+        # Each of a word's bits is set once, so that their sum is the word, its sign bit too.
+        bit = (fields >> plane & 1).to(torch.int32)
+        planes.append(bit.bitwise_left_shift_(at).sum(-1, dtype=torch.int32))
     return BitWeight(torch.stack(planes), scales, bits, group, _locks(codes))
 
 
@@ -234,8 +235,8 @@ def quantize_planes(weight: Tensor, bits: int, group: int) -> BitWeight:
     parts = weight.float().reshape(weight.shape[0], -1, group)
     top = 2**bits - 1
     scales = (parts.abs().amax(-1) / top).half()
-    codes = ((parts / _divisor(scales) + top) / 2).round().clamp(0, top)
-    return pack_planes(codes.to(torch.uint8).flatten(1), scales, bits)
+    codes = (parts / _divisor(scales)).add_(top).div_(2).round_().clamp_(0, top).to(torch.uint8)
+    return pack_planes(codes.flatten(1), scales, bits)
 
 
 def joined_planes(pieces: list[BitWeight]) -> BitWeight:

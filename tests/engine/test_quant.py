@@ -81,13 +81,13 @@ def test_eight_planes_give_the_logits_of_the_model(logits, tiny_model):
         assert_close(found, expected, torch.bfloat16)
 
 
-def test_weights_are_read_as_they_are_rounded_and_a_layer_at_a_time(
+def test_weights_are_read_as_they_are_rounded_and_a_matrix_at_a_time(
     monkeypatch, logits, tiny_model
 ):
     told, alive = [], {"now": 0, "most": 0}
     files = load_model(tiny_model, torch.bfloat16, lambda *args: told.append(args), streams=True)
     assert told == []
-    size_of_layer = sum(
+    size_of_largest = max(
         math.prod(shape) * 2
         for name, shape in expected_shapes(files.config).items()
         if name.startswith("model.layers.0.")
@@ -108,7 +108,7 @@ def test_weights_are_read_as_they_are_rounded_and_a_layer_at_a_time(
     decoder = Decoder(files.config, files.tensors, 4)
     assert len(files.tensors) == 0
     assert told[-1] == ("packing weights", 100)
-    assert 0 < alive["most"] <= size_of_layer
+    assert 0 < alive["most"] <= size_of_largest
     whole = Decoder(files.config, dict(load_model(tiny_model, torch.bfloat16).tensors), 4)
     for streamed, other in zip(decoder.stack.layers, whole.stack.layers, strict=True):
         assert torch.equal(streamed.qkv.weight.planes, other.qkv.weight.planes)
@@ -131,7 +131,7 @@ def test_planes_rounded_in_pieces_are_those_rounded_at_once(monkeypatch, rows):
     values = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
     expected = quantize_planes(values, 3, 32)
     monkeypatch.setattr(gpu_linear, "PIECE_VALUES", 20 * 96)
-    found = gpu_linear.make_bit_linear(values, None, torch.bfloat16, 3).weight
+    found = gpu_linear.to_planes(values, 3)
     for name in ("planes", "scales", "locks"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
 
