@@ -128,5 +128,6 @@ def test_small_programs_bring_their_imports():
 
 
 def test_languages_are_numbered_as_in_shards():
-    assert LANGUAGES == ("py", "js", "ts", "tsx")
-    assert [language_of(p) for p in ("a.py", "b.mjs", "c.d.ts", "d.tsx")] == list(LANGUAGES)
+    assert LANGUAGES == ("py", "js", "ts", "tsx", "go", "rust", "java", "c", "cpp")
+    paths = "a.py b.mjs c.d.ts d.tsx e.go f.rs g.java h.c i.hpp".split()
+    assert [language_of(p) for p in paths] == list(LANGUAGES) and language_of("j.h") == "cpp"
