@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from training.data import layouts
+from training.data.cross_file import Neighbours
 from training.data.documents import LANGUAGES, Document, language_of
 from training.data.samples import Builder
 from training.data.small_programs import small_programs
@@ -125,6 +126,24 @@ def test_small_programs_bring_their_imports():
     (program,) = small_programs(text)
     assert program.startswith("import math\n\n\ndef f") and "requests" not in program
     assert small_programs("def f(:") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "other", "definition"),
+    [
+        ("a/a.go", "package a\n", "a/b.go", "func (s *Shop) Total() int {\n\treturn 1\n}\n"),
+        ("a/a.rs", "use crate::goods::x;\n", "b/goods.rs", "pub(crate) fn Total() -> i32 {}\n"),
+        ("a/A.java", "import b.Total;\n", "b/Total.java", "public final class Total {\n}\n"),
+        ("a/a.c", '#include "b/goods.h"\n', "b/goods.h", "struct Total {\n    int sum;\n};\n"),
+        ("a/a.cc", "#  include <goods.hpp>\n", "b/goods.hpp", "class Total {};\n"),
+    ],
+)
+def test_context_in_compiled_languages_begins_at_the_definition(path, text, other, definition):
+    filler = "".join(f"// Line {i} of that file.\n" for i in range(40))
+    documents = [Document("p", path, text), Document("p", other, filler + definition)]
+    documents += [Document("p", f"c/more_{i}.go", filler) for i in range(3)]
+    found = Neighbours(documents).chunks(random.Random(0), 0, text, "Total()")
+    assert found == [(other, definition)]
 
 
 def test_languages_are_numbered_as_in_shards():
