@@ -142,8 +142,10 @@ def test_binary_package_is_read_wherever_its_files_went(tmp_path):
     place = "usr/share/gocode/src/me.org/shop/"
     files = {place + "a.go": GO, place + "src/copyleft/b.go": GO}
     files["usr/share/cargo/registry/shop-1.0/src/lib.rs"] = RUST
+    files["usr/src/shop-1.0/deep/src/copyleft/lib.rs"] = RUST  # not where it is forbidden
     package = read_binary(write_binary(tmp_path, "shop-dev", files))
-    assert [path for path, _ in package.files] == ["me.org/shop/a.go", "shop-1.0/src/lib.rs"]
+    expected = "me.org/shop/a.go shop-1.0/src/lib.rs shop-1.0/deep/src/copyleft/lib.rs"
+    assert [path for path, _ in package.files] == expected.split()
     assert package.refused == ["me.org/shop/src/copyleft/b.go"]
     assert (package.name, package.version) == ("debian:shop-dev", "1:1.0-2")
     with pytest.raises(ValueError, match="no .deb file"):

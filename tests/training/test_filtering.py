@@ -122,6 +122,7 @@ def test_paths_are_left_out_by_language():
     assert skips("a/vendor/b.py") and skips("a/vendor/b.go") and skips("a/3rdparty/b.c")
     assert skips("a/rich/b.py") and not skips("a/rich/b.rs")
     assert skips("api/a.pb.go") and skips("a/zz_generated.deepcopy.go") and skips("src/y.tab.c")
+    assert skips("rustc/src/test/ui/wrong.rs") and not skips("ui/tests/right.rs")
     assert not skips("src/generator.c") and not skips("depsolver/a.go")
 
 

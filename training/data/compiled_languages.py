@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-# Copies of other packages, and what programs wrote.
+# Copies of other packages, what programs wrote, and what compilers are to refuse.
 SKIP_PATH = re.compile(
     r"(^|/)(_?vendor(ed)?|third_?-?part(y|ies)|3rd_?-?party|externals?|extern|bundled|deps|"
     r"submodules|node_modules|test_?-?data|fixtures?|generated(-\w+)?|site-packages|locales?|"
-    r"amalgamation)(/|$)|(^|/)(zz_generated|moc_|qrc_|lex\.yy|bindata)|"
+    r"amalgamation|tests?/(ui|compile-?fail|run-?fail|trybuild|fixedbugs))(/|$)|"
+    r"(^|/)(zz_generated|moc_|qrc_|lex\.yy|bindata)|"
     r"\.pb\.(gw\.)?(go|cc|h)$|\.pb-c\.[ch]$|\.tab\.[ch]$|_generated\.\w+$|\.gen\.(go|rs)$|"
     r"_string\.go$|human_?eval|\.min\.",
     re.I,

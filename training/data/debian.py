@@ -12,7 +12,7 @@ import os
 import re
 import tarfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import zstandard
 
@@ -22,10 +22,20 @@ from .packages import MAX_BYTES, MIN_BYTES, Package, Reader, read_download
 
 _ENDS = frozenset(end for end, language in LANGUAGE_OF.items() if language in COMPILED_POOL_OF)
 _COPYRIGHT = re.compile(r"(\./)?(([^/]+/)?debian|usr/share/doc/[^/]+)/copyright")
-# Where binary packages put sources; what follows is how their users know them.
+# Where binary packages put whole sources, under their root.
+_ROOT = re.compile(r"^(\./)?usr/(share/cargo/registry|src|share(?=/go-\d))/[^/]+/")
+# Where they put sources at all; what follows is how their users know them.
 _PLACE = re.compile(r"^(\./)?(usr/share/(gocode/src|cargo/registry)/|usr/(share|src|lib)/)?")
 
 File = tuple[str, bytes]
+
+
+class _Found(NamedTuple):
+    """A file: its path in a document, its path in the source if that is known, and its content."""
+
+    path: str
+    within: str | None
+    data: bytes
 
 
 def read_source(path: Path, names: dict[str, str] | None = None) -> Package:
@@ -41,7 +51,7 @@ def read_source(path: Path, names: dict[str, str] | None = None) -> Package:
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     fields = dict(re.findall(r"^(Source|Version): (.+)$", text, re.M))
-    files: list[File] = []
+    files: list[_Found] = []
     told = ""
     for name in sorted(set(re.findall(r"^ [0-9a-f]{32,} \d+ (\S+\.tar\.\w+)$", text, re.M))):
         with tarfile.open(path.with_name(name)) as archive:
@@ -52,17 +62,18 @@ def read_source(path: Path, names: dict[str, str] | None = None) -> Package:
         for inner, data in members:
             inner = inner.removeprefix("./").removeprefix(top)
             if not inner.startswith("debian/") and ".debian.tar." not in name:
-                files.append((f"{component[1]}/{inner}" if component else inner, data))
+                within = f"{component[1]}/{inner}" if component else inner
+                files.append(_Found(f"{fields['Source']}/{within}", within, data))
     stanzas = parse_copyright(told)
     package = Package("debian:" + fields["Source"], fields["Version"], "", [])
-    return _permitted(package, files, stanzas, names or {}, fields["Source"] + "/")
+    return _permitted(package, files, stanzas, names or {})
 
 
 def read_binary(path: Path, names: dict[str, str] | None = None) -> Package:
     """Read a binary package that holds sources.
 
-    Where its files were in the source, which debian/copyright speaks of, it does not say: a file is
-    taken if every place that its path may end in is permitted.
+    Where its files were in the source, which debian/copyright speaks of, Go's do not say: such a
+    file is taken if whatever its path ends in is permitted.
 
     Args:
         path: of the .deb file.
@@ -75,7 +86,11 @@ def read_binary(path: Path, names: dict[str, str] | None = None) -> Package:
     name, version = path.name.split("_")[:2]
     with path.open("rb") as file, _data_of(file) as data, tarfile.open(fileobj=data) as archive:
         members, told = _members(archive)
-    files = [(_PLACE.sub("", inner), data) for inner, data in members]
+    files = []
+    for inner, data in members:
+        root = _ROOT.match(inner)
+        within = inner[root.end() :] if root else None
+        files.append(_Found(_PLACE.sub("", inner), within, data))
     stanzas = parse_copyright(told)
     package = Package("debian:" + name, version.replace("%3a", ":"), "", [])
     return _permitted(package, files, stanzas, names or {})
@@ -93,32 +108,27 @@ def debian_readers(folder: Path, sources: dict[str, Any]) -> list[Reader]:
 
 
 def _permitted(
-    package: Package,
-    files: list[File],
-    stanzas: list[Stanza],
-    names: dict[str, str],
-    root: str | None = None,
+    package: Package, files: list[_Found], stanzas: list[Stanza], names: dict[str, str]
 ) -> Package:
-    """Give a package the files that its licences permit.
+    """Give a package the files that its licences permit, and return it.
 
     Args:
         package: to be filled.
-        files: path and content.
+        files: of it.
         stanzas: of its debian/copyright.
         names: see `read_source`.
-        root: of the paths in documents, where the files' own begin at the source's root; None
-            where they begin anywhere.
     """
     licences: set[str] = set()
-    for path, data in files:
-        cuts = [m.end() for m in re.finditer("/", path)] if root is None else []
-        told = {licence_of(stanzas, path[cut:]) for cut in (0, *cuts)}
+    for path, within, data in files:
+        ends = [path[match.end() :] for match in re.finditer("/", path)]
+        places = [path, *ends] if within is None else [within]
+        told = {licence_of(stanzas, place) for place in places}
         found = [permissive(names.get(licence, licence)) for licence in told]
         if all(found):
             licences.update(name for some in found for name in some)
-            package.files.append(((root or "") + path, data))
+            package.files.append((path, data))
         else:
-            package.refused.append((root or "") + path)
+            package.refused.append(path)
     package.licence = ", ".join(sorted(licences or {stanza.licence for stanza in stanzas}))
     if not stanzas:
         package.licence = "debian/copyright is missing or not machine-readable"
