@@ -20,6 +20,10 @@ anywhere, at any time, and are put together afterwards:
     python benchmarks/fim_quality.py --held-out 3300 --wider --only engine --part 1/50 \
         --answers spm.1.jsonl
     cat spm.*.jsonl > all.jsonl; python benchmarks/fim_report.py all.jsonl
+
+Go, Rust, Java, C and C++, from what `training.collect` made of its reserved packages:
+
+    python benchmarks/fim_quality.py --held-out 1500 --documents data/held_compiled.bin.zst
 """
 
 from __future__ import annotations
@@ -132,6 +136,7 @@ def options() -> argparse.Namespace:
     add("--parity", choices=("even", "odd"), help="leave out the tasks with other numbers")
     add("--held-out", type=int, nargs="?", const=NUM_HELD_OUT, default=0, metavar="N")
     add("--wider", action="store_true", help="draw them from four times as many packages")
+    add("--documents", type=Path, help="draw them from training's held_compiled.bin.zst instead")
     add("--part", type=harness.part_of, default=(1, 1), metavar="I/N", help="of the tasks")
     add("--cache", type=Path, default=fim_fetch.CACHE, help="where fetched packages are kept")
     add("--fim", type=Path, help="fim.json to read a .gguf with that has none beside it")
@@ -156,7 +161,9 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
         file = GGUFFile(resolve(EMBEDDED))
         tokenizer, _ = gguf_tokenizer(file, read_config(file).vocab_size)
         tasks += fim_held_out.draw(
-            fim_fetch.held_out_files(args.cache, args.wider),
+            fim_held_out.reserved_files(args.documents)
+            if args.documents
+            else fim_fetch.held_out_files(args.cache, args.wider),
             args.held_out,
             seed=args.seed,
             num_tokens=lambda text: len(tokenizer.encode(text).token_ids),

@@ -4,7 +4,8 @@
 Writes to OUT: collected.bin (everything that passed) with collected.json, held.bin.zst (held-out
 files and the reserved packages), train_N.bin.zst (what the budgets keep, in parts), manifest.json
 (per package: version, licence, files, characters; what was dropped and why; overlap with
-HumanEval). collected.bin is made once: delete it to filter anew.
+HumanEval). Of Debian's packages come go.bin.zst, rust.bin.zst, java.bin.zst, c.bin.zst (C and C++)
+and held_compiled.bin.zst. collected.bin is made once: delete it to filter anew.
 """
 
 from __future__ import annotations
@@ -22,11 +23,18 @@ from tqdm import tqdm
 
 from .data.budget import cap_weight, fit_budget, split_packages
 from .data.contamination import Contamination
-from .data.documents import OLD, Document, language_of, load_documents, write_documents
+from .data.debian import debian_readers, read_binary, read_source
+from .data.documents import (
+    COMPILED_POOL_OF,
+    OLD,
+    Document,
+    language_of,
+    load_documents,
+    write_documents,
+)
 from .data.filtering import (
     COMPILED_JS,
     MAX_LINE_CHARS,
-    SKIP_PATH,
     SOURCE_MAP,
     Dropped,
     Examined,
@@ -34,13 +42,15 @@ from .data.filtering import (
     cleaned,
     examine,
     held_out,
+    skips,
     source_order,
-    strip_licence,
     surplus_test,
+    without_licence,
 )
 from .data.packages import Package, Reader, allowed, package_readers, read_tarball, read_wheel
 
 CAPPED = Dropped("package cap")
+REFUSED = Dropped("licence of the file in debian/copyright")
 _CAPS_EXAMINED = 3  # caps' worth of files that are looked at: not all of them will be kept
 HELD_CAP = 60_000  # characters of held-out files per package, so that a few large ones do not rule
 
@@ -60,10 +70,11 @@ def examine_package(
     examined: ExaminedFiles = []
     if not allowed(package.licence):
         return package, examined
+    examined += [(path, REFUSED) for path in package.refused]
     home = f"npm/{package.name.removeprefix('npm:')}/"
     num_characters = 0
     for path, data in sorted(files, key=lambda file: source_order(file[0])):
-        if SKIP_PATH.search(path.removeprefix(home)):
+        if skips(path.removeprefix(home)):
             file = Dropped("path")
         elif not package.program_set and surplus_test(path):
             file = Dropped("test file (55 % left out)")
@@ -94,27 +105,34 @@ def collect_package(
     return train, held, {"version": package.version, "licence": package.licence, **size}
 
 
-def reserved_documents(folder: Path, under: dict[str, str]) -> tuple[list[Document], int]:
+def reserved_documents(
+    folder: Path, under: dict[str, str], names: dict[str, str] | None = None
+) -> tuple[list[Document], int]:
     """Return the documents of the packages reserved for evaluation (no builds, no locales).
 
     Args:
         folder: of `fetch_sources`.
         under: npm package to the folder of what people wrote; what lies elsewhere comes last.
+        names: of licences, see `debian.read_source`.
 
     Returns:
         The documents, and how many of them people wrote.
     """
     packages = [read_wheel(path) for path in sorted((folder / "whl").glob("*.whl"))]
     packages += [read_tarball(path) for path in sorted((folder / "npm").glob("*.tgz"))]
+    debian = folder / "debian"
+    packages += [read_source(path, names) for path in sorted((debian / "source").glob("*.dsc"))]
+    packages += [read_binary(path, names) for path in sorted((debian / "binary").glob("*.deb"))]
     documents, others = [], []
     for package in packages:
         name = package.name.removeprefix("npm:")
         written = f"npm/{name}/{under[name]}" if name in under else ""
         for path, data in sorted(package.files):
             is_build = path.endswith((".d.ts", ".d.cts", ".d.mts", ".cjs")) or ".min." in path
-            if is_build or "/locales/" in path or b"\x00" in data:
+            is_copy = package.name.startswith("debian:") and skips(path)
+            if is_build or is_copy or "/locales/" in path or b"\x00" in data:
                 continue
-            text = strip_licence(data.decode("utf-8").replace("\r", "")).strip("\n") + "\n"
+            text = without_licence(path, data.decode("utf-8", "replace").replace("\r", ""))
             if max(map(len, text.split("\n"))) <= MAX_LINE_CHARS:
                 mine = documents if path.startswith(written) else others
                 mine.append(Document("reserved:" + package.name, path, text))
@@ -139,7 +157,8 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     """Filter all packages into collected.bin and held.bin.zst; report in collected.json."""
     keep = Filter(Contamination.from_file(args.humaneval))
     under = sources.get("reserved_wider", {}).get("under", {})
-    reserved, num_written = reserved_documents(args.reserved, under)
+    names = sources.get("debian", {}).get("licence_names", {})
+    reserved, num_written = reserved_documents(args.reserved, under, names)
     for document in reserved:
         keep.reserve(document.text)
     train: list[Document] = []
@@ -147,7 +166,10 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     packages: dict[str, Any] = {}
     refused: dict[str, str] = {}
     num_characters = 0
-    readers = package_readers(args.downloads, sources, args.repositories)[: args.limit]
+    readers = [*debian_readers(args.downloads / "debian", sources)]
+    if not args.only_debian:
+        readers = package_readers(args.downloads, sources, args.repositories) + readers
+    readers = readers[: args.limit]
     _shared[:] = [(keep.contamination, sources.get("licences", {}))]
     pool = multiprocessing.get_context("fork").Pool(args.workers)
     bar = tqdm(pool.imap(_work, readers), total=len(readers), unit=" packages")
@@ -174,7 +196,10 @@ def collect(args: argparse.Namespace, sources: dict[str, Any]) -> None:
         "humaneval": _overlap(keep),
         "packages": packages,
     }
-    write_documents(args.out / "held.bin.zst", held + reserved[:num_written])
+    held += reserved[:num_written]
+    for name, is_wanted in (("held", False), ("held_compiled", True)):
+        some = [d for d in held if (language_of(d.path) in COMPILED_POOL_OF) == is_wanted]
+        write_documents(args.out / f"{name}.bin.zst", some)
     (args.out / "collected.json").write_text(json.dumps(report, indent=1))
     write_documents(args.out / "collected.bin", train)
 
@@ -200,12 +225,15 @@ def _overlap(keep: Filter) -> dict[str, Any]:
 
 
 def select(args: argparse.Namespace, sources: dict[str, Any]) -> None:
-    """Cut collected.bin to the budgets, pack it into train_N.bin.zst; write manifest.json."""
+    """Cut collected.bin to the budgets, pack it in parts and by pool; write manifest.json."""
     manifest = json.loads((args.out / "collected.json").read_text())
     python: list[Document] = []
     script: list[Document] = []
+    compiled: dict[str, list[Document]] = {pool: [] for pool in COMPILED_POOL_OF.values()}
     for document in load_documents(args.out / "collected.bin"):
-        if document.path.endswith(".py"):
+        if pool := COMPILED_POOL_OF.get(language_of(document.path)):
+            compiled[pool].append(document)
+        elif document.path.endswith(".py"):
             python.append(document)
         elif not COMPILED_JS.search(document.text):
             script.append(document._replace(text=SOURCE_MAP.sub("", document.text)))
@@ -216,16 +244,26 @@ def select(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     ):
         weight = functools.partial(cap_weight, sources.get("cap_mb", {}), sources[usual])
         kept += fit_budget(group, budget * 1e6, weight)
+    usual = sources.get("debian", {}).get("cap_mb", 1)
+    weight = functools.partial(cap_weight, sources.get("cap_mb", {}), usual)
+    pools = {
+        pool: fit_budget(group, args.compiled_mb * 1e6, weight) for pool, group in compiled.items()
+    }
+    trained = [*kept, *(document for group in pools.values() for document in group)]
     languages: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[str] = collections.Counter()
-    for document in kept:
+    for document in trained:
         languages[language_of(document.path)] += len(document.text)
         sizes[document.package] += len(document.text)
     for package, entry in manifest["packages"].items():
         entry["trained_characters"] = sizes[package]
-    manifest |= {"trained_documents": len(kept), "trained_characters": languages}
+    manifest |= {"trained_documents": len(trained), "trained_characters": languages}
     (args.out / "manifest.json").write_text(json.dumps(manifest, indent=1))
     print(json.dumps({key: value for key, value in manifest.items() if key != "packages"}))
+    for pool, group in pools.items():
+        write_documents(args.out / f"{pool}.bin.zst", group)
+    if args.only_debian:
+        return
     parts = split_packages(kept, args.parts)
     for number, part in enumerate(tqdm(parts, "packing", unit=" parts")):
         old = previous_documents(args.downloads / "previous", part)
@@ -248,6 +286,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--humaneval", type=Path, help="HumanEval-SingleLineInfilling.jsonl.gz (in DOWNLOADS)")
     add("--python-mb", type=float, default=1450, help="million characters of Python to keep")
     add("--script-mb", type=float, default=600, help="the same for JavaScript and TypeScript")
+    add("--compiled-mb", type=float, default=150, help="the same for each of the pools of Debian's")
+    add("--only-debian", action="store_true", help="only Debian's packages, no train_N.bin.zst")
     shares = [0.06, *6 * [0.94 / 6]]
     add("--parts", type=float, nargs="+", default=shares, help="share of each part")
     add("--workers", type=int, default=os.cpu_count())
@@ -257,7 +297,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.humaneval = args.humaneval or args.downloads / "HumanEval-SingleLineInfilling.jsonl.gz"
     if args.repositories is None and (args.downloads / "repositories").is_dir():
         args.repositories = args.downloads / "repositories"
-    for path in (args.humaneval, args.reserved / "whl", args.reserved / "npm"):
+    needed = [args.reserved / kind for kind in (["debian"] if args.only_debian else ["whl", "npm"])]
+    for path in (args.humaneval, *needed):
         if not path.exists():
             parser.error(f"{path} is not there; run training.fetch_sources")
     return args

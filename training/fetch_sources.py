@@ -3,17 +3,19 @@ r"""Download all that sources.json names: packages, the reserved ones, repositor
 
     python -m training.fetch_sources dl
 
-Only the registries' own clients and git are used (`pip download`, `npm pack`, `git fetch`), with
-pinned versions and commits and without dependencies. DIR gets whl/, npm/, reserved/whl/,
-reserved/npm/, previous/whl/, previous/npm/ (of some packages the newest release before the pinned
-one), repositories/OWNER+NAME/repo and HumanEval-SingleLineInfilling.jsonl.gz. What is
-already there stays, so a killed run goes on where it was. A package that cannot be had (no wheel,
-withdrawn) is reported and left out.
+Only the registries' own clients and git are used (`pip download`, `npm pack`, `apt-get source`,
+`apt-get download`, `git fetch`), with pinned versions and commits and without dependencies. DIR
+gets whl/, npm/, reserved/whl/, reserved/npm/, previous/whl/, previous/npm/ (of some packages the
+newest release before the pinned one), debian/source/, debian/binary/, the same in reserved/,
+repositories/OWNER+NAME/repo and HumanEval-SingleLineInfilling.jsonl.gz. What is already there
+stays, so a killed run goes on where it was. A package that cannot be had (no wheel, withdrawn, no
+apt on this machine) is reported and left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import subprocess
@@ -25,9 +27,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .data.apt import apt_options, have_binary, have_source
+
 GITHUB = "https://github.com"
 BATCH = 8  # packages a command
 AT_ONCE = 6  # commands
+APT_AT_ONCE, APT_BATCH = 3, 25  # each reads all lists before it begins
 TIMEOUT_S = 900  # of a command
 # Wheels of some packages exist only for newer Pythons; nothing of them is run.
 NEWEST_PYTHON = "3.14"
@@ -52,6 +57,7 @@ def fetch(
     done: Callable[[Item], bool],
     title: str,
     run: Callable[[list[str]], bool] | None = None,
+    at_once: tuple[int, int] = (AT_ONCE, BATCH),
 ) -> list[str]:
     """Download packages in batches, and one by one where that fails.
 
@@ -61,6 +67,7 @@ def fetch(
         done: tells whether an item is there.
         title: of the progress bar.
         run: runs a command line and returns whether it succeeded.
+        at_once: commands that run, and packages of each.
 
     Returns:
         The items that could not be had, as "name==version".
@@ -79,8 +86,9 @@ def fetch(
         ]
 
     failed: list[str] = []
-    batches = [todo[start : start + BATCH] for start in range(0, len(todo), BATCH)]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    commands_at_once, size = at_once
+    batches = [todo[start : start + size] for start in range(0, len(todo), size)]
+    with ThreadPoolExecutor(commands_at_once) as pool:
         for batch, missing in zip(batches, pool.map(get, batches), strict=True):
             failed += missing
             bar.update(len(batch))
@@ -131,6 +139,47 @@ def fetch_previous(sources: dict[str, Any], folder: Path) -> list[str]:
     return failed + fetch(wanted["npm"], [tarballs], has_tarball, "earlier, npm")
 
 
+def fetch_debian(
+    wanted: dict[str, dict[str, str]], folder: Path, release: str, apt: Path
+) -> list[str]:
+    """Download Debian's packages into `source` and `binary`; return what could not be had.
+
+    Args:
+        wanted: "source" and "binary" to name and version.
+        folder: for them.
+        release: of Debian, whose lists the machine's apt must know.
+        apt: folder for lists and cache, made when something is to be fetched.
+    """
+    failed = []
+    options: list[str] | None = None
+    for kind, have, verb in (
+        ("source", have_source, ["source", "-qq", "--download-only"]),
+        ("binary", have_binary, ["download", "-qq"]),
+    ):
+        place = folder / kind
+        place.mkdir(parents=True, exist_ok=True)
+
+        def done(item: Item, have: Callable = have, place: Path = place) -> bool:
+            return have(place, *item)
+
+        items = [item for item in sorted(wanted.get(kind, {}).items()) if not done(item)]
+        if not items:
+            continue
+        try:
+            options = options or apt_options(apt, release)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"nothing of Debian {release} can be had: {error}", flush=True)
+            failed += [f"{name}=={version}" for name, version in items]
+            continue
+        get = ["apt-get", *verb, *options]
+        commands: list[Command] = [
+            lambda some, get=get: [*get, *(f"{name}={version}" for name, version in some)]
+        ]
+        run = functools.partial(_succeeds, folder=place)
+        failed += fetch(items, commands, done, kind, run, (APT_AT_ONCE, APT_BATCH))
+    return failed
+
+
 def fetch_repository(name: str, commit: str, folder: Path, host: str = GITHUB) -> bool:
     """Fetch one commit into the git directory FOLDER/OWNER+NAME/repo; return whether it is there.
 
@@ -179,9 +228,10 @@ def _normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _succeeds(command: list[str]) -> bool:
+def _succeeds(command: list[str], folder: Path | None = None) -> bool:
+    run = functools.partial(subprocess.run, capture_output=True, timeout=TIMEOUT_S)
     try:
-        return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S).returncode == 0
+        return run(command, cwd=folder).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
@@ -195,13 +245,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("dir", type=Path)
     parser.add_argument("--sources", type=Path, default=Path(__file__).with_name("sources.json"))
-    kinds = ("pypi", "npm", "reserved", "previous", "repositories", "humaneval")
+    kinds = ("pypi", "npm", "debian", "reserved", "previous", "repositories", "humaneval")
     parser.add_argument("--only", choices=kinds, action="append", help="these only (several)")
     args = parser.parse_args(argv)
     sources = json.loads(args.sources.read_text())
     reserved = args.dir / "reserved"
     wider = sources.get("reserved_wider", {"pypi": {}, "npm": {}})
     wanted = {kind: sources["reserved"][kind] | wider[kind] for kind in ("pypi", "npm")}
+    debian = sources.get("debian", {})
+    fetch_some = functools.partial(
+        fetch_debian, release=debian.get("release", ""), apt=args.dir / "apt"
+    )
     steps = {
         "reserved": lambda: (
             fetch_pypi(wanted["pypi"], reserved / "whl")
@@ -214,6 +268,11 @@ def main(argv: list[str] | None = None) -> None:
         ),
         "pypi": lambda: fetch_pypi(sources["pypi"], args.dir / "whl"),
         "npm": lambda: fetch_npm(sources["npm"], args.dir / "npm"),
+        # Without its reserved packages, which is no reason to do without all the others, nothing.
+        "debian": lambda: (
+            fetch_some(wider.get("debian", {}), reserved / "debian")
+            or fetch_some(debian, args.dir / "debian")
+        ),
     }
     args.dir.mkdir(parents=True, exist_ok=True)
     failed = {name: step() for name, step in steps.items() if name in (args.only or kinds)}

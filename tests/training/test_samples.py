@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from training.data import layouts
+from training.data.cross_file import Neighbours
 from training.data.documents import LANGUAGES, Document, language_of
 from training.data.samples import Builder
 from training.data.small_programs import small_programs
@@ -127,6 +128,25 @@ def test_small_programs_bring_their_imports():
     assert small_programs("def f(:") == []
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "other", "definition"),
+    [
+        ("a/a.go", "package a\n", "a/b.go", "func (s *Shop) Total() int {\n\treturn 1\n}\n"),
+        ("a/a.rs", "use crate::goods::x;\n", "b/goods.rs", "pub(crate) fn Total() -> i32 {}\n"),
+        ("a/A.java", "import b.Total;\n", "b/Total.java", "public final class Total {\n}\n"),
+        ("a/a.c", '#include "b/goods.h"\n', "b/goods.h", "struct Total {\n    int sum;\n};\n"),
+        ("a/a.cc", "#  include <goods.hpp>\n", "b/goods.hpp", "class Total {};\n"),
+    ],
+)
+def test_context_in_compiled_languages_begins_at_the_definition(path, text, other, definition):
+    filler = "".join(f"// Line {i} of that file.\n" for i in range(40))
+    documents = [Document("p", path, text), Document("p", other, filler + definition)]
+    documents += [Document("p", f"c/more_{i}.go", filler) for i in range(3)]
+    found = Neighbours(documents).chunks(random.Random(0), 0, text, "Total()")
+    assert found == [(other, definition)]
+
+
 def test_languages_are_numbered_as_in_shards():
-    assert LANGUAGES == ("py", "js", "ts", "tsx")
-    assert [language_of(p) for p in ("a.py", "b.mjs", "c.d.ts", "d.tsx")] == list(LANGUAGES)
+    assert LANGUAGES == ("py", "js", "ts", "tsx", "go", "rust", "java", "c", "cpp")
+    paths = "a.py b.mjs c.d.ts d.tsx e.go f.rs g.java h.c i.hpp".split()
+    assert [language_of(p) for p in paths] == list(LANGUAGES) and language_of("j.h") == "cpp"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from training.data.spans import KINDS, LONG, MAX_CHARS, SHORT, SMALL, pick_span
 from training.data.syntax import Source
 
+from .compiled_programs import PROGRAMS
 from .conftest import PROGRAM, SCRIPT
 
 PYTHON = f'"""Module,\nof two lines, é."""\nimport math\n\n{PROGRAM}\nvalue = max(1, 2)\n'
@@ -17,6 +18,7 @@ SOURCES = {
     "ts": Source(SCRIPT, "ts"),
     "tsx": Source(SCRIPT, "tsx"),
     "js": Source(SCRIPT.replace(": number[]", ""), "js"),
+    **{language: Source(text, language) for language, text in PROGRAMS.items()},
 }
 TEXTS = st.text(st.sampled_from("aé😀 \n\t(){}[]=:,.'\"#/*defclass"), min_size=3, max_size=300)
 
@@ -43,7 +45,7 @@ def test_span_stays_in_its_window(language, data):
     check_span(source, a, b, mix, data.draw(st.integers(0, 1000)))
 
 
-@given(TEXTS, st.sampled_from(["py", "js", "ts", "tsx"]), st.integers(0, 1000))
+@given(TEXTS, st.sampled_from(list(SOURCES)), st.integers(0, 1000))
 @settings(max_examples=100, deadline=None)
 def test_span_stays_in_any_text(text, language, seed):
     check_span(Source(text, language), 0, len(text), SHORT, seed)
@@ -71,6 +73,28 @@ def test_body_begins_after_the_docstring_and_inside_of_braces():
     assert source.text[start:end].startswith("squares =")
     start, end = SOURCES["ts"].spans["body"][0]
     assert SOURCES["ts"].text[start:end].startswith("let sum") and "}" != source.text[end - 1]
+
+
+def test_block_of_a_header_lies_inside_of_its_guard():
+    source, found, starts = SOURCES["cpp"], set(), set()
+    for seed in range(3000):
+        span = pick_span(random.Random(seed), source, 0, len(source.text), {"block": 1.0})
+        if span is not None and span.kind == "block":
+            found.add(source.text[span.start : span.end].strip())
+            starts.add(span.start)
+    assert any(text.startswith("namespace shop {") for text in found)
+    assert source.text.index("SHOP_H") not in starts
+
+
+def test_statement_that_begins_with_a_star_is_no_comment():
+    source, found = SOURCES["c"], set()
+    for seed in range(600):
+        span = pick_span(random.Random(seed), source, 0, len(source.text), {"line": 1.0})
+        assert span is not None
+        found.add(source.text[span.start : span.end].strip())
+    at = source.text.index("*shop->name = 'a';")
+    count = sum(text.startswith("*shop->name") for text in found)
+    assert count == 1 and source.text[at : at + 18] in found
 
 
 @pytest.mark.parametrize("mix", [SHORT, LONG, SMALL])

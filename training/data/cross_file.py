@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from .documents import Document
+from .documents import COMPILED_POOL_OF, Document, language_of
 
 _MOST_CHARS = 1500  # of a chunk
 
@@ -22,6 +22,18 @@ _IMPORTS = re.compile(
 _DEFINITIONS = re.compile(
     r"^[ \t]*(?:export\s+)?(?:default\s+)?(?:async\s+)?"
     r"(?:def|class|function|const|interface|type)\s+(\w+)",
+    re.M,
+)
+# The same in Go, Rust, Java, C and C++. Go imports folders; its files know those beside them.
+_COMPILED_IMPORTS = re.compile(
+    r"^\s*#\s*include\s+[\"<](?:[^\">]*/)?([\w-]+)\.|^import\s+(?:static\s+)?[\w.]*\.(\w+);|"
+    r"^\s*(?:pub\s+)?mod\s+(\w+);|^\s*use\s+(?:crate|super|self)::(\w+)",
+    re.M,
+)
+_COMPILED_DEFINITIONS = re.compile(
+    r"^[ \t]*(?:(?:pub(?:\([^)]*\))?|public|private|protected|static|final|abstract|unsafe|async|"
+    r"const|typedef)\s+)*(?:func(?:\s*\([^)]*\))?|fn|struct|enum|trait|type|class|interface|union|"
+    r"record)\s+(\w+)",
     re.M,
 )
 
@@ -56,7 +68,7 @@ class Neighbours:
         wanted, asked = set(_IDENTIFIER.findall(window)), set(_IDENTIFIER.findall(middle))
         scored: list[tuple[float, int, str]] = []
         for i in self._candidates(rng, number) - {number}:
-            scored += _scored(rng, i, self.documents[i].text, wanted, asked)
+            scored += _scored(rng, i, self.documents[i], wanted, asked)
         scored.sort(reverse=True)
         chosen: list[tuple[str, str]] = []
         used: set[int] = set()
@@ -70,7 +82,7 @@ class Neighbours:
         """Return up to five files that the document imports and three of its folder."""
         package, path, text = self.documents[number]
         found: set[int] = set()
-        for stem in _imported_stems(text):
+        for stem in _imported_stems(path, text):
             hits = self._by_stem.get((package, stem), ())
             if 0 < len(hits) <= 4:
                 found.update(hits)
@@ -79,7 +91,11 @@ class Neighbours:
         return found | set(rng.sample(near, min(3, len(near))))
 
 
-def _imported_stems(text: str) -> Iterator[str]:
+def _imported_stems(path: str, text: str) -> Iterator[str]:
+    if language_of(path) in COMPILED_POOL_OF:
+        for match in _COMPILED_IMPORTS.finditer(text):
+            yield next(filter(None, match.groups()))
+        return
     for match in _IMPORTS.finditer(text):
         module, names, relative = match.groups()
         if module:
@@ -90,10 +106,12 @@ def _imported_stems(text: str) -> Iterator[str]:
 
 
 def _scored(
-    rng: random.Random, number: int, text: str, wanted: set[str], asked: set[str]
+    rng: random.Random, number: int, document: Document, wanted: set[str], asked: set[str]
 ) -> Iterator[tuple[float, int, str]]:
     """Yield score, number and chunk: above 1 for a definition asked for, else by what is shared."""
-    for match in _DEFINITIONS.finditer(text):
+    text, is_compiled = document.text, language_of(document.path) in COMPILED_POOL_OF
+    definitions = _COMPILED_DEFINITIONS if is_compiled else _DEFINITIONS
+    for match in definitions.finditer(text):
         if match[1] in asked:
             part = text[match.start() : match.start() + _MOST_CHARS].split("\n")
             chunk = "\n".join(part[: rng.randrange(4, 24)])

@@ -1,8 +1,9 @@
 r"""Documents and the files they travel in: records \x00 package \x02 path \x01 text, UTF-8.
 
 A package's name tells what it is: "algo:" collections of small programs, "git:" repositories of
-larger ones, "npm:" packages of that registry, "reserved:" the evaluation's, else PyPI's. "old:"
-before a name: earlier releases of its files, of which only the changes since are used.
+larger ones, "npm:" and "debian:" packages of those registries, "reserved:" the evaluation's, else
+PyPI's. "old:" before a name: earlier releases of its files, of which only the changes since are
+used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import zstandard
 
 LANGUAGE_OF = {".py": "py", ".js": "js", ".mjs": "js", ".cjs": "js", ".jsx": "js"}
 LANGUAGE_OF |= {".ts": "ts", ".mts": "ts", ".cts": "ts", ".tsx": "tsx"}
-LANGUAGES = ("py", "js", "ts", "tsx")  # a shard stores the index
+LANGUAGE_OF |= {".go": "go", ".rs": "rust", ".java": "java", ".c": "c"}
+# The product takes .h for C++ too, whose grammar reads nearly all of C.
+LANGUAGE_OF |= dict.fromkeys((".h", ".hpp", ".hh", ".cc", ".cpp", ".cxx"), "cpp")
+LANGUAGES = ("py", "js", "ts", "tsx", "go", "rust", "java", "c", "cpp")  # a shard stores the index
+# The compiled languages, and the pool that each is in.
+COMPILED_POOL_OF = {"go": "go", "rust": "rust", "java": "java", "c": "c", "cpp": "c"}
 
 OLD = "old:"
 

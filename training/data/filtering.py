@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import compiled_languages
 from .contamination import Contamination
+from .documents import COMPILED_POOL_OF, LANGUAGE_OF
 from .packages import BAD_LICENCE, MIN_BYTES
 
 RESERVED = "attrs? starlette anyio jinja2 rich werkzeug express koa fastify zod undici".split()
@@ -148,18 +150,22 @@ def cleaned(path: str, data: bytes) -> str | Dropped:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         return Dropped("decode")
-    is_script = not path.endswith(".py")
+    is_compiled = _is_compiled(path)
+    is_script = not is_compiled and not path.endswith(".py")
+    generated = compiled_languages.GENERATED if is_compiled else _GENERATED
     for reason, found in (
         ("control", _CONTROL.search(text)),
         ("licence", BAD_LICENCE.search(text[:4000])),
-        ("generated", _GENERATED.search(text[:1500])),
+        ("generated", generated.search(text[:1500])),
         ("compiled", is_script and COMPILED_JS.search(text)),
         ("flow", is_script and _FLOW.search(text[:3000])),
     ):
         if found:
             return Dropped(reason)
     text = SOURCE_MAP.sub("", text.replace("\r", "").lstrip("\ufeff"))
-    text = strip_licence(text).strip("\n") + "\n"
+    text = without_licence(path, text)
+    if is_compiled and generated.search(text[:600]):  # said below the licence
+        return Dropped("generated")
     lines = text.split("\n")
     longest = max(map(len, lines))
     if len(text) < MIN_BYTES or longest > MAX_LINE_CHARS or len(text) / len(lines) > 90:
@@ -172,6 +178,18 @@ def cleaned(path: str, data: bytes) -> str | Dropped:
     if num_digits > 0.14 * size or num_letters < 0.35 * size or num_foreign > 0.05 * size:
         return Dropped("data-like")
     return text
+
+
+def skips(path: str) -> bool:
+    """Return whether a file is left out for where it lies or what it is called."""
+    pattern = compiled_languages.SKIP_PATH if _is_compiled(path) else SKIP_PATH
+    return bool(pattern.search(path))
+
+
+def without_licence(path: str, text: str) -> str:
+    """Return a text that ends with one newline, without the licence header of its language."""
+    strip = compiled_languages.without_header if _is_compiled(path) else strip_licence
+    return strip(text).strip("\n") + "\n"
 
 
 def strip_licence(text: str) -> str:
@@ -215,6 +233,10 @@ def source_order(path: str) -> tuple[int, bytes]:
     rank = 1 if re.search(r"/(dist|build|out|cjs|commonjs|umd|bundles?)/", path) else 0
     rank += bool(re.search(r"/(es|esm|esm\d+|fesm\d+|lib|module|browser)/", path))
     return rank if path.startswith("npm/") else 0, hashlib.md5(path.encode()).digest()
+
+
+def _is_compiled(path: str) -> bool:
+    return LANGUAGE_OF.get("." + path.rsplit(".", 1)[-1]) in COMPILED_POOL_OF
 
 
 def _path_hash(path: str) -> int:

@@ -1,9 +1,13 @@
-"""Downloaded packages as files with a licence: wheels, npm tarballs, git commits, the stdlib."""
+"""Downloaded packages as files with a licence: wheels, npm tarballs, git commits, the stdlib.
+
+Of these, files in Python, JavaScript and TypeScript are read; `debian` has the other languages.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+import lzma
 import os
 import re
 import subprocess
@@ -12,11 +16,11 @@ import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .documents import LANGUAGE_OF
+from .documents import COMPILED_POOL_OF, LANGUAGE_OF
 
 MIN_BYTES, MAX_BYTES = 150, 200_000  # of a file that is read
 BAD_LICENCE = re.compile(
@@ -31,6 +35,7 @@ GOOD_LICENCE = re.compile(
     re.I,
 )
 
+_ENDS = frozenset(end for end, name in LANGUAGE_OF.items() if name not in COMPILED_POOL_OF)
 _METADATA_LICENCES = ("License-Expression:", "License:", "Classifier: License")
 _LICENCE_FILE = re.compile(r"\.dist-info/(licenses/)?(LICEN[SC]E|COPYING)", re.I)
 _STDLIB_CAP, _REPOSITORY_CAP = 40e6, 12e6
@@ -48,6 +53,7 @@ class Package:
         files: (path, bytes) of its source files.
         program_set: whether it is a collection of small programs.
         cap: characters of it that may be kept.
+        refused: paths of source files that a licence of their own keeps out.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Package:
     files: list[tuple[str, bytes]]
     program_set: bool = False
     cap: float = 4e6
+    refused: list[str] = field(default_factory=list)
 
 
 Reader = Callable[[], Package | None]
@@ -135,7 +142,7 @@ def read_repository(path: Path, name: str, commit: str, under: str = "") -> Pack
     run = functools.partial(subprocess.run, capture_output=True, check=True)
     tree = run([*git, "ls-tree", "-r", "-z", commit, *([under] if under else [])], text=True)
     entries = [entry.split("\t", 1) for entry in tree.stdout.split("\0") if entry]
-    blobs = [(p, meta.split()[2]) for meta, p in entries if os.path.splitext(p)[1] in LANGUAGE_OF]
+    blobs = [(p, meta.split()[2]) for meta, p in entries if os.path.splitext(p)[1] in _ENDS]
     wanted = "\n".join(blob for _, blob in blobs).encode()
     content = run([*git, "cat-file", "--batch"], input=wanted).stdout
     root = run([*git, "ls-tree", "--name-only", commit], text=True).stdout.split("\n")
@@ -167,7 +174,7 @@ def package_readers(folder: Path, sources: dict, repositories: Path | None) -> l
         readers.append(functools.partial(_read_named, place, name, where, plain))
     for read, kind, pattern in ((read_wheel, "whl", "*.whl"), (read_tarball, "npm", "*.tgz")):
         paths = sorted((folder / kind).glob(pattern))
-        readers += [functools.partial(_read_download, read, path, sources) for path in paths]
+        readers += [functools.partial(read_download, read, path, sources) for path in paths]
     return readers
 
 
@@ -178,18 +185,21 @@ def _read_named(path: Path, name: str, where: dict[str, str], plain: bool) -> Pa
     return package
 
 
-def _read_download(
+def read_download(
     read: Callable[[Path], Package], path: Path, sources: dict[str, Any]
 ) -> Package | None:
     """Return the package with its cap, or say why it cannot be read."""
-    damages = (zipfile.BadZipFile, tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError)
+    damages = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, EOFError, OSError, ValueError)
     try:
         package = read(path)
-    except (*damages, EOFError) as error:
+    except damages as error:
         print(f"{path.name} is damaged ({error}); delete it and fetch it again", flush=True)
         return None
     is_npm = package.name.startswith("npm:")
-    usual = sources.get("cap_npm_mb", 2) if is_npm else sources.get("cap_default_mb", 4)
+    if package.name.startswith("debian:"):
+        usual = sources["debian"]["cap_mb"]
+    else:
+        usual = sources.get("cap_npm_mb", 2) if is_npm else sources.get("cap_default_mb", 4)
     package.cap = sources.get("cap_mb", {}).get(package.name, usual) * 1e6
     if package.name in sources.get("program_sets", []):
         package.program_set = True
@@ -198,7 +208,7 @@ def _read_download(
 
 
 def _wanted(name: str, size: int) -> bool:
-    return os.path.splitext(name)[1] in LANGUAGE_OF and MIN_BYTES <= size <= MAX_BYTES
+    return os.path.splitext(name)[1] in _ENDS and MIN_BYTES <= size <= MAX_BYTES
 
 
 def _wheel_licence(archive: zipfile.ZipFile) -> str:

@@ -149,7 +149,11 @@ def _statements(rng: random.Random, source: Source, a: int, b: int) -> tuple[int
         node = blocks[0 if i < low else i][2]
         if node.child_count >= _MANY_CHILDREN:
             continue
-        extents = [source.extent(n) for n in node.named_children if n.type != "comment"]
+        # The name of a guard is an identifier that stands beside what it guards.
+        statements = [
+            n for n in node.named_children if "comment" not in n.type and n.type != "identifier"
+        ]
+        extents = [source.extent(n) for n in statements]
         extents = [x for x in extents if a < x[0] and x[1] <= b]
         if not extents:
             continue
@@ -193,11 +197,9 @@ def _by_lines(
 def _passed_over(rng: random.Random, source: Source, number: int, line: str) -> bool:
     """Return whether a line is drawn anew: mostly prose and brackets, half of the imports."""
     is_dull = (
-        line.startswith(("#", "//", "*"))
-        or number in source.prose
-        or not any(map(str.isalnum, line))
+        line.startswith(source.dull) or number in source.prose or not any(map(str.isalnum, line))
     )
-    share = 0.9 if is_dull else 0.5 if line.startswith(("import ", "from ")) else 0
+    share = 0.9 if is_dull else 0.5 if line.startswith(source.imports) else 0
     return rng.random() < share
 
 

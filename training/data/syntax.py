@@ -28,12 +28,66 @@ _SCRIPT = """
 (comment) @prose (template_string) @prose
 (import_statement) @import
 """
+_GO = """
+(statement_list) @block (source_file) @block (field_declaration_list) @block
+(function_declaration body: (_) @body) (method_declaration body: (_) @body)
+(func_literal body: (_) @body)
+(argument_list) @args
+(short_var_declaration right: (_) @expr) (assignment_statement right: (_) @expr)
+(var_spec value: (_) @expr) (return_statement (_) @expr)
+(comment) @prose (raw_string_literal) @prose
+(import_declaration) @import
+"""
+_RUST = """
+(block) @block (source_file) @block (declaration_list) @block (match_block) @block
+(field_declaration_list) @block (enum_variant_list) @block
+(function_item body: (_) @body) (closure_expression body: (block) @body)
+(arguments) @args (macro_invocation (token_tree) @args)
+(let_declaration value: (_) @expr) (assignment_expression right: (_) @expr)
+(return_expression (_) @expr)
+(block_comment) @prose (string_literal) @prose (raw_string_literal) @prose
+(use_declaration) @import
+"""
+_JAVA = """
+(block) @block (program) @block (class_body) @block (interface_body) @block (enum_body) @block
+(constructor_body) @block
+(method_declaration body: (_) @body) (constructor_declaration body: (_) @body)
+(lambda_expression body: (block) @body)
+(argument_list) @args
+(variable_declarator value: (_) @expr) (assignment_expression right: (_) @expr)
+(return_statement (_) @expr)
+(block_comment) @prose (string_literal) @prose
+(import_declaration) @import
+"""
+# What an #ifdef holds is a block too, or a header would have none but its guard.
+_C = """
+(compound_statement) @block (translation_unit) @block (field_declaration_list) @block
+(enumerator_list) @block (preproc_ifdef) @block (preproc_if) @block
+(function_definition body: (_) @body)
+(argument_list) @args
+(init_declarator value: (_) @expr) (assignment_expression right: (_) @expr)
+(return_statement (_) @expr)
+(comment) @prose
+(preproc_include) @import
+"""
+_CPP = """
+(declaration_list) @block (lambda_expression body: (_) @body) (raw_string_literal) @prose
+"""
 _LANGUAGES = {
     "py": ("python", _PYTHON),
     "js": ("javascript", _SCRIPT),
     "ts": ("typescript", _SCRIPT),
     "tsx": ("typescriptreact", _SCRIPT),
+    "go": ("go", _GO),
+    "rust": ("rust", _RUST),
+    "java": ("java", _JAVA),
+    "c": ("c", _C),
+    "cpp": ("cpp", _C + _CPP),
 }
+# What lines begin with: in comments (by one line), and where they name other files.
+_COMMON_STARTS = (("#", "//", "*"), ("import ", "from "))
+_COMPILED_STARTS = (("//",), ("import ", "use ", "#include", "package "))
+_STARTS = {language: _COMMON_STARTS for language in ("py", "js", "ts", "tsx")}
 
 
 @functools.cache
@@ -54,6 +108,8 @@ class Source:
         spans: kind ("body", "args", "expr", "doc", "import") to the spans, sorted.
         blocks: start, end and node of everything that holds statements, sorted.
         prose: lines, counted from 0, that lie inside of strings or comments of several lines.
+        dull: what lines that say little begin with: comments.
+        imports: what lines begin with that name other files.
     """
 
     def __init__(self, text: str, language: str) -> None:
@@ -67,6 +123,7 @@ class Source:
         self.spans: dict[str, list[tuple[int, int]]] = {}
         self.blocks: list[tuple[int, int, tree_sitter.Node]] = []
         self.prose: set[int] = set()
+        self.dull, self.imports = _STARTS.get(language, _COMPILED_STARTS)
         self._is_script = language != "py"
         data = text.encode()
         self._offsets = _char_offsets(data) if len(data) != len(text) else None
@@ -99,6 +156,8 @@ class Source:
                 start, end = start + 1, end - 1  # inside of the brackets
             elif kind == "body":
                 start, end = self._inside_body(start, end, node)
+            elif kind == "import":  # the grammar of C counts the line's end
+                end -= self.text.endswith("\n", start, end)
             if end - start >= 2:
                 spans.append((start, end))
         self.spans[kind] = sorted(spans)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.batches import MAX_SAMPLES, PADDING_PIECES, Packing, pack
-from ..data.documents import LANGUAGES
+from ..data.documents import COMPILED_POOL_OF, LANGUAGES
 from ..data.layouts import EFIM, END, LAYOUTS, MIDDLE_CLASSES, PLAIN, PSM, SPM
 from ..data.shards import Shards, read_shards
 from ..data.spans import KINDS
@@ -125,8 +125,10 @@ def _cells(rows: Rows) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
         yield "kinds", kind, rows["kind"] == number
     for number, language in enumerate(LANGUAGES):
         yield "languages", language, rows["language"] == number
-    is_script = rows["language"] > 0
-    for name, mine in (("python", ~is_script), ("script", is_script)):
+    compiled = np.array([language in COMPILED_POOL_OF for language in LANGUAGES])[rows["language"]]
+    is_python = rows["language"] == LANGUAGES.index("py")
+    parts = {"python": is_python, "script": ~is_python & ~compiled, "compiled": compiled}
+    for name, mine in parts.items():
         for word, flag in (("packages", True), ("files", False)):
             yield "reserved", f"{name} {word}", mine & (rows["reserved"] == flag)
 
