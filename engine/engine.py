@@ -178,9 +178,11 @@ class Engine:
                 f"quant '{quant}' is not known; use none or one of {', '.join(QUANTS)}"
             )
         if self.device.type != "cuda" or self._kernels.to_planes is None:
+            is_gpu = self.device.type == "cuda"
+            why = f" ({self._kernels.why}); " if is_gpu else "; choose a GPU as the device, "
             raise BadRequest(
-                f"quant '{quant}' needs an NVIDIA GPU with Triton, and this is {self.device} "
-                f"({self._kernels.why}); leave quant out, or choose a GPU as the device"
+                f"quant '{quant}' needs an NVIDIA GPU with Triton, and this is {self.device}{why}"
+                "use q4 or q8, or leave quant out"
             )
         if self.dtype == torch.float32:
             raise BadRequest(f"quant '{quant}' needs dtype bfloat16; use dtype auto or bfloat16")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..wire.errors import ModelLoadError, ModelNotFound
 from .hf_config import SUPPORTED, read_json
+from .known_models import id_like
 
 EMBEDDED = "embedded"
 
@@ -23,6 +24,8 @@ Progress = Callable[[str, int, int], None]
 # Weights as torch saves them. Reading them can run what somebody put in.
 _PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# What a clone has in a file's place if its contents were not fetched.
+_POINTER_START = (b"version https://git-lfs",)
 PICKLE = (
     "is a pickle, which may run any code when it is opened, and is never read; use the model's "
     "safetensors or a .gguf file, or convert it where that code may do no harm: "
@@ -41,7 +44,7 @@ def resolve(model: str, *, download: bool = False, progress: Progress | None = N
     Raises:
         ModelNotFound: there is no such model here.
         DownloadFailed: from `fetch`.
-        ModelLoadError: its weights are a pickle.
+        ModelLoadError: its weights are a pickle, or were not fetched with their repository.
     """
     if model == EMBEDDED:
         if not EMBEDDED_FILE.is_file():
@@ -52,16 +55,22 @@ def resolve(model: str, *, download: bool = False, progress: Progress | None = N
         if model and path.is_dir():
             return _in_folder(model, path)
         if model and path.is_file():
-            if _is_pickle(path):
+            if _begins(path, _PICKLE_STARTS):
                 raise ModelLoadError(f"model '{model}': {path.name} {PICKLE}")
+            _refuse_pointer(model, path)
             return path
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
         raise ModelLoadError(f"model '{model}' cannot be read ({reason}); make it so") from None
     if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
+        meant = id_like(model)
+        use = (
+            "use embedded, a folder, a .gguf file, or a Hugging Face id such as "
+            "Qwen/Qwen2.5-Coder-0.5B"
+        )
         raise ModelNotFound(
-            f"model '{model}' is neither a file nor a folder here; use embedded, a folder, a .gguf "
-            "file, or a Hugging Face id such as Qwen/Qwen2.5-Coder-0.5B"
+            f"model '{model}' is neither a file nor a folder here; "
+            + (use if meant is None else f"give its Hugging Face id, {meant}")
         )
     snapshot = _snapshot(_hub_cache() / ("models--" + model.replace("/", "--")))
     if download and (snapshot is None or not any(_parts(snapshot))):
@@ -98,12 +107,20 @@ def _in_repository(repository: Path) -> list[dict[str, Any]]:
     return [_entry(str(path), path, [path]) for path in ggufs]
 
 
-def _is_pickle(path: Path) -> bool:
+def _begins(path: Path, starts: tuple[bytes, ...]) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(_PICKLE_STARTS)
+            return file.read(max(map(len, starts))).startswith(starts)
     except OSError:
         return False  # who reads the file says what is wrong with it
+
+
+def _refuse_pointer(model: str, path: Path) -> None:
+    if _begins(path, _POINTER_START):
+        raise ModelLoadError(
+            f"model '{model}': {path} is Git LFS's pointer to the file, not the file itself; run "
+            f"git lfs pull in {path.parent}"
+        )
 
 
 def _entry(name: str, path: Path, parts: Iterable[Path]) -> dict[str, Any]:
@@ -116,9 +133,12 @@ def _entry(name: str, path: Path, parts: Iterable[Path]) -> dict[str, Any]:
 
 def _in_folder(model: str, folder: Path) -> Path:
     """Return the folder itself, or the only .gguf file in it."""
-    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+    has_config = (folder / "config.json").is_file()
+    weights, ggufs = (sorted(folder.glob(f"*.{kind}")) for kind in ("safetensors", "gguf"))
+    for path in (*weights, *ggufs, folder / "tokenizer.json"):
+        _refuse_pointer(model, path)
+    if has_config and weights:
         return folder
-    ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) == 1:
         return ggufs[0]
     if ggufs:
@@ -127,12 +147,21 @@ def _in_folder(model: str, folder: Path) -> Path:
             f"model '{model}': {folder} holds several .gguf files ({names}); give the path of one"
         )
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLE_ENDS)
-    if pickles and (folder / "config.json").is_file():
+    if pickles and has_config:
         raise ModelLoadError(f"model '{model}': {folder / pickles[0]} {PICKLE}")
-    raise ModelNotFound(
-        f"model '{model}': {folder} holds neither config.json with safetensors nor a .gguf file; "
-        "fetch the model again or give another folder"
-    )
+    if (folder / "adapter_config.json").is_file():
+        raise ModelNotFound(
+            f"model '{model}': {folder} is an adapter; give it as adapter, and as model the one "
+            "that it was trained beside"
+        )
+    holds = "holds neither config.json with safetensors nor a .gguf file"
+    if has_config or weights:
+        holds = f"holds {'config.json' if has_config else weights[0].name}, but no "
+        holds += "safetensors" if has_config else "config.json"
+    remedy = "fetch the model again or give another folder"
+    if model != str(folder) and _HUB_ID.fullmatch(model) and not Path(model).is_dir():
+        remedy = f"keyturn models --download {model} fetches what is missing"
+    raise ModelNotFound(f"model '{model}': {folder} {holds}; {remedy}")
 
 
 def _is_supported(snapshot: Path) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from ..wire.address import FileLock
 from ..wire.errors import DownloadFailed
+from .known_models import id_like
 
 # Receives a file's name, its bytes that are here, and all of them.
 Progress = Callable[[str, int, int], None]
@@ -74,7 +75,8 @@ def download(model: str, cache: Path, progress: Progress | None = None) -> Path:
     name, _, wanted = rest.partition("/")
     repository = f"{owner}/{name}"
     if not _NAME.fullmatch(repository) or ".." in repository:
-        raise DownloadFailed(f"'{model}' is no Hugging Face id; give owner/name")
+        meant = id_like(model) or "owner/name"
+        raise DownloadFailed(f"'{model}' is no Hugging Face id; give {meant}")
     folder = cache / ("models--" + repository.replace("/", "--"))
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise DownloadFailed(f"model '{model}' is not downloaded: HF_HUB_OFFLINE is set; unset it")

@@ -181,7 +181,9 @@ class GGUFFile:
 
     def _read_header(self) -> None:
         if self._data[:4] != _MAGIC:
-            raise ModelLoadError(f"{self.path} is not a GGUF file; give a .gguf model")
+            raise ModelLoadError(
+                f"{self.path} is not a GGUF file; fetch it again or give a .gguf model"
+            )
         self._at = 4
         version = self._scalar("<I")
         if version not in _VERSIONS:

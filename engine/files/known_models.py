@@ -223,6 +223,12 @@ KNOWN = (
 )
 
 
+def id_like(name: str) -> str | None:
+    """Return the Hugging Face id of a published model called by its name alone, as Ollama does."""
+    wanted = name.lower().replace(":", "-")
+    return next((each.name for each in KNOWN if each.name.lower().endswith(f"/{wanted}")), None)
+
+
 def this_machine() -> Machine:
     """Return what is here; a GPU is asked for through `nvidia-smi`."""
     gpu, gpu_bytes = "", 0

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from keyturn.engine.files import catalog
 from keyturn.engine.files import download as download_module
 from keyturn.engine.files.catalog import on_disk, resolve
-from keyturn.engine.wire.errors import ModelNotFound
+from keyturn.engine.wire.errors import DownloadFailed, ModelLoadError, ModelNotFound
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,52 @@ def test_folder_without_model_is_one_line(tmp_path):
     with pytest.raises(ModelNotFound, match="neither") as error:
         resolve(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_half_a_model_says_which_half_is_missing(tmp_path, cache):
+    (tmp_path / "config.json").write_bytes(LLAMA["config.json"])
+    with pytest.raises(ModelNotFound, match=r"holds config.json, but no safetensors; fetch"):
+        resolve(str(tmp_path))
+    (tmp_path / "config.json").rename(tmp_path / "model.safetensors")
+    with pytest.raises(ModelNotFound, match=r"holds model.safetensors, but no config.json; fetch"):
+        resolve(str(tmp_path))
+    put(cache, "org/half", {"config.json": LLAMA["config.json"]})
+    with pytest.raises(ModelNotFound, match="; keyturn models --download org/half fetches"):
+        resolve("org/half")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "m.gguf"])
+def test_a_clone_without_its_files_names_the_command(tmp_path, name):
+    files = {"m.gguf": b"GGUF"} if name == "m.gguf" else LLAMA
+    for each, content in files.items():
+        (tmp_path / each).write_bytes(content)
+    assert resolve(str(tmp_path)) in (tmp_path, tmp_path / name)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for given in (tmp_path, tmp_path / "m.gguf" if name == "m.gguf" else tmp_path):
+        with pytest.raises(ModelLoadError, match=f"{name} is Git LFS.*git lfs pull in {tmp_path}"):
+            resolve(str(given))
+
+
+def test_an_adapter_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ModelNotFound, match="is an adapter; give it as adapter"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Qwen2.5-Coder-0.5B", "Qwen/Qwen2.5-Coder-0.5B"),
+        ("qwen2.5-coder:1.5b", "Qwen/Qwen2.5-Coder-1.5B"),
+        ("starcoder2:3b", "bigcode/starcoder2-3b"),
+    ],
+)
+def test_a_name_from_elsewhere_is_answered_with_the_id(name, meant):
+    with pytest.raises(ModelNotFound, match=f"give its Hugging Face id, {meant}$"):
+        resolve(name)
+    with pytest.raises(DownloadFailed, match=f"give {meant}$"):
+        catalog.fetch(name)
 
 
 @pytest.mark.parametrize(

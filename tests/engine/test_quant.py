@@ -152,7 +152,7 @@ def test_another_quant_is_refused_before_anything_is_loaded(quant):
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
 def test_quant_on_a_cpu_is_refused_with_the_remedy(dtype):
-    with pytest.raises(BadRequest, match="needs an NVIDIA GPU.*leave quant out"):
+    with pytest.raises(BadRequest, match="needs an NVIDIA GPU.*use q4 or q8, or leave quant out"):
         Engine(dataclasses.replace(CONFIG, device="cpu", dtype=dtype, quant="b4"))
 
 
