@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.decoder import Check
+from ..prompt.edit_plan import common_prefix
 from ..wire.errors import ContextTooLong
 from .decoding_cache import DecodingCache
 
@@ -104,7 +105,7 @@ class Branches:
         The first one's are set aside. What is decoded goes with the branch, in `close`.
         """
         cache = self._prompt.rows
-        shared = common_length(self.first.slots, branch.slots)
+        shared = common_prefix(np.array(self.first.slots), np.array(branch.slots))
         aside = np.array(self.first.slots[shared:], dtype=np.int64)
         records = {name: cache.record(name)[aside] for name in ("segment", "provenance")}
         (rows,) = cache.copied(aside)
@@ -133,9 +134,3 @@ class Branches:
         own = np.zeros(cache.num_rows, dtype=bool)
         own[: self._start] = own[branch.slots] = True
         cache.remove(np.flatnonzero(~own))
-
-
-def common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading numbers two sequences have in common."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -37,8 +37,7 @@ class DecodingCache(PromptCache):
                 the row is not whole: `drop_generated` before anything else reads it.
         """
         cache = self.rows
-        position = cache.positions.max() + 1
-        with self.appended(np.array([token_id]), np.array([position])) as slots:
+        with self._appended_behind([token_id]) as slots:
             logits = self.decoder.last_logits(cache, slots, check, layers=layers)
         cache.mark_computed(slots)
         self.count_forwarded(slots)
@@ -58,9 +57,7 @@ class DecodingCache(PromptCache):
                 healed; their keys and values must be there, of every layer, before anything else
                 reads them.
         """
-        cache = self.rows
-        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self.appended(np.array(token_ids, dtype=np.int64), positions):
+        with self._appended_behind(token_ids):
             return self.finish_by(len(token_ids), compute)
 
     def finish_by(
@@ -80,8 +77,7 @@ class DecodingCache(PromptCache):
         The next step may overwrite the logits.
         """
         cache = self.rows
-        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self.appended(np.array(token_ids, dtype=np.int64), positions) as slots:
+        with self._appended_behind(token_ids) as slots:
             logits = self.decoder.decode(cache, slots, check)
         cache.mark_computed(slots)
         self.count_forwarded(slots)
@@ -109,10 +105,8 @@ class DecodingCache(PromptCache):
         Returns:
             (n, hidden_size) float32, the last of these layers' output.
         """
-        cache = self.rows
-        positions = cache.positions.max() + 1 + np.arange(len(token_ids))
-        with self.appended(np.array(token_ids, dtype=np.int64), positions) as slots:
-            return self.decoder.forward(cache, slots, check, layers=layers)
+        with self._appended_behind(token_ids) as slots:
+            return self.decoder.forward(self.rows, slots, check, layers=layers)
 
     def look_ahead(self, hidden: Tensor, check: Check, layers: range, skipped: bytes) -> Tensor:
         """Take the last row through layers but for what is skipped, to see what it would say.
@@ -150,6 +144,11 @@ class DecodingCache(PromptCache):
             return self.decoder.forward(cache, slots, check, layers=layers, hidden=hidden), slots
 
         return self.decoder.logits(self.finish_by(len(hidden), compute))
+
+    def _appended_behind(self, token_ids: Sequence[int]) -> AbstractContextManager[Slots]:
+        """Append tokens behind the last of all rows, for a pass to compute."""
+        positions = self.rows.positions.max() + 1 + np.arange(len(token_ids))
+        return self.appended(np.array(token_ids, dtype=np.int64), positions)
 
     def _generated(self, count: int) -> Slots:
         """Return the rows that were appended last."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.generation.branches import common_length
 from keyturn.engine.generation.draft import DraftRecord
+from keyturn.engine.prompt.edit_plan import common_prefix
 from keyturn.engine.replay.scoring import closeness
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 
@@ -101,7 +101,7 @@ def test_drafts_change_a_token_only_for_one_as_likely(device, dtype, source, tin
         plain = session.complete(cursor, params, check).token_ids
         made = session.complete(cursor, replace(params, depth="exact"), check).token_ids
         if made != plain:
-            at = common_length(plain, made)
+            at = common_prefix(np.array(plain), np.array(made))
             first, second = session.prompt.score([*plain[:at], 0], check)[-1].topk(2).values
             assert first - second < CLOSE[dtype]
     assert session.drafts.num_drafted > 0

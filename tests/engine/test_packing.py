@@ -25,7 +25,7 @@ from keyturn.engine.wire.errors import ModelLoadError
 from keyturn.kernels import dispatch
 from keyturn.kernels.weights.blocks import BlockMatrix
 
-from .test_weights import write_gguf
+from .written_gguf import write_gguf
 
 CPU = torch.device("cpu")
 

@@ -25,7 +25,7 @@ from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.wire.errors import ModelLoadError
 
 from . import crafted_gguf as crafted
-from .test_weights import LAYERS, VOCAB, write_gguf
+from .written_gguf import LAYERS, VOCAB, write_gguf
 
 MOST_BYTES = 256 << 20  # all files here are far below
 MOST_SECONDS = 20

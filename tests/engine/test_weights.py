@@ -1,7 +1,6 @@
-"""Model files: the embedded model, GGUF and safetensors variants, and every way to be damaged."""
+"""GGUF files: the embedded model, variants of one that is written here, and ways to be damaged."""
 
 import hashlib
-import json
 import shutil
 import struct
 from pathlib import Path
@@ -9,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, quants
-from safetensors.torch import load_file, save_file
-from tokenizers.pre_tokenizers import ByteLevel
+from gguf import GGMLQuantizationType, quants
 
 from keyturn.engine.files import weights
 from keyturn.engine.files.stored import in_gguf
@@ -20,91 +17,17 @@ from keyturn.engine.model.tensors import expected_shapes
 from keyturn.engine.wire.errors import ModelLoadError
 from keyturn.kernels.weights.blocks import BlockMatrix
 
+from .written_gguf import (
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    header_size,
+    matrices,
+    words,
+    write_gguf,
+)
+
 EMBEDDED = Path(weights.__file__).parents[1] / "embedded" / "keyturn-135m-q4_1.gguf"
-HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 300
-MARKS = {0, 1, 2, 3}  # of the tiny model
-MERGES = ("i n", "Ġ (", "r e")
-
-
-def words():
-    singles = sorted(ByteLevel.alphabet())
-    return ["<|endoftext|>", *singles, "in", "Ġ(", "re", *(f"<u{i}>" for i in range(VOCAB - 260))]
-
-
-def matrices(bias=False):
-    random = np.random.default_rng(3)
-    head = HIDDEN // HEADS
-    shapes = {
-        "attn_q": (HIDDEN, HIDDEN),
-        "attn_k": (KV_HEADS * head, HIDDEN),
-        "attn_v": (KV_HEADS * head, HIDDEN),
-        "attn_output": (HIDDEN, HIDDEN),
-        "ffn_gate": (INNER, HIDDEN),
-        "ffn_up": (INNER, HIDDEN),
-        "ffn_down": (HIDDEN, INNER),
-    }
-    tensors = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,)}
-    for layer in range(LAYERS):
-        at = f"blk.{layer}."
-        tensors |= {at + "attn_norm.weight": (HIDDEN,), at + "ffn_norm.weight": (HIDDEN,)}
-        tensors |= {f"{at}{name}.weight": shape for name, shape in shapes.items()}
-        if bias:
-            for name in ("attn_q", "attn_k", "attn_v"):
-                tensors[f"{at}{name}.bias"] = shapes[name][:1]
-    return {
-        name: random.standard_normal(shape).astype(np.float32) for name, shape in tensors.items()
-    }
-
-
-def write_gguf(
-    path,
-    kind="F32",
-    arch="llama",
-    metadata=None,
-    tensors=None,
-    drop=(),
-    pre="smollm",
-    merges=MERGES,
-):
-    writer = GGUFWriter(path, arch)
-    sizes = {
-        "block_count": LAYERS,
-        "context_length": 512,
-        "embedding_length": HIDDEN,
-        "feed_forward_length": INNER,
-        "attention.head_count": HEADS,
-        "attention.head_count_kv": KV_HEADS,
-        "rope.dimension_count": HIDDEN // HEADS,
-    }
-    for key, value in sizes.items():
-        if key not in drop:
-            writer.add_uint32(f"{arch}.{key}", value)
-    if "attention.layer_norm_rms_epsilon" not in drop:
-        writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
-    writer.add_float32(f"{arch}.rope.freq_base", 5000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    vocabulary = words()
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3] + [1] * (len(vocabulary) - 1))
-    writer.add_token_merges(merges)
-    for key, value in (metadata or {}).items():
-        kind_of = {str: "STRING", bool: "BOOL", int: "UINT32", float: "FLOAT32"}[type(value)]
-        writer.add_key_value(key, value, GGUFValueType[kind_of])
-    tensors = matrices() if tensors is None else tensors
-    for name, values in tensors.items():
-        if name in drop:
-            continue
-        wanted = GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
-        if wanted.name in ("F32", "F16"):
-            writer.add_tensor(name, values.astype(np.dtype(wanted.name.replace("F", "float"))))
-        else:
-            writer.add_tensor(name, quants.quantize(values, wanted), raw_dtype=wanted)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def dense(weight, dtype):
@@ -352,12 +275,6 @@ def test_missing_file_is_a_load_error(tmp_path):
         load_model(tmp_path / "none.gguf", torch.float32)
 
 
-def header_size(path):
-    from keyturn.engine.files.gguf_file import GGUFFile
-
-    return min(info.start for info in GGUFFile(path).tensors.values())
-
-
 def test_truncation_anywhere_is_a_load_error(tmp_path):
     whole = write_gguf(tmp_path / "m.gguf")
     content, header = whole.read_bytes(), header_size(whole)
@@ -394,165 +311,6 @@ def test_huge_lengths_are_refused_before_memory_is_taken(tmp_path):
         load_model(path, torch.float32)
 
 
-# Safetensors
-
-
-def edited(tiny_model, folder, remove=(), **changes):
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text()) | changes
-    config = {key: value for key, value in config.items() if key not in remove}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_folder_loads_in_the_asked_dtype(tiny_model):
-    model = load_model(tiny_model, torch.bfloat16)
-    stored = load_file(tiny_model / "model.safetensors")
-    assert model.tensors.keys() == stored.keys()
-    for name, tensor in stored.items():
-        assert torch.equal(model.tensors[name], tensor.bfloat16())
-    assert model.fim.family == "StarCoder" and model.tokenizer.end_ids == MARKS
-
-
-@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_chat_model_without_marks_is_refused(continuing_model, name):
-    assert load_model(continuing_model, torch.float32).fim is None
-    content = {"chat_template": "{{ x }}"} if name.endswith("json") else "{{ x }}"
-    (continuing_model / name).write_text(json.dumps(content))
-    with pytest.raises(ModelLoadError, match="answer in a chat.*Qwen2.5-Coder.*fim.json") as error:
-        load_model(continuing_model, torch.float32)
-    assert "\n" not in str(error.value)
-
-
-def test_a_chat_model_without_marks_is_refused_in_gguf(tmp_path):
-    template = {"tokenizer.chat_template": "{{ x }}"}
-    path = write_gguf(tmp_path / "m.gguf", metadata=template)
-    with pytest.raises(ModelLoadError, match="answer in a chat"):
-        load_model(path, torch.float32)
-    ids = {f"tokenizer.ggml.fim_{k}_token_id": n for n, k in enumerate(("pre", "suf", "mid"), 260)}
-    path = write_gguf(tmp_path / "n.gguf", metadata=template | ids)
-    assert load_model(path, torch.float32).fim is not None
-
-
-def test_sharded_folder_is_the_same_model(tiny_model, tmp_path):
-    folder = edited(tiny_model, tmp_path / "sharded")
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    weight_map = {}
-    for number, part in enumerate((names[::2], names[1::2])):
-        save_file({name: tensors[name] for name in part}, folder / f"part-{number}.safetensors")
-        weight_map |= dict.fromkeys(part, f"part-{number}.safetensors")
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    model = load_model(folder, torch.float32)
-    assert all(torch.equal(model.tensors[name], tensors[name]) for name in names)
-    (folder / "part-1.safetensors").unlink()
-    with pytest.raises(ModelLoadError, match="part-1.safetensors"):
-        load_model(folder, torch.float32)
-    index.write_text("{}")
-    with pytest.raises(ModelLoadError, match="names no files"):
-        load_model(folder, torch.float32)
-
-
-LINEAR = {"rope_type": "linear", "factor": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("changes", "scaling", "theta"),
-    [
-        ({"rope_scaling": None}, None, 10000.0),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, LINEAR, 10000.0),
-        ({"rope_scaling": LINEAR, "rope_theta": 5e5}, LINEAR, 5e5),
-        ({"rope_parameters": {**LINEAR, "rope_theta": 7e4}}, LINEAR, 7e4),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3}}, None, 3.0),
-    ],
-)
-def test_rotary_spellings_of_both_transformers(tiny_model, tmp_path, changes, scaling, theta):
-    config = load_model(edited(tiny_model, tmp_path / "m", **changes), torch.float32).config
-    assert (config.rope_scaling, config.rope_theta) == (scaling, theta)
-
-
-def test_partial_rotary_factor_counts_dimensions(tiny_model, tmp_path):
-    changes = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
-    config = load_model(edited(tiny_model, tmp_path / "m", **changes), torch.float32).config
-    assert (config.rotary_dim, config.head_dim, config.rope_theta) == (4, 8, 10000.0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"model_type": "gpt_neox"}, "'gpt_neox' is not supported; use.*Qwen"),
-        ({"model_type": "qwen3_5"}, "'qwen3_5' has layers that keep a state.*delta net.*; use"),
-        ({"model_type": "gpt_bigcode"}, "adds positions to the embeddings.*; use"),
-        ({"model_type": "granitemoehybrid", "layer_types": ["attention", "mamba"]}, "Mamba.*; use"),
-        ({"model_type": "gemma4"}, "share rows.*; use"),
-        ({"model_type": "qwen3", "use_bidirectional_attention": True}, "what comes after"),
-        ({"model_type": None}, "None"),
-        ({"hidden_act": "relu2"}, "relu2"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
-        ({"model_type": "mistral", "sliding_window": -1}, "sliding_window is -1"),
-        ({"model_type": "qwen2"}, "q_proj.bias"),
-        ({"num_hidden_layers": 3}, "model.layers.2"),
-        ({"num_hidden_layers": 2_000_000_000}, "layers"),
-        ({"num_hidden_layers": "2"}, "num_layers"),
-        ({"num_attention_heads": 0}, "num_heads is 0"),
-        ({"num_key_value_heads": 3}, "share"),
-        ({"hidden_size": 48}, "shape|shares"),
-        ({"vocab_size": 399}, "399|shape"),
-        ({"tie_word_embeddings": False}, "lm_head"),
-        ({"rope_theta": "x"}, "malformed"),
-        ({"rope_scaling": "linear"}, "no object"),
-        ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
-        ({"rms_norm_eps": -1.0}, "norm_eps"),
-        ({"norm_bias": True}, "layers with biases of norms"),
-        ({"use_parallel_residual": True}, "no layer of the architecture 'llama'"),
-        ({"qk_layernorm": True}, "normed queries"),
-        ({"model_type": "mistral", "sliding_window": "x"}, "malformed"),
-    ],
-)
-def test_unusable_config_is_one_line(tiny_model, tmp_path, changes, reason):
-    with pytest.raises(ModelLoadError, match=reason) as error:
-        load_model(edited(tiny_model, tmp_path / "m", **changes), torch.float32)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_missing_or_cut_file_of_a_folder_is_named(tiny_model, tmp_path, name):
-    folder = edited(tiny_model, tmp_path / "m")
-    content = (folder / name).read_bytes()
-    for size in (len(content) // 2, 10, 0):
-        (folder / name).write_bytes(content[:size])
-        with pytest.raises(ModelLoadError, match=name) as error:
-            load_model(folder, torch.float32)
-        assert "\n" not in str(error.value)
-    (folder / name).unlink()
-    with pytest.raises(ModelLoadError, match=name):
-        load_model(folder, torch.float32)
-
-
-@pytest.mark.parametrize("extra", ["self_attn.q_norm.weight", "self_attn.k_proj.bias"])
-def test_a_layers_tensor_that_the_config_does_not_speak_of_is_refused(tiny_model, tmp_path, extra):
-    folder = edited(tiny_model, tmp_path / "m")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # of no consequence
-    save_file(tensors, folder / "model.safetensors")
-    load_model(folder, torch.float32)
-    tensors[f"model.layers.1.{extra}"] = torch.ones(16)
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ModelLoadError, match=extra):
-        load_model(folder, torch.float32)
-
-
-def test_integer_weights_are_refused(tiny_model, tmp_path):
-    folder = edited(tiny_model, tmp_path / "m")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ModelLoadError, match="int8"):
-        load_model(folder, torch.float32)
-
-
 def test_loading_imports_no_transformers():
     import subprocess
     import sys
@@ -564,69 +322,6 @@ def test_loading_imports_no_transformers():
         "sys.exit('transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
-
-
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2"])
-def test_folder_that_transformers_saved_loads_whole(tiny_model, tmp_path, family):
-    import transformers
-
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400}
-    config = getattr(transformers, family + "Config")(**sizes, **heads, sliding_window=None)
-    saved = getattr(transformers, family + "ForCausalLM")(config)
-    saved.save_pretrained(tmp_path / "m", max_shard_size="40KB")
-    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1
-    shutil.copy(tiny_model / "tokenizer.json", tmp_path / "m")
-    model = load_model(tmp_path / "m", torch.float32)
-    expected = saved.state_dict()
-    if model.config.tied_embeddings:
-        expected.pop("lm_head.weight")
-    assert model.tensors.keys() == expected.keys()
-    assert all(torch.equal(model.tensors[name], expected[name]) for name in expected)
-    assert model.config.rope_theta == config.rope_parameters["rope_theta"]
-    assert model.config.norm_eps == config.rms_norm_eps
-
-
-def test_start_and_end_tokens_of_a_folder(tiny_model, tmp_path):
-    from tokenizers import Tokenizer, processors
-
-    plain = load_model(tiny_model, torch.float32).tokenizer
-    assert (plain.bos_id, plain.eos_id) == (None, 0)
-    folder = edited(tiny_model, tmp_path / "m", bos_token_id=5, eos_token_id=[7, 9_999])
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
-    asked = load_model(folder, torch.float32).tokenizer
-    assert asked.bos_id == 5 and asked.end_ids == {*MARKS, 7, 8}
-    (folder / "tokenizer_config.json").unlink()
-    assert load_model(folder, torch.float32).tokenizer.bos_id is None
-    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    name = raw.id_to_token(5)
-    raw.post_processor = processors.TemplateProcessing(f"{name} $A", special_tokens=[(name, 5)])
-    raw.save(str(folder / "tokenizer.json"))
-    assert load_model(folder, torch.float32).tokenizer.bos_id == 5
-
-
-def test_separators_of_files_and_repositories_end_a_text_that_is_only_continued(
-    continuing_model,
-):
-    from tokenizers import AddedToken, Tokenizer
-
-    names = ["<filename>", "<|repo_name|>", "<end_of_turn>"]
-    raw = Tokenizer.from_file(str(continuing_model / "tokenizer.json"))
-    first = raw.get_vocab_size()
-    raw.add_special_tokens([AddedToken(name, special=True) for name in names])
-    raw.save(str(continuing_model / "tokenizer.json"))
-    folder = continuing_model
-    tensors = load_file(folder / "model.safetensors")
-    embedding = tensors["model.embed_tokens.weight"]
-    tensors["model.embed_tokens.weight"] = torch.cat([embedding, embedding[: len(names)]])
-    save_file(tensors, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    config["vocab_size"] += len(names)
-    (folder / "config.json").write_text(json.dumps(config))
-    model = load_model(folder, torch.float32)
-    assert model.fim is None and model.tokenizer.eos_id == 0
-    assert model.tokenizer.end_ids == {*MARKS, first, first + 1, first + 2}
 
 
 def test_start_token_of_a_gguf_only_where_it_is_added(tmp_path):
@@ -646,3 +341,13 @@ def test_known_pre_tokenizers_are_built_and_local(tmp_path, name):
     text = "in (re 12é"
     assert tokenizer.decode(tokenizer.encode(text).token_ids) == text
     assert tokenizer.re_encodes_locally("in (re")
+
+
+def test_a_chat_model_without_marks_is_refused_in_gguf(tmp_path):
+    template = {"tokenizer.chat_template": "{{ x }}"}
+    path = write_gguf(tmp_path / "m.gguf", metadata=template)
+    with pytest.raises(ModelLoadError, match="answer in a chat"):
+        load_model(path, torch.float32)
+    ids = {f"tokenizer.ggml.fim_{k}_token_id": n for n, k in enumerate(("pre", "suf", "mid"), 260)}
+    path = write_gguf(tmp_path / "n.gguf", metadata=template | ids)
+    assert load_model(path, torch.float32).fim is not None
