@@ -30,6 +30,10 @@ from .decoding_cache import DecodingCache
 from .draft import PromptLookup
 from .speculation import MOST_ROWS, DraftRecord, SpeculativeSteps
 
+# Where nothing is made up a row that leaves early costs little, and a wrong one spares nothing: so
+# likely is a looked up token to come true.
+_LEAST_LIKELY = 0.6
+
 
 @dataclass(slots=True, eq=False)
 class _Row:
@@ -86,6 +90,8 @@ class FastSteps(SpeculativeSteps):
         )
         if any(point.depth < each.kept.stop for point in exits.points for each in self._drafters):
             self._drafters.clear()  # they would draft from rows that lack these layers
+        if any(exits.fill(point) is not None for point in exits.points):
+            self._least_likely = _LEAST_LIKELY
         self._exits, self._num_forced, self._token_bytes = exits, num_forced, token_bytes
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
         self._left: list[_Row] = []  # rows that lack keys and values

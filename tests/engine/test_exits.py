@@ -11,8 +11,10 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
 from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
 from keyturn.engine.generation.decoding_cache import DecodingCache
+from keyturn.engine.generation.draft import Rates
 from keyturn.engine.generation.fast import FastSteps
 from keyturn.engine.generation.speculation import DraftRecord
+from keyturn.engine.model.pass_cost import StepCost
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled, ModelLoadError
@@ -191,6 +193,24 @@ def test_what_was_learnt_is_filled_in_for_rows_that_left(depth):
     for part, other in zip(prompt.rows.storage, wanted, strict=True):
         filled = part[:, :, torch.from_numpy(prompt.rows.by_position()[10:].copy())]
         assert (filled - other).norm() <= 0.05 * other.norm()
+
+
+def test_where_rows_leave_early_only_likely_tokens_are_looked_up(opened, monkeypatch):
+    """Other tokens would be worth it where a row more costs nothing."""
+    monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
+    decoder = opened().model.decoder
+    config, rule = decoder.config, rule_of(decoder, 0.5)
+    fill = torch.zeros(1, config.hidden_size + 1), torch.zeros(2 * config.num_kv_heads * 8, 1)
+    learnt = replace(rule, points=(replace(rule.points[0], fill=fill),))
+    num_drafted = {}
+    for name, each in (("made up", rule), ("learnt", learnt)):
+        for rate in (0.55, 0.9):
+            session = opened(each, sources=["lookup"])
+            session.drafts.lookup = Rates([rate] * 9)
+            session.complete(AT, replace(PARAMS, max_tokens=40), check)
+            num_drafted[name, rate] = session.drafts.num_drafted
+    assert num_drafted["learnt", 0.55] == 0
+    assert all(count > 0 for at, count in num_drafted.items() if at != ("learnt", 0.55))
 
 
 def test_beside_an_adapter_nothing_leaves(opened, monkeypatch):
