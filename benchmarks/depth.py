@@ -22,11 +22,10 @@ import copy
 import gzip
 import itertools
 import json
-import math
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -36,14 +35,13 @@ import depth_records
 import harness
 from bench_just_opened import Place as WithoutLine
 from bench_just_opened import chosen
+from depth_methods import Method, methods
 from depth_records import GROUPS, Made, Record
 from quality import fim_fetch, fim_metrics
 from quality.fim_tasks import read_human_eval
 
 from keyturn.engine.engine import Engine
-from keyturn.engine.exits import skip_file
-from keyturn.engine.generation.skipping import Schedule, exit_depths, skip_decode
-from keyturn.engine.generation.speculation import DraftRecord, OwnDrafts
+from keyturn.engine.exits import depth_file, skip_file
 from keyturn.engine.prompt.growing_window import WHOLE
 from keyturn.engine.replay.trace import Complete, Cursor, Edit, map_back, read_trace
 from keyturn.engine.session import Model, Session
@@ -55,62 +53,6 @@ from keyturn.server.suggestion import asked
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.13}
 # The packages that the embedded model's exits were trained on.
 TRAINED_ON = {"attrs", "anyio", "rich", "express", "fastify", "undici", "werkzeug"}
-
-
-class Method(NamedTuple):
-    """One way to compute tokens.
-
-    Attributes:
-        depth: that is asked for.
-        record: how the record of drafts begins.
-        fast: what "fast" saves by; None: what the model has.
-    """
-
-    depth: str
-    record: DraftRecord
-    fast: Callable[[int], bytes] | None = None
-
-
-def methods(model: Model) -> dict[str, Method]:
-    """Return what is compared, the baseline first; each with a record of its own."""
-    num_layers = model.decoder.config.num_layers
-
-    def layers(of_thirty: int) -> int:
-        return max(1, round(num_layers * of_thirty / 30))
-
-    def drafted_by(*sources: str) -> DraftRecord:
-        return DraftRecord(sources=frozenset(sources))
-
-    # Whatever it gains: otherwise it would be left out where it gains nothing.
-    whatever = OwnDrafts(gain=math.inf)
-    compared = {
-        "plain": Method("full", DraftRecord()),
-        "lookup": Method("exact", drafted_by("lookup")),
-        "first layers": Method("exact", replace(drafted_by("exits"), exits=whatever)),
-        "exact": Method("exact", drafted_by("lookup", "exits")),
-        "fast": Method("fast", DraftRecord()),
-        # Which layers a token is not put through depends on its number alone.
-        "falling exits": Method(
-            *("fast", DraftRecord(), exit_depths(num_layers, {0: num_layers, 4: layers(22)})),
-        ),
-        "one exit": Method(*("fast", DraftRecord(), exit_depths(num_layers, {0: layers(22)}))),
-        "SkipDecode": Method(
-            *("fast", DraftRecord()),
-            skip_decode(num_layers, warm_up=layers(6), least=layers(26), over=16),
-        ),
-    }
-    if model.skips:
-        # The same set for all languages.
-        fixed = Schedule(((0, next(iter(model.skips.values()))),))
-        compared |= {
-            "skip set": Method("exact", replace(drafted_by("skips"), skips=replace(whatever))),
-            "exact, skip set too": Method("exact", DraftRecord()),
-            "fast by skip set": Method("fast", DraftRecord(), fixed),
-        }
-    for name, each in list(compared.items()):
-        if each.depth == "fast":
-            compared[f"{name} without drafts"] = each._replace(record=drafted_by())
-    return compared
 
 
 class Place(NamedTuple):
@@ -161,6 +103,7 @@ def options() -> argparse.Namespace:
     add("--raw", type=Path, help="JSON lines of what every place gave; must not be there")
     add("--merge", type=Path, nargs="+", metavar="RAW", help="pool such files, and run nothing")
     add("--skips", type=Path, help="sets of `keyturn calibrate --skip --out`")
+    add("--exits", type=Path, help="exits of `keyturn calibrate --out`, tried beside the model's")
     add("--confidence", default="any", help="the gate, as the setting")
     add("--methods", nargs="+", help="only these, besides plain")
     add("--seconds", type=float, help="no place is begun later")
@@ -194,7 +137,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Record]]:
     if args.skips:
         sets = skip_file.load(args.skips, model.decoder)
         model = replace(model, skips={name: each.skipped for name, each in sets.items()})
-    compared = methods(model)
+    compared = methods(model, depth_file.load(args.exits, model.decoder) if args.exits else None)
     if args.methods:
         if unknown := set(args.methods) - set(compared):
             names = ", ".join(compared)

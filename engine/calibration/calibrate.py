@@ -1,13 +1,14 @@
 """From source code to a model's exits: draws places, observes them, trains and chooses.
 
-One exit is chosen, that which saves most at the risk. (With more of them, further down, what is
-made up for rows that left costs about as much as they save.)
+Of some depths those are exits that together save most at the risk. What is filled in for rows that
+left is learnt beside them, of the rows of some prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -20,14 +21,17 @@ from ..model.decoder import Check
 from ..prompt.growing_window import ColdLimit
 from ..session import Session
 from ..wire.errors import BadRequest
+from .fill_fit import FillFit, add_rows
 from .fit import fit_point, least_sure
 from .observe import Observed, observe
 from .places import Place, draw, source_files
 
 # So many tokens an exit can write: of those in 22 MB of code 97.6 % of what is written.
 NUM_TOKENS = 8192
-# Of the layers; exits that leave more than two fifths are far from what all say.
-_SHARES = (18 / 30, 22 / 30, 26 / 30)
+# Of the layers: the embedded model was trained to exit after the first three of these.
+_SHARES = (6 / 30, 14 / 30, 22 / 30, 26 / 30)
+# Directions of a state that what it lacks is filled in from, and prompts that this is learnt of.
+_RANK, _NUM_PROMPTS = 256, 40
 # Text that tokens are counted in, rows before the cursor, places whose every layer is asked, and
 # those that must be found.
 _COUNTED_CHARS, _ROWS, _NUM_TABLED, _FEWEST = 4_000_000, 512, 40, 20
@@ -39,10 +43,10 @@ class Calibrated:
     """What was learnt.
 
     Attributes:
-        rule: with one exit.
+        rule: its exits.
         num_places: places that were observed.
         num_tokens: tokens there.
-        share_leaving: of the tokens that were kept from training, those that leave.
+        shares_leaving: of the tokens that were kept from training, those that leave at each exit.
         share_wrong: of the same, those that leave with another token than all layers give.
         final: (num_layers,) of tokens, the share whose likeliest is already the last layer's.
     """
@@ -50,21 +54,24 @@ class Calibrated:
     rule: ExitRule
     num_places: int
     num_tokens: int
-    share_leaving: float
+    shares_leaving: tuple[float, ...]
     share_wrong: float
     final: NDArray[np.float64]
 
     def report(self) -> str:
         """Return the figures for people."""
-        (point,) = self.rule.points
+        exits = [
+            f"exit after layer {point.depth} of {self.rule.last} where it is {point.exit_at:.1%} "
+            f"sure: {share:.0%} of the tokens leave there"
+            for point, share in zip(self.rule.points, self.shares_leaving, strict=True)
+        ]
         return "\n".join(
             [
                 "layers  tokens whose likeliest is that of all layers",
                 *(f"{at + 1:6}  {share:.1%}" for at, share in enumerate(self.final)),
                 f"{self.num_tokens} tokens of {self.num_places} places",
-                f"exit after layer {point.depth} of {self.rule.last} where it is "
-                f"{point.exit_at:.1%} sure: {self.share_leaving:.0%} of the tokens leave there; of "
-                f"all, {self.share_wrong:.2%} are others than all layers give",
+                *exits,
+                f"of all tokens, {self.share_wrong:.2%} leave as others than all layers give",
                 "",
             ]
         )
@@ -80,14 +87,15 @@ def calibrate(
     check: Check,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibrated:
-    """Train a model's exit on source code.
+    """Train a model's exits on source code.
 
     Args:
         engine: runs the model.
         model: its name.
         paths: files or folders of source code.
-        risk: of all tokens, so many may leave and be others than all layers would give; kept with
-            a probability of 95 %, on places like those.
+        risk: of all tokens, so many may leave and be others than all layers would give behind the
+            same rows; kept with a probability of 95 %, on places like those. What is filled in for
+            rows that left comes on top of it.
         num_places: places that are drawn, at most.
         check: called between layers.
         progress: receives how many places are done, and of how many.
@@ -110,6 +118,7 @@ def calibrate(
     depths = sorted({round(share * num_layers) for share in _SHARES} & set(range(1, num_layers)))
     found: list[Observed] = []
     final, num_tabled = np.zeros(num_layers), 0
+    fills = [FillFit() for _ in depths]
     for number, (place, session) in enumerate(_opened(engine, model, places)):
         heads = [(head, token_ids)] * len(depths)
         observed = observe(session, place, depths, heads, check)
@@ -118,6 +127,8 @@ def calibrate(
             if number < _NUM_TABLED:
                 final += _final(session, place, check)
                 num_tabled += len(observed.tokens)
+        if number < _NUM_PROMPTS:
+            add_rows(fills, depths, session.prompt, check)
         progress(number + 1, len(places))
     # By file: what a file says once it says again.
     names = sorted({each.place.path for each in found})
@@ -128,25 +139,67 @@ def calibrate(
     learnt = [each for each, is_back in zip(found, held_back, strict=True) if not is_back]
     tested = [each for each, is_back in zip(found, held_back, strict=True) if is_back]
     of_head = _head_in_layers(decoder.config) * (1 - len(token_ids) / decoder.config.vocab_size)
-    best: tuple[float, ExitPoint, float, float] | None = None
+    points, sure, right = [], [], []
     for number, depth in enumerate(depths):
         point = fit_point(learnt, number, depth)
         probability, is_right = _tried(point, number, tested)
-        point = replace(point, exit_at=least_sure(probability, is_right, risk, _DOUBT))
-        leaves = probability >= point.exit_at
-        saved = float(leaves.mean()) * (num_layers - depth + of_head)
-        if leaves.any() and (best is None or saved > best[0]):
-            best = saved, point, float(leaves.mean()), float((leaves & ~is_right).mean())
+        # Wherever all of them are right, none of those that are chosen is wrong.
+        exit_at = least_sure(probability, is_right, risk / len(depths), _DOUBT / len(depths))
+        points.append(replace(point, exit_at=exit_at))
+        sure.append(probability >= exit_at)
+        right.append(is_right)
+    asking = _head_in_layers(decoder.config) * len(token_ids) / decoder.config.vocab_size
+    whole = num_layers + of_head
+    # Where asking costs as much as it saves, fewer layers are what was asked for all the same.
+    chosen = most_saved(depths, sure, whole, asking) or most_saved(depths, sure, whole, 0.0)
     num_tokens = sum(len(each.tokens) for each in found)
-    if best is None:
+    if not chosen:
         raise BadRequest(
             f"no exit keeps the risk {risk:g} on {num_tokens} tokens; give more source code, or a "
             "higher risk"
         )
-    _, point, share_leaving, share_wrong = best
-    rule = ExitRule((point,), token_ids, num_layers, made_up=num_layers)
-    shares = final / max(1, num_tabled)
-    return Calibrated(rule, len(found), num_tokens, share_leaving, share_wrong, shares)
+    left = np.zeros(len(sure[0]), dtype=bool)
+    shares_leaving, num_wrong = [], 0
+    for at in chosen:
+        leaves = sure[at] & ~left
+        shares_leaving.append(float(leaves.mean()))
+        num_wrong += int((leaves & ~right[at]).sum())
+        left |= leaves
+    rule = ExitRule(
+        tuple(replace(points[at], fill=fills[at].solve(_RANK)) for at in chosen),
+        *(token_ids, num_layers),
+        made_up=0,
+    )
+    return Calibrated(
+        *(rule, len(found), num_tokens, tuple(shares_leaving)),
+        share_wrong=num_wrong / len(left),
+        final=final / max(1, num_tabled),
+    )
+
+
+def most_saved(
+    depths: Sequence[int], sure: Sequence[NDArray[np.bool_]], whole: float, asking: float
+) -> tuple[int, ...]:
+    """Return which exits together save most; () if none saves anything.
+
+    Args:
+        depths: of the exits, ascending.
+        sure: of each exit, (n,) whether a token would leave there.
+        whole: what a token costs that leaves nowhere, in layers.
+        asking: what it costs to ask an exit.
+    """
+    best, most_saved = (), 0.0
+    for count in range(1, len(depths) + 1):
+        for some in combinations(range(len(depths)), count):
+            goes = np.ones(len(sure[0]), dtype=bool)
+            saved = 0.0
+            for at in some:
+                saved += float((goes & sure[at]).mean()) * (whole - depths[at])
+                saved -= float(goes.mean()) * asking
+                goes &= ~sure[at]
+            if saved > most_saved:
+                best, most_saved = some, saved
+    return best
 
 
 def _commonest(engine: Engine, model: str, files: Sequence[tuple[str, str]]) -> torch.Tensor:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..exits.controller import normalised, sureness
+from ..exits.controller import sureness
+from ..exits.fill import normalised
 from ..model.decoder import Check
 from ..model.heads import Head
 from ..session import Session

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
+from .fill import Fill, normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,15 @@ class ExitPoint:
             the likeliest token is the one after all layers, and that this one is wrong.
         bias: (2,) float32.
         exit_at: the least probability with which a token leaves.
+        fill: what is filled in for a token that left, as for `Fill`; None: nothing was learnt, the
+            layers themselves make it of the state.
     """
 
     depth: int
     weights: Tensor
     bias: Tensor
     exit_at: float
+    fill: tuple[Tensor, Tensor] | None = None
 
     def odds(self, hidden: Tensor, sure: Tensor) -> Tensor:
         """Return the (n, 2) log odds for rows; arguments as for `features`."""
@@ -48,19 +52,14 @@ class ExitRule:
         token_ids: (m,) int64, the tokens that an exit can write, ascending.
         last: layers that a token goes through which leaves nowhere.
         made_up: layers that a row which has left is put through after all when a later token comes
-            so deep; deeper ones are filled in from its state.
+            so deep; deeper ones are filled in from its state. Where an exit has learnt to fill in,
+            nothing is made up.
     """
 
     points: tuple[ExitPoint, ...]
     token_ids: Tensor
     last: int
     made_up: int
-
-
-def normalised(hidden: Tensor) -> Tensor:
-    """Return rows of (n, hidden_size) divided by the root of their mean square, in float32."""
-    hidden = hidden.float()
-    return hidden * hidden.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
 
 
 def sureness(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +97,15 @@ class Exits:
         self._token_ids = rule.token_ids.to(decoder.device)
         self._head = decoder.head_over(rule.token_ids)
         self._vocab_size = decoder.config.vocab_size
+        self._fills = {
+            point.depth: Fill(point.depth, *point.fill, decoder.dtype, decoder.device)
+            for point in rule.points
+            if point.fill is not None
+        }
+
+    def fill(self, point: ExitPoint) -> Fill | None:
+        """Return what fills in for the rows that leave there; None: nothing was learnt."""
+        return self._fills.get(point.depth)
 
     def logits(self, point: ExitPoint, hidden: Tensor) -> list[Tensor | None]:
         """Return the (vocab_size,) logits of rows that leave here, None for those that go on.

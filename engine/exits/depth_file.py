@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,11 @@ from ..model.decoder import Decoder
 from ..wire.errors import ModelLoadError
 from .controller import ExitPoint, ExitRule
 
-FORMAT = 1
+# What is written. Files of the first format, without what exits fill in, are read too.
+FORMAT = 2
+_READ = (1, FORMAT)
 _SHIPPED = Path(__file__).parents[1] / "embedded" / "depth.npz"
+_FILL = ("reduce", "expand")  # names of what an exit fills in by; its depth follows
 REMEDY = "make it again with keyturn calibrate, or remove it"
 # Values of the embedding that a model is known by.
 _KNOWN_BY = 64
@@ -72,8 +75,14 @@ def save(path: Path, rule: ExitRule, decoder: Decoder) -> None:
     weights = (
         torch.stack([point.weights for point in points]) if points else torch.empty(0, 2, width)
     )
+    fills = {
+        f"{name}_{point.depth}": part.numpy().astype(np.float16)
+        for point in points
+        for name, part in zip(_FILL, point.fill or (), strict=False)
+    }
     write(
         *(path, FORMAT, decoder),
+        **fills,
         token_ids=rule.token_ids.numpy().astype(np.uint32),
         last=rule.last,
         made_up=rule.made_up,
@@ -90,14 +99,23 @@ def load(path: Path, decoder: Decoder) -> ExitRule:
     Raises:
         ModelLoadError: the file is damaged, of another format or another model's.
     """
-    with contents(path, FORMAT, decoder) as file:
+    with contents(path, _READ, decoder) as file:
         numbers = {name: torch.from_numpy(file[name]) for name in ("weights", "bias")}
         token_ids = torch.from_numpy(file["token_ids"].astype(np.int64))
         depths, exit_at = file["depths"].tolist(), file["exit_at"].tolist()
         last, made_up = int(file["last"]), int(file["made_up"])
-    _check(path, decoder, depths, last, made_up, numbers, token_ids)
-    points = zip(depths, numbers["weights"], numbers["bias"], exit_at, strict=True)
+        fills = [_fill_of(file, depth) for depth in depths]
+    _check(path, decoder, depths, last, made_up, numbers, token_ids, fills)
+    points = zip(depths, numbers["weights"], numbers["bias"], exit_at, fills, strict=True)
     return ExitRule(tuple(ExitPoint(*each) for each in points), token_ids, last, made_up)
+
+
+def _fill_of(file: Mapping[str, NDArray[Any]], depth: int) -> tuple[Tensor, Tensor] | None:
+    """Return what an exit fills in by, None if it has learnt nothing."""
+    reduce, expand = (f"{name}_{depth}" for name in _FILL)
+    if reduce not in file:
+        return None
+    return torch.from_numpy(file[reduce]).float(), torch.from_numpy(file[expand]).float()
 
 
 def write(path: Path, version: int, decoder: Decoder, **arrays: ArrayLike) -> None:
@@ -114,8 +132,10 @@ def write(path: Path, version: int, decoder: Decoder, **arrays: ArrayLike) -> No
 
 
 @contextmanager
-def contents(path: Path, version: int, decoder: Decoder) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Read the arrays of a file that `write` wrote, in a `with` block.
+def contents(
+    path: Path, versions: tuple[int, ...], decoder: Decoder
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """Read the arrays of a file that `write` wrote in one of these formats, in a `with` block.
 
     Raises:
         ModelLoadError: the file is of another format or another model's, or something is missing
@@ -124,8 +144,8 @@ def contents(path: Path, version: int, decoder: Decoder) -> Iterator[Mapping[str
     try:
         with np.load(path, allow_pickle=False) as file:
             found = int(file["format"])
-            if found != version:
-                raise ModelLoadError(f"{path} has format {found}, not {version}; {REMEDY}")
+            if found not in versions:
+                raise ModelLoadError(f"{path} has format {found}, not {versions[-1]}; {REMEDY}")
             if str(file["model"]) != fingerprint(decoder):
                 raise ModelLoadError(f"{path} was made for another model; {REMEDY}")
             yield file
@@ -149,6 +169,7 @@ def _check(
     made_up: int,
     numbers: dict[str, Tensor],
     token_ids: Tensor,
+    fills: Sequence[tuple[Tensor, Tensor] | None],
 ) -> None:
     """Raise ModelLoadError if a file's figures do not fit the model."""
     config, count = decoder.config, len(depths)
@@ -163,5 +184,12 @@ def _check(
         and bool((token_ids.diff() > 0).all())
         and int(token_ids[-1]) < config.vocab_size
     )
-    if not fits or not all(bool(part.isfinite().all()) for part in numbers.values()):
+    num_made = 2 * config.num_kv_heads * config.head_dim
+    for depth, fill in zip(depths, fills, strict=True):
+        if fill is not None:
+            reduce, expand = fill
+            wanted = (num_made * (config.num_layers - depth), *reduce.shape[:1])
+            fits &= reduce.shape[1:] == (config.hidden_size + 1,) and expand.shape == wanted
+    parts = [*numbers.values(), *(part for fill in fills for part in fill or ())]
+    if not fits or not all(bool(part.isfinite().all()) for part in parts):
         raise ModelLoadError(f"{path} is damaged: its figures do not fit the model; {REMEDY}")

@@ -85,7 +85,7 @@ def load(path: Path, decoder: Decoder) -> dict[str, SkipSet]:
     Raises:
         ModelLoadError: the file is damaged, of another format or another model's.
     """
-    with contents(path, FORMAT, decoder) as file:
+    with contents(path, (FORMAT,), decoder) as file:
         languages = [str(each) for each in file["languages"].tolist()]
         skipped, agreement = file["skipped"], file["agreement"]
         fits = (

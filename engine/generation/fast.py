@@ -8,7 +8,7 @@ deep, the rows before it are made up: they go along in its pass, which costs les
 their own, as the weights are read once. What is filled in from the state that a token left with, as
 SEC (arXiv 2401.09964, section 4) and CALM (arXiv 2207.07061, section 3.2) do, is far from what the
 layers would have given: so it is left to the deepest layers, and to the rows behind the last token
-that went deep.
+that went deep. Where an exit has learnt what to fill in (`exits/fill.py`), nothing is made up.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from torch import Tensor
 
 from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ..exits.controller import Exits
+from ..exits.fill import Fill
 from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
 from .speculation import MOST_ROWS, Decoding, PartialSteps
 
+# Where nothing is made up a row that leaves early costs little, and a wrong one spares nothing: so
+# likely is a looked up token to come true.
+_LEAST_LIKELY = 0.6
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class _Row:
     """A row on its way through the layers.
 
@@ -35,11 +40,13 @@ class _Row:
         position: of its token.
         reached: layers that it has keys and values of.
         hidden: (hidden_size,) its state there.
+        fill: what fills in the layers behind them; None: it is still going, or nothing was learnt.
     """
 
     position: int
     reached: int
     hidden: Tensor
+    fill: Fill | None = None
 
 
 class FastSteps(PartialSteps):
@@ -58,6 +65,8 @@ class FastSteps(PartialSteps):
             token_bytes: bytes of each token.
         """
         super().__init__(decoding, min([exits.last, *(point.depth for point in exits.points)]))
+        if any(exits.fill(point) is not None for point in exits.points):
+            self._least_likely = _LEAST_LIKELY
         self._exits, self._num_forced, self._token_bytes = exits, num_forced, token_bytes
         self._skipped = bytes([SKIP_ATTENTION | SKIP_MLP]) * self._num_layers
         self._left: list[_Row] = []  # rows that lack keys and values
@@ -97,6 +106,7 @@ class FastSteps(PartialSteps):
                     going.append(at)
                     continue
                 logits[at] = after
+                rows[at].fill = exits.fill(point)
                 self._left.append(rows[at])
                 if at + 1 < len(rows) and int(after.argmax()) != token_ids[at + 1]:
                     break  # what was drafted behind it is wrong
@@ -113,6 +123,7 @@ class FastSteps(PartialSteps):
     def _deepen(self, rows: list[_Row], until: int) -> None:
         """Take rows further that have come equally far; others are made up or filled in so far."""
         while (start := rows[0].reached) < until:
+            self._fill_in([each for each in self._left if each.reached == start])
             others = [each for each in self._left if each.reached == start]
             ahead = [each.reached for each in self._left if each.reached > start]
             end = min([until, *ahead])
@@ -134,6 +145,7 @@ class FastSteps(PartialSteps):
 
     def _fill(self, until: int) -> None:
         """Make keys and values that rows lack below a layer out of the state they are in."""
+        self._fill_in([row for row in self._left if row.reached < until])
         while lacking := [row for row in self._left if row.reached < until]:
             start = min(row.reached for row in lacking)
             some = [row for row in lacking if row.reached == start][:MOST_ROWS]
@@ -143,6 +155,22 @@ class FastSteps(PartialSteps):
         if until == self._num_layers:
             self._left.clear()
 
+    def _fill_in(self, rows: list[_Row]) -> None:
+        """Write what was learnt to be filled in for rows; they lack nothing then."""
+        for fill in {row.fill for row in rows}:
+            if fill is None:
+                continue
+            some = [row for row in rows if row.fill is fill]
+            hidden = torch.stack([row.hidden for row in some])
+            fill(self._prompt.rows, self._slots(some), hidden)
+            self._left = [row for row in self._left if row not in some]
+
+    def _slots(self, rows: list[_Row]) -> Slots:
+        cache = self._prompt.rows
+        order = np.argsort(cache.positions)
+        wanted = np.array([row.position for row in rows])
+        return order[np.searchsorted(cache.positions, wanted, sorter=order)]
+
     def _forward(
         self,
         rows: list[_Row],
@@ -151,12 +179,13 @@ class FastSteps(PartialSteps):
         skipped: bytes | None,
         check: Check,
     ) -> None:
-        cache = self._prompt.rows
-        order = np.argsort(cache.positions)
-        wanted = np.array([row.position for row in rows])
-        slots = order[np.searchsorted(cache.positions, wanted, sorter=order)]
         states = self._prompt.decoder.forward(
-            cache, slots, check, layers=layers, hidden=hidden, skipped=skipped
+            self._prompt.rows,
+            self._slots(rows),
+            check,
+            layers=layers,
+            hidden=hidden,
+            skipped=skipped,
         )
         for row, state in zip(rows, states.clone(), strict=True):
             row.reached, row.hidden = layers.stop, state

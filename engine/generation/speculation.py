@@ -111,6 +111,7 @@ class SpeculativeSteps:
         self._is_last, self._max_tokens = decoding.is_last, decoding.max_tokens
         decoder = self._prompt.decoder
         self._cost: StepCost = decoder.step_cost
+        self._least_likely = 0.0  # of looked up tokens
         self._num_layers = num_layers = decoder.config.num_layers
         num_first = max(1, round(num_layers * _DRAFTING_SHARE))
         self._drafters: list[Drafter] = []
@@ -231,6 +232,8 @@ class SpeculativeSteps:
         num_best = 0
         for at, token_id in enumerate(found.token_ids):
             reached *= rates.of(min(found.num_matched + at, LONGEST_MATCH))
+            if reached < self._least_likely:
+                break
             expected += reached
             gain = expected * costs[0] / costs[at + 1]
             if gain > best:

@@ -320,6 +320,34 @@ class KVCache:
             self.table.interleaved,
         )
 
+    def write_made(self, first_layer: int, slots: Slots, made: Tensor) -> None:
+        """Store keys and values of all layers from one on that were made without these layers.
+
+        Args:
+            first_layer: the first one.
+            slots: (n,) rows, all different.
+            made: (n, 2 * layers * num_kv_heads * head_dim): the unrotated keys of all these layers,
+                then their values.
+        """
+        _, num_heads, _, head_dim = self._keys.shape
+        index = torch.from_numpy(slots).to(made.device)
+        positions = torch.from_numpy(self.positions[slots]).to(made.device)
+        parts = made.to(self._keys.dtype).view(len(slots), 2, -1, num_heads, head_dim)
+        for run, table in self.tables.runs:
+            layers = slice(max(run.start, first_layer), run.stop)
+            if layers.start >= layers.stop:
+                continue
+            some = parts[:, :, layers.start - first_layer : layers.stop - first_layer]
+            self._kernels.write_rows(
+                some.reshape(len(slots), -1, head_dim),
+                self._unrotated[layers].flatten(0, 1),
+                self._keys[layers].flatten(0, 1),
+                self._values[layers].flatten(0, 1),
+                index,
+                *table.at(positions),
+                table.interleaved,
+            )
+
     @property
     def table(self) -> RotaryTable:
         """The first layer's table; every layer's in models that rotate all alike."""

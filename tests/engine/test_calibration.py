@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from keyturn.engine.calibration.calibrate import most_saved
+from keyturn.engine.calibration.fill_fit import FillFit
 from keyturn.engine.calibration.fit import fit_point, least_sure
 from keyturn.engine.calibration.observe import Observed, observe
 from keyturn.engine.calibration.places import draw, source_files
 from keyturn.engine.engine import Engine
+from keyturn.engine.exits.fill import with_one
 from keyturn.engine.wire.config import EngineConfig
 from keyturn.engine.wire.errors import BadRequest
 
@@ -95,3 +98,34 @@ def test_the_threshold_keeps_the_risk_in_nineteen_of_twenty_draws():
     assert 0.005 < np.mean(risks) < 0.02
     assert np.mean(np.array(risks) > 0.02) <= 0.05
     assert least_sure(np.full(50, 0.9), np.ones(50, dtype=bool), 0.001, 0.05) == math.inf
+
+
+def test_what_deeper_layers_make_is_learnt_of_the_states_that_tell_it():
+    random = torch.Generator().manual_seed(3)
+    states = torch.randn(900, 16, generator=random)
+    looked_at = with_one(states)
+    # Of three directions, and of two layers: two keys and two values each.
+    wanted = torch.randn(8, 3, generator=random) @ torch.randn(3, 17, generator=random)
+    made = looked_at @ wanted.t()
+    fit = FillFit()
+    for start in (0, 400):
+        some = slice(start, start + 400)
+        fit.add(states[some], made[some].view(-1, 2, 2, 2))
+    assert fit.num_rows == 800
+    for rank in (3, 40):
+        reduce, expand = fit.solve(rank)
+        off = looked_at[800:] @ (expand @ reduce).t() - made[800:]
+        assert off.norm() < 0.02 * made[800:].norm()
+    reduce, expand = fit.solve(1)
+    assert (reduce.shape, expand.shape) == ((1, 17), (8, 1))
+
+
+def test_exits_are_chosen_by_what_they_save_together():
+    late = np.array([True, True, True, False])
+    early = np.array([True, False, False, False])
+    assert most_saved([2, 8], [early, late], 10, 0.0) == (0, 1)
+    # Asking the late one costs the tokens that come there more than those that leave there save.
+    assert most_saved([2, 8], [early, late], 10, 1.5) == (0,)
+    assert most_saved([2, 8], [early, late], 10, 2.0) == ()
+    assert most_saved([2, 8], [early & False, late], 10, 1.0) == (1,)
+    assert most_saved([8], [late & False], 10, 0.1) == ()

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from keyturn.engine.calibration.fill_fit import FillFit
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
 from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
 from keyturn.engine.generation.decoding_cache import DecodingCache
-from keyturn.engine.generation.draft import DraftRecord
+from keyturn.engine.generation.draft import DraftRecord, Rates
 from keyturn.engine.generation.fast import FastSteps
 from keyturn.engine.generation.speculation import Decoding
+from keyturn.engine.model.pass_cost import StepCost
 from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import Cancelled, ModelLoadError
@@ -159,6 +161,56 @@ def test_rows_that_left_are_made_up_when_a_later_one_goes_deep(made_up):
             assert_close(made, wanted, torch.float32)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_was_learnt_is_filled_in_for_rows_that_left(depth):
+    """Where states tell exactly what deeper layers would make, as if no row had ever left."""
+    decoder = ours(reference())
+    prompt = DecodingCache(decoder, 48, find_policy("turn"), 64)
+    prompt.set_prompt({"all": np.arange(10)})
+    prompt.patch(check)
+    token_ids = np.random.default_rng(2).integers(10, 90, 24)
+    expected = [prompt.decode(int(each), check) for each in token_ids]
+    slots = prompt.rows.by_position()[10:].copy()
+    wanted = [part[:, :, torch.from_numpy(slots)].clone() for part in prompt.rows.storage]
+    states = decoder.forward(prompt.rows, slots, check, layers=range(depth)).clone()
+    fit = FillFit()
+    made = [each[depth:].permute(2, 0, 1, 3).flatten(2) for each in (wanted[0], wanted[2])]
+    for _ in range(40):  # fewer rows than entries: the ridge is to count for nothing
+        fit.add(states, torch.stack(made, 1))
+    reduce, expand = fit.solve(states.shape[1] + 1)
+    point = replace(rule_of(decoder, 0.5).points[0], depth=depth, fill=(reduce, expand))
+    rule = replace(rule_of(decoder, 0.5, 3, 0), points=(point,))
+    prompt.drop_generated()
+    turns = [True] * 3 + [False, True, False] + [True] * 17 + [False, True]
+    steps = steps_of(prompt, Scripted(rule, decoder, turns))
+    found = [steps(int(each)) for each in token_ids]
+    assert steps.mean_layers == (21 * depth + 3 * 3) / 24  # nothing is made up
+    for at in (3, 5, 23):
+        assert (found[at] - expected[at]).norm() <= 0.05 * expected[at].norm()
+    steps.end()
+    for part, other in zip(prompt.rows.storage, wanted, strict=True):
+        filled = part[:, :, torch.from_numpy(prompt.rows.by_position()[10:].copy())]
+        assert (filled - other).norm() <= 0.05 * other.norm()
+
+
+def test_where_rows_leave_early_only_likely_tokens_are_looked_up(opened, monkeypatch):
+    """Other tokens would be worth it where a row more costs nothing."""
+    monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
+    decoder = opened().model.decoder
+    config, rule = decoder.config, rule_of(decoder, 0.5)
+    fill = torch.zeros(1, config.hidden_size + 1), torch.zeros(2 * config.num_kv_heads * 8, 1)
+    learnt = replace(rule, points=(replace(rule.points[0], fill=fill),))
+    num_drafted = {}
+    for name, each in (("made up", rule), ("learnt", learnt)):
+        for rate in (0.55, 0.9):
+            session = opened(each, sources=["lookup"])
+            session.drafts.lookup = Rates([rate] * 9)
+            session.complete(AT, replace(PARAMS, max_tokens=40), check)
+            num_drafted[name, rate] = session.drafts.num_drafted
+    assert num_drafted["learnt", 0.55] == 0
+    assert all(count > 0 for at, count in num_drafted.items() if at != ("learnt", 0.55))
+
+
 def test_beside_an_adapter_nothing_leaves(opened, monkeypatch):
     session = opened(rule_of(opened().model.decoder, ALWAYS))
     monkeypatch.setattr(session.model.decoder, "is_adapted", True)
@@ -213,6 +265,9 @@ def test_a_rule_is_the_same_after_it_was_saved(opened, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert depth_file.find(decoder) is None
     rule = rule_of(decoder, 0.75, made_up=1)
+    config = decoder.config
+    fill = torch.rand(5, config.hidden_size + 1), torch.rand(2 * config.num_kv_heads * 8, 5)
+    rule = replace(rule, points=(replace(rule.points[0], fill=fill),))
     depth_file.save(depth_file.own_file(decoder), rule, decoder)
     found = depth_file.find(decoder)
     assert (found.last, found.made_up) == (2, 1)
@@ -220,6 +275,18 @@ def test_a_rule_is_the_same_after_it_was_saved(opened, tmp_path, monkeypatch):
     (point,) = found.points
     assert (point.depth, point.exit_at) == (1, 0.75)
     assert torch.equal(point.weights, rule.points[0].weights)
+    for part, wanted in zip(point.fill, fill, strict=True):
+        assert torch.equal(part, wanted.half().float())
+
+
+def test_a_file_of_the_first_format_is_read_and_fills_nothing_in(opened, tmp_path):
+    decoder, path = opened().model.decoder, tmp_path / "depth.npz"
+    depth_file.save(path, rule_of(decoder, 0.75), decoder)
+    with np.load(path) as file:
+        content = dict(file)
+    np.savez(path, **content | {"format": 1})
+    (point,) = depth_file.load(path, decoder).points
+    assert (point.exit_at, point.fill) == (0.75, None)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +298,9 @@ def test_a_rule_is_the_same_after_it_was_saved(opened, tmp_path, monkeypatch):
         ({"weights": np.full((1, 2, 34), np.nan, np.float32)}, "do not fit"),
         ({"token_ids": np.array([5, 4], np.uint32)}, "do not fit"),
         ({"last": "x"}, "damaged"),
+        ({"reduce_1": np.zeros((5, 33)), "expand_1": np.zeros((31, 5))}, "do not fit"),
+        ({"reduce_1": np.zeros((5, 33)), "expand_1": np.full((32, 5), np.inf)}, "do not fit"),
+        ({"reduce_1": np.zeros((5, 33))}, "damaged"),
         (None, "damaged"),
     ],
 )

@@ -53,6 +53,7 @@ def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, cap
     assert isinstance(exits, Exits)
     (point,) = exits.points
     assert point.depth == 1 and point.exit_at < 1
+    assert point.fill is not None and exits.fill(point) is not None
 
 
 @pytest.mark.parametrize(
