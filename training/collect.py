@@ -52,6 +52,7 @@ from .data.packages import Package, Reader, allowed, package_readers, read_tarba
 CAPPED = Dropped("package cap")
 REFUSED = Dropped("licence of the file in debian/copyright")
 _CAPS_EXAMINED = 3  # caps' worth of files that are looked at: not all of them will be kept
+_ADD = "million characters of a pool that are dealt out to train_N.bin.zst too"
 HELD_CAP = 60_000  # characters of held-out files per package, so that a few large ones do not rule
 
 
@@ -249,7 +250,9 @@ def select(args: argparse.Namespace, sources: dict[str, Any]) -> None:
     pools = {
         pool: fit_budget(group, args.compiled_mb * 1e6, weight) for pool, group in compiled.items()
     }
-    trained = [*kept, *(document for group in pools.values() for document in group)]
+    for path, million in args.add:
+        kept += fit_budget(load_documents(path), million * 1e6, weight)
+    trained = dict.fromkeys([*kept, *(d for group in pools.values() for d in group)])
     languages: collections.Counter[str] = collections.Counter()
     sizes: collections.Counter[str] = collections.Counter()
     for document in trained:
@@ -270,6 +273,16 @@ def select(args: argparse.Namespace, sources: dict[str, Any]) -> None:
         write_documents(args.out / f"train_{number}.bin.zst", part + old)
 
 
+def _parse_added(text: str) -> tuple[Path, float]:
+    """Parse "FILE=MB".
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    path, _, million = text.rpartition("=")
+    return Path(path), float(million)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(
@@ -287,6 +300,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--python-mb", type=float, default=1450, help="million characters of Python to keep")
     add("--script-mb", type=float, default=600, help="the same for JavaScript and TypeScript")
     add("--compiled-mb", type=float, default=150, help="the same for each of the pools of Debian's")
+    add("--add", type=_parse_added, nargs="+", default=[], metavar="FILE=MB", help=_ADD)
     add("--only-debian", action="store_true", help="only Debian's packages, no train_N.bin.zst")
     shares = [0.06, *6 * [0.94 / 6]]
     add("--parts", type=float, nargs="+", default=shares, help="share of each part")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # Reserved for evaluation: `training/` keeps them, and copies of them, out of what it trains on.
 PYPI = (
@@ -58,7 +60,7 @@ def held_out_files(cache: Path, wider: bool = False) -> list[File]:
 
 def wider_packages() -> list[str]:
     """Return further packages that training keeps out, NAME==VERSION and NAME@VERSION."""
-    more = json.loads(_SOURCES.read_text(encoding="utf-8"))["reserved_wider"]
+    more = _reserved_wider()
     pypi = [f"{name}=={version}" for name, version in more["pypi"].items()]
     return pypi + [f"{name}@{version}" for name, version in more["npm"].items()]
 
@@ -70,17 +72,25 @@ def source_files(requirement: str, cache: Path) -> Iterator[File]:
         SystemExit: the package cannot be fetched.
     """
     package, _ = _parsed(requirement)
-    about = json.loads(_SOURCES.read_text(encoding="utf-8"))["reserved_wider"]
-    written = about["under"].get(package, "")
-    repeated = about["repeated"].get(package, ())  # by what the model was trained on
+    written = _reserved_wider()["under"].get(package, "")
     for path, data in sorted(members(fetched(requirement, cache))):
         if Path(path).suffix not in LANGUAGES:
             continue
-        if not path.startswith(written) or path in repeated:
+        if not path.startswith(written) or path in repeated(package):
             continue
         text = data.decode("utf-8", "replace").replace("\r\n", "\n")
         if len(data) <= _MAX_BYTES and is_written(path, text):
             yield package, path, text
+
+
+def repeated(package: str) -> Sequence[str]:
+    """Return files of a reserved package that the training set repeats elsewhere."""
+    return _reserved_wider()["repeated"].get(package, ())
+
+
+@functools.cache
+def _reserved_wider() -> dict[str, Any]:
+    return json.loads(_SOURCES.read_text(encoding="utf-8"))["reserved_wider"]
 
 
 def is_written(path: str, text: str) -> bool:

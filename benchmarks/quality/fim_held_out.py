@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quality.fim_fetch import COMPILED_LANGUAGES, LANGUAGES, File, is_written
+from quality.fim_fetch import COMPILED_LANGUAGES, LANGUAGES, File, is_written, repeated
 from quality.fim_tasks import HELD_OUT, Task
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ def reserved_files(documents: Path) -> list[File]:
         raise SystemExit(f"{documents} needs zstandard ({error}): pip install '.[train]'") from None
     finally:
         sys.path.remove(str(ROOT))
-    found = (
-        (d.package, d.path, d.text)
-        for d in load_documents(documents)
-        if d.package.startswith("reserved:")
-    )
-    return sorted(file for file in found if is_written(file[1], file[2]))
+    found = []
+    for package, path, text in load_documents(documents):
+        name = package.removeprefix("reserved:")
+        if name != package and path not in repeated(name) and is_written(path, text):
+            found.append((package, path, text))
+    return sorted(found)
 
 
 def draw(

@@ -203,6 +203,15 @@ def test_archives_become_pools(tmp_path, capfd, tokenizer_path):
     assert manifest["packages"]["debian:shop"]["licence"] == "MIT"
     assert "torn_1.0-2.dsc is damaged" in capfd.readouterr().out
 
+    for kind in ("whl", "npm"):
+        (downloads / "reserved" / kind).mkdir()
+    collect.main(
+        [str(downloads), str(out), "--sources", str(sources), "--parts", "0.5", "0.5"]
+        + ["--add", f"{out / 'go.bin.zst'}=1", f"{out / 'c.bin.zst'}=0.0004"]
+    )
+    parts = [load_documents(out / f"train_{n}.bin.zst") for n in (0, 1)]
+    assert sorted(d.path for part in parts for d in part) == ["lib/a.go", "shop/src/a.c"]
+
     shards = tmp_path / "shards"
     command = [str(tokenizer_path), str(shards), str(out / "go.bin.zst"), "--passes", "1"]
     prepare.main([*command, "--units", "1", "--workers", "1", "--pool", "go"])

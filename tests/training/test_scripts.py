@@ -35,7 +35,7 @@ def test_readme_names_every_file_and_every_flag_it_uses_exists():
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme))
     code = "".join(path.read_text() for path in (ROOT / "training").rglob("*.py"))
     foreign = {"--nproc-per-node", "--standalone", "--index-url", "--model", "--local-dir"}
-    foreign |= {"--only-binary", "--platform", "--implementation"}
+    foreign |= {"--only-binary", "--platform", "--implementation", "--documents"}
     assert not [flag for flag in sorted(flags - foreign) if f'"{flag}"' not in code]
 
 
@@ -51,6 +51,9 @@ def test_sources_are_pinned():
     for registry in evaluation:
         reserved = {plain.sub("-", n.lower()) for n in (*registry["pypi"], *registry["npm"])}
         assert not reserved & trained
+    for kind in ("source", "binary"):
+        kept, others = sources["reserved_wider"]["debian"][kind], sources["debian"][kind]
+        assert all(kept.values()) and all(others.values()) and not kept.keys() & others.keys()
     assert set(sources["plain_repositories"]) <= set(sources["repositories"])
     assert all(set(sources["previous"][kind]) <= set(sources[kind]) for kind in ("pypi", "npm"))
 
