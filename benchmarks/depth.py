@@ -103,7 +103,9 @@ def options() -> argparse.Namespace:
     add("--raw", type=Path, help="JSON lines of what every place gave; must not be there")
     add("--merge", type=Path, nargs="+", metavar="RAW", help="pool such files, and run nothing")
     add("--skips", type=Path, help="sets of `keyturn calibrate --skip --out`")
-    add("--exits", type=Path, help="exits of `keyturn calibrate --out`, tried beside the model's")
+    add(
+        "--exits", type=Path, nargs="+", default=[], help="of `keyturn calibrate --out`, beside own"
+    )
     add("--confidence", default="any", help="the gate, as the setting")
     add("--methods", nargs="+", help="only these, besides plain")
     add("--seconds", type=float, help="no place is begun later")
@@ -137,7 +139,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Record]]:
     if args.skips:
         sets = skip_file.load(args.skips, model.decoder)
         model = replace(model, skips={name: each.skipped for name, each in sets.items()})
-    compared = methods(model, depth_file.load(args.exits, model.decoder) if args.exits else None)
+    exits = {path.stem: depth_file.load(path, model.decoder) for path in args.exits}
+    compared = methods(model, exits)
     if args.methods:
         if unknown := set(args.methods) - set(compared):
             names = ", ".join(compared)
@@ -155,6 +158,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], list[Record]]:
         "repeats": args.repeats,
         "confidence": args.confidence,
         "cpu_time": args.cpu_time,
+        "fast": [name for name, each in compared.items() if each.depth == "fast"],
     }
     if args.raw:
         depth_records.write_line(args.raw, {"about": about})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,12 +27,12 @@ class Method(NamedTuple):
     fast: Exits | Callable[[int], bytes] | None = None
 
 
-def methods(model: Model, exits: ExitRule | None = None) -> dict[str, Method]:
+def methods(model: Model, exits: Mapping[str, ExitRule]) -> dict[str, Method]:
     """Return what is compared, the baseline first; each with a record of its own.
 
     Args:
         model: the model.
-        exits: others than it has.
+        exits: others than it has, by name.
     """
     num_layers = model.decoder.config.num_layers
 
@@ -64,8 +64,8 @@ def methods(model: Model, exits: ExitRule | None = None) -> dict[str, Method]:
             skip_decode(num_layers, warm_up=layers(6), least=layers(26), over=16),
         ),
     }
-    if exits is not None:
-        compared["other exits"] = Method("fast", DraftRecord(), Exits(exits, model.decoder))
+    for name, rule in exits.items():
+        compared[f"exits of {name}"] = Method("fast", DraftRecord(), Exits(rule, model.decoder))
     if model.skips:
         # The same set for all languages.
         fixed = Schedule(((0, next(iter(model.skips.values()))),))

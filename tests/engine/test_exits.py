@@ -83,14 +83,24 @@ def rows_of(session, layer):
     return [part[layer][:, order] for part in cache.storage]
 
 
+def learnt_at_random(rule, config):
+    """Return the rule with an exit that fills in anything."""
+    num_made = 2 * config.num_kv_heads * 8 * (config.num_layers - 1)
+    fill = torch.rand(5, config.hidden_size + 1), torch.rand(num_made, 5)
+    return replace(rule, points=(replace(rule.points[0], fill=fill),))
+
+
 @pytest.mark.parametrize("exit_at", [ALWAYS, 0.5, NEVER])
-def test_accepted_and_healed_the_cache_equals_a_full_prefill(opened, exit_at):
+@pytest.mark.parametrize("learnt", [False, True])
+def test_accepted_and_healed_the_cache_equals_a_full_prefill(opened, exit_at, learnt):
     session = opened()
     decoder = session.model.decoder
     session.complete(AT, replace(PARAMS, max_tokens=1), check)
     session.prompt.drop_generated()
     text = "first(b, a) + first(a, b) * second(a, a)"
-    steps = steps_of(session.prompt, Exits(rule_of(decoder, exit_at), decoder))
+    rule = rule_of(decoder, exit_at)
+    rule = learnt_at_random(rule, decoder.config) if learnt else rule
+    steps = steps_of(session.prompt, Exits(rule, decoder))
     for token_id in session.model.tokenizer.encode(text).token_ids:
         steps(int(token_id))
     steps.end()
@@ -197,9 +207,8 @@ def test_where_rows_leave_early_only_likely_tokens_are_looked_up(opened, monkeyp
     """Other tokens would be worth it where a row more costs nothing."""
     monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
     decoder = opened().model.decoder
-    config, rule = decoder.config, rule_of(decoder, 0.5)
-    fill = torch.zeros(1, config.hidden_size + 1), torch.zeros(2 * config.num_kv_heads * 8, 1)
-    learnt = replace(rule, points=(replace(rule.points[0], fill=fill),))
+    rule = rule_of(decoder, 0.5)
+    learnt = learnt_at_random(rule, decoder.config)
     num_drafted = {}
     for name, each in (("made up", rule), ("learnt", learnt)):
         for rate in (0.55, 0.9):
@@ -264,10 +273,7 @@ def test_a_rule_is_the_same_after_it_was_saved(opened, tmp_path, monkeypatch):
     decoder = opened().model.decoder
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert depth_file.find(decoder) is None
-    rule = rule_of(decoder, 0.75, made_up=1)
-    config = decoder.config
-    fill = torch.rand(5, config.hidden_size + 1), torch.rand(2 * config.num_kv_heads * 8, 5)
-    rule = replace(rule, points=(replace(rule.points[0], fill=fill),))
+    rule = learnt_at_random(rule_of(decoder, 0.75, made_up=1), decoder.config)
     depth_file.save(depth_file.own_file(decoder), rule, decoder)
     found = depth_file.find(decoder)
     assert (found.last, found.made_up) == (2, 1)
@@ -275,7 +281,7 @@ def test_a_rule_is_the_same_after_it_was_saved(opened, tmp_path, monkeypatch):
     (point,) = found.points
     assert (point.depth, point.exit_at) == (1, 0.75)
     assert torch.equal(point.weights, rule.points[0].weights)
-    for part, wanted in zip(point.fill, fill, strict=True):
+    for part, wanted in zip(point.fill, rule.points[0].fill, strict=True):
         assert torch.equal(part, wanted.half().float())
 
 
