@@ -28,6 +28,9 @@ _KEPT = 0.95
 # probability of 0.0, 0.1, ...: of the embedded model in held-out files.
 _LOOKUP_GUESSES = (0.1, 0.3, 0.6, 0.65, 0.65, 0.65, 0.75, 0.75, 0.9)
 _EXIT_GUESSES = (0.1, 0.3, 0.35, 0.45, 0.45, 0.55, 0.7, 0.85, 0.9, 0.97)
+# Until it is known what lookups promise; they are to promise so many times what a search takes, or
+# are only tried again after so many steps; and how fast figures follow.
+_LOOKUP_GAIN, _LEAST_RETURN, _SEARCHED_AGAIN, _FOLLOW_SEARCH = 1.5, 2.0, 8, 0.1
 # Until it is known what self-speculation gains it counts as so much quicker than no draft.
 _EXIT_GAIN = 1.15
 SOURCES = frozenset({"lookup", "exits", "skips"})
@@ -154,6 +157,42 @@ class Rates:
 
 
 @dataclass
+class LookupWorth:
+    """Whether it pays to look drafts up, and what that takes aside from the passes.
+
+    A GPU's step may take less than a millisecond, and to search, and to drop what was drafted in
+    vain, a tenth of that: where little is found, most steps go without.
+
+    Attributes:
+        promised: tokens in the time of one without a draft, as it was expected of each search.
+        search_ms: what a search takes.
+        drop_ms: what it takes to drop a draft.
+        waited: steps since the last search.
+    """
+
+    promised: float = _LOOKUP_GAIN
+    search_ms: float = 0.0
+    drop_ms: float = 0.0
+    waited: int = 0
+
+    def is_due(self, step_ms: float) -> bool:
+        """Return whether to search before a step that takes so long without a draft."""
+        self.waited += 1
+        pays = self.promised > 1 + _LEAST_RETURN * self.search_ms / step_ms
+        return pays or self.waited >= _SEARCHED_AGAIN
+
+    def note_search(self, promised: float, ms: float) -> None:
+        """Note what a search has promised, and what it took."""
+        self.waited = 0
+        self.promised += _FOLLOW_SEARCH * (promised - self.promised)
+        self.search_ms += _FOLLOW_SEARCH * (ms - self.search_ms)
+
+    def note_drop(self, ms: float) -> None:
+        """Note what it took to drop a draft."""
+        self.drop_ms += _FOLLOW_SEARCH * (ms - self.drop_ms)
+
+
+@dataclass
 class OwnDrafts:
     """What drafts that some of the model's layers make have been worth so far.
 
@@ -175,6 +214,7 @@ class DraftRecord:
 
     Attributes:
         lookup: how often a token behind a match comes true, by the length of the match.
+        worth: of lookups.
         exits: of the first layers.
         skips: of all layers but a set of sub-layers.
         num_drafted: tokens that were drafted.
@@ -183,6 +223,7 @@ class DraftRecord:
     """
 
     lookup: Rates = field(default_factory=lambda: Rates(_LOOKUP_GUESSES))
+    worth: LookupWorth = field(default_factory=LookupWorth)
     exits: OwnDrafts = field(default_factory=OwnDrafts)
     skips: OwnDrafts = field(default_factory=OwnDrafts)
     num_drafted: int = 0

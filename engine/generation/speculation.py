@@ -43,8 +43,9 @@ MOST_ROWS = 16
 # exit, have the last one's likeliest token three times in four; the first 14 four times in five,
 # and cost more than twice as much.
 _DRAFTING_SHARE = 6 / 30
-# Where self-speculation gains nothing it is tried again after so many steps.
-_TRIED_AGAIN = 128
+# Where self-speculation gains nothing it is tried again after so many steps; where it costs twice
+# what it gives, which a trial does too, so many times later.
+_TRIED_AGAIN, _TRIED_LATER = 128, 8
 _FOLLOW_GAIN = 0.05
 
 
@@ -191,8 +192,11 @@ class SpeculativeSteps:
         self._note = _pass_over
 
     def _drop_ahead(self) -> None:
+        started_at, num_ahead = time.perf_counter(), len(self._ahead)
         self._ahead.clear()
         self._prompt.drop_generated(len(self._taken))
+        if num_ahead:
+            self._record.worth.note_drop((time.perf_counter() - started_at) * 1e3)
 
     @cached_property
     def _draft_head(self) -> DraftHead:
@@ -215,19 +219,24 @@ class SpeculativeSteps:
         """Return whose drafts gain most, or were not made for long; None if none gains anything."""
         for each in self._drafters:
             each.worth.waited += 1
-        ranked = [(each.worth.waited > _TRIED_AGAIN, each.worth.gain) for each in self._drafters]
+        ranked = [(_is_due(each.worth), each.worth.gain) for each in self._drafters]
         best = max(ranked, default=(False, 0.0))
         return self._drafters[ranked.index(best)] if best > (False, 1.0) else None
 
     def _looked_up(self, most: int) -> tuple[Draft, float]:
         """Return the part of a looked up draft that gains most, and tokens in the time of one."""
-        if self._lookup is None:
+        worth, num_slots = self._record.worth, self._prompt.num_rows
+        if self._lookup is None or not worth.is_due(self._cost.ms(1, num_slots)):
             return Draft([], 0), 1.0
-        found = self._lookup.draft(most)
-        if not found.token_ids:
-            return found, 1.0
-        rates = self._record.lookup
-        costs = self._cost.all_ms(len(found.token_ids) + 1, self._prompt.num_rows)
+        started_at = time.perf_counter()
+        found, gain = self._worthwhile(self._lookup.draft(most), num_slots)
+        worth.note_search(gain, (time.perf_counter() - started_at) * 1e3)
+        return found, gain
+
+    def _worthwhile(self, found: Draft, num_slots: int) -> tuple[Draft, float]:
+        """Return the part of a draft that gains most, and tokens in the time of one."""
+        rates, drop_ms = self._record.lookup, self._record.worth.drop_ms
+        costs = self._cost.all_ms(len(found.token_ids) + 1, num_slots)
         expected = reached = best = 1.0
         num_best = 0
         for at, token_id in enumerate(found.token_ids):
@@ -235,7 +244,7 @@ class SpeculativeSteps:
             if reached < self._least_likely:
                 break
             expected += reached
-            gain = expected * costs[0] / costs[at + 1]
+            gain = expected * costs[0] / (costs[at + 1] + (1 - reached) * drop_ms)
             if gain > best:
                 best, num_best = gain, at + 1
             if self._is_last(token_id):
@@ -381,6 +390,12 @@ class PartialSteps(SpeculativeSteps):
             wrong; and the slots of rows that went through all layers.
         """
         raise NotImplementedError
+
+
+def _is_due(worth: OwnDrafts) -> bool:
+    """Return whether drafts were not made for so long that it is time to try them again."""
+    is_hopeless = worth.gain < 0.5
+    return worth.waited > _TRIED_AGAIN * (_TRIED_LATER if is_hopeless else 1)
 
 
 def _pass_over(ms: float) -> None:

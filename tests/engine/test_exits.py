@@ -11,7 +11,7 @@ from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file
 from keyturn.engine.exits.controller import ExitPoint, ExitRule, Exits
 from keyturn.engine.generation.decoding_cache import DecodingCache
-from keyturn.engine.generation.draft import DraftRecord, Rates
+from keyturn.engine.generation.draft import DraftRecord, LookupWorth, Rates
 from keyturn.engine.generation.fast import FastSteps
 from keyturn.engine.generation.speculation import Decoding
 from keyturn.engine.model.pass_cost import StepCost
@@ -206,6 +206,8 @@ def test_what_was_learnt_is_filled_in_for_rows_that_left(depth):
 def test_where_rows_leave_early_only_likely_tokens_are_looked_up(opened, monkeypatch):
     """Other tokens would be worth it where a row more costs nothing."""
     monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
+    monkeypatch.setattr(LookupWorth, "is_due", lambda worth, step_ms: True)
+    monkeypatch.setattr(LookupWorth, "note_drop", lambda worth, ms: None)
     decoder = opened().model.decoder
     rule = rule_of(decoder, 0.5)
     learnt = learnt_at_random(rule, decoder.config)

@@ -13,9 +13,11 @@ from keyturn.engine.generation.draft import (
     LONGEST_MATCH,
     Draft,
     DraftRecord,
+    LookupWorth,
     OwnDrafts,
     PastTexts,
     PromptLookup,
+    Rates,
 )
 from keyturn.engine.model.captured_pass import DECODE_ROWS
 from keyturn.engine.model.decoder import Decoder
@@ -57,6 +59,9 @@ def drafting(session, monkeypatch):
         if find is not None:
             monkeypatch.setattr(PromptLookup, "draft", find)
             monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
+        # Whatever this machine takes to search and to drop.
+        monkeypatch.setattr(LookupWorth, "is_due", lambda worth, step_ms: True)
+        monkeypatch.setattr(LookupWorth, "note_drop", lambda worth, ms: None)
 
     return drafting_
 
@@ -332,3 +337,30 @@ def test_other_layouts_and_white_space_written_again(tiny_model, continuing_mode
             made = session.complete(AT + len(text), PARAMS, check)
             assert (made.text, made.token_ids) == (plain.text, plain.token_ids)
     assert session.drafts.num_accepted > 0
+
+
+def test_lookups_that_do_not_pay_are_tried_now_and_then_only():
+    worth = LookupWorth()
+    for _ in range(60):
+        assert worth.is_due(step_ms=1.0)
+        worth.note_search(promised=1.02, ms=0.001)  # it costs next to nothing
+    searched = []
+    for _ in range(200):
+        searched.append(worth.is_due(step_ms=1.0))
+        if searched[-1]:
+            worth.note_search(promised=1.02, ms=0.1)
+    assert sum(searched[-80:]) == 10, "a tenth of a step for a fiftieth"
+    while not worth.is_due(step_ms=1.0):
+        pass
+    for _ in range(20):
+        worth.note_search(promised=2.0, ms=0.1)
+    assert all(worth.is_due(step_ms=1.0) for _ in range(20))
+
+
+@pytest.mark.parametrize(("drop_ms", "is_drafted"), [(0.0, True), (1e9, False)])
+def test_what_dropping_costs_counts_against_a_draft(session, drafting, drop_ms, is_drafted):
+    drafting("lookup", lambda lookup, max_tokens: Draft([5] * max(0, max_tokens), 0))
+    drafts = session.model.drafts
+    drafts.lookup, drafts.worth.drop_ms = Rates([0.5]), drop_ms
+    session.complete(AT, replace(PARAMS, max_tokens=4), check)
+    assert bool(drafts.num_drafted) == is_drafted
