@@ -128,6 +128,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
                 *common,
                 risk=arguments.risk,
                 num_places=arguments.places,
+                fills_in=arguments.fill_in,
                 check=_go_on,
                 progress=progress,
             )
