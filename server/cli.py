@@ -328,6 +328,12 @@ def _add_calibrate(commands: argparse._SubParsersAction) -> None:
         help="places to learn from, at most; by default 400",
     )
     calibrate.add_argument(
+        "--fill-in",
+        action="store_true",
+        help="several exits, and learnt keys and values for the layers that a token was not put "
+        "through: far fewer layers, and more completions that differ; by default they are made up",
+    )
+    calibrate.add_argument(
         "--skip",
         type=int,
         metavar="N",

@@ -129,6 +129,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
                 *common,
                 risk=arguments.risk,
                 num_places=arguments.places,
+                fills_in=arguments.fill_in,
                 check=go_on,
                 progress=progress,
             )

@@ -1,7 +1,9 @@
 """From source code to a model's exits: draws places, observes them, trains and chooses.
 
-Of some depths those are exits that together save most at the risk. What is filled in for rows that
-left is learnt beside them, of the rows of some prompts.
+One exit is chosen, that which saves most at the risk. (With more of them, further down, what is
+made up for rows that left costs about as much as they save.) Where filling in is asked for, those
+are chosen that save most together, and what is filled in for rows that left is learnt of the rows
+of some prompts: far fewer layers, and more completions that differ.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from .places import Place, draw, source_files
 
 # So many tokens an exit can write: of those in 22 MB of code 97.6 % of what is written.
 NUM_TOKENS = 8192
-# Of the layers: the embedded model was trained to exit after the first three of these.
-_SHARES = (6 / 30, 14 / 30, 22 / 30, 26 / 30)
+# Of the layers; exits that leave more than two fifths are far from what all say. Where rows are
+# filled in, those are tried that the embedded model was trained to exit after.
+_SHARES = (18 / 30, 22 / 30, 26 / 30)
+_FILLED_SHARES = (6 / 30, 14 / 30, 22 / 30, 26 / 30)
 # Directions of a state that what it lacks is filled in from, and prompts that this is learnt of.
 _RANK, _NUM_PROMPTS = 256, 40
 # Text that tokens are counted in, rows before the cursor, places whose every layer is asked, and
@@ -84,6 +88,7 @@ def calibrate(
     *,
     risk: float,
     num_places: int,
+    fills_in: bool,
     check: Check,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibrated:
@@ -97,6 +102,8 @@ def calibrate(
             same rows; kept with a probability of 95 %, on places like those. What is filled in for
             rows that left comes on top of it.
         num_places: places that are drawn, at most.
+        fills_in: what rows lack that left is filled in, not made up; then there may be several
+            exits.
         check: called between layers.
         progress: receives how many places are done, and of how many.
 
@@ -115,7 +122,9 @@ def calibrate(
     decoder, num_layers = loaded.decoder, loaded.decoder.config.num_layers
     token_ids = _commonest(engine, model, files)
     head = decoder.head_over(token_ids)
-    depths = sorted({round(share * num_layers) for share in _SHARES} & set(range(1, num_layers)))
+    shares = _FILLED_SHARES if fills_in else _SHARES
+    depths = sorted({round(share * num_layers) for share in shares} & set(range(1, num_layers)))
+    most_exits = len(depths) if fills_in else 1
     found: list[Observed] = []
     final, num_tabled = np.zeros(num_layers), 0
     fills = [FillFit() for _ in depths]
@@ -127,7 +136,7 @@ def calibrate(
             if number < _NUM_TABLED:
                 final += _final(session, place, check)
                 num_tabled += len(observed.tokens)
-        if number < _NUM_PROMPTS:
+        if fills_in and number < _NUM_PROMPTS:
             add_rows(fills, depths, session.prompt, check)
         progress(number + 1, len(places))
     # By file: what a file says once it says again.
@@ -144,14 +153,15 @@ def calibrate(
         point = fit_point(learnt, number, depth)
         probability, is_right = _tried(point, number, tested)
         # Wherever all of them are right, none of those that are chosen is wrong.
-        exit_at = least_sure(probability, is_right, risk / len(depths), _DOUBT / len(depths))
+        exit_at = least_sure(probability, is_right, risk / most_exits, _DOUBT / most_exits)
         points.append(replace(point, exit_at=exit_at))
         sure.append(probability >= exit_at)
         right.append(is_right)
     asking = _head_in_layers(decoder.config) * len(token_ids) / decoder.config.vocab_size
     whole = num_layers + of_head
     # Where asking costs as much as it saves, fewer layers are what was asked for all the same.
-    chosen = most_saved(depths, sure, whole, asking) or most_saved(depths, sure, whole, 0.0)
+    chosen = most_saved(depths, sure, whole, asking, most_exits)
+    chosen = chosen or most_saved(depths, sure, whole, 0.0, most_exits)
     num_tokens = sum(len(each.tokens) for each in found)
     if not chosen:
         raise BadRequest(
@@ -166,9 +176,11 @@ def calibrate(
         num_wrong += int((leaves & ~right[at]).sum())
         left |= leaves
     rule = ExitRule(
-        tuple(replace(points[at], fill=fills[at].solve(_RANK)) for at in chosen),
+        tuple(
+            replace(points[at], fill=fills[at].solve(_RANK) if fills_in else None) for at in chosen
+        ),
         *(token_ids, num_layers),
-        made_up=0,
+        made_up=0 if fills_in else num_layers,
     )
     return Calibrated(
         *(rule, len(found), num_tokens, tuple(shares_leaving)),
@@ -178,7 +190,7 @@ def calibrate(
 
 
 def most_saved(
-    depths: Sequence[int], sure: Sequence[NDArray[np.bool_]], whole: float, asking: float
+    depths: Sequence[int], sure: Sequence[NDArray[np.bool_]], whole: float, asking: float, most: int
 ) -> tuple[int, ...]:
     """Return which exits together save most; () if none saves anything.
 
@@ -187,9 +199,10 @@ def most_saved(
         sure: of each exit, (n,) whether a token would leave there.
         whole: what a token costs that leaves nowhere, in layers.
         asking: what it costs to ask an exit.
+        most: exits, at most.
     """
     best, most_saved = (), 0.0
-    for count in range(1, len(depths) + 1):
+    for count in range(1, most + 1):
         for some in combinations(range(len(depths)), count):
             goes = np.ones(len(sure[0]), dtype=bool)
             saved = 0.0

@@ -116,7 +116,9 @@ class SpeculativeSteps:
         self._num_layers = num_layers = decoder.config.num_layers
         num_first = max(1, round(num_layers * _DRAFTING_SHARE))
         self._drafters: list[Drafter] = []
-        if "exits" in self._record.sources and num_first < num_layers:
+        # On a GPU a step is one graph: in parts, one row by one, it took longer than drafts gave.
+        is_graph = decoder.device.type == "cuda" and math.isfinite(self._record.exits.gain)
+        if "exits" in self._record.sources and num_first < num_layers and not is_graph:
             share = num_first / num_layers
             self._drafters.append(Drafter(range(num_first), None, share, self._record.exits))
         if "skips" in self._record.sources and skips is not None and any(skips):

@@ -123,9 +123,10 @@ def test_what_deeper_layers_make_is_learnt_of_the_states_that_tell_it():
 def test_exits_are_chosen_by_what_they_save_together():
     late = np.array([True, True, True, False])
     early = np.array([True, False, False, False])
-    assert most_saved([2, 8], [early, late], 10, 0.0) == (0, 1)
+    assert most_saved([2, 8], [early, late], 10, 0.0, 2) == (0, 1)
+    assert most_saved([2, 8], [early, late], 10, 0.0, 1) == (0,)
     # Asking the late one costs the tokens that come there more than those that leave there save.
-    assert most_saved([2, 8], [early, late], 10, 1.5) == (0,)
-    assert most_saved([2, 8], [early, late], 10, 2.0) == ()
-    assert most_saved([2, 8], [early & False, late], 10, 1.0) == (1,)
-    assert most_saved([8], [late & False], 10, 0.1) == ()
+    assert most_saved([2, 8], [early, late], 10, 1.5, 2) == (0,)
+    assert most_saved([2, 8], [early, late], 10, 2.0, 2) == ()
+    assert most_saved([2, 8], [early & False, late], 10, 1.0, 2) == (1,)
+    assert most_saved([8], [late & False], 10, 0.1, 1) == ()

@@ -29,7 +29,8 @@ def calibrate(code, model, *more):
     return main(["calibrate", str(code), "--model", str(model), *few, *more])
 
 
-def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, capsys):
+@pytest.mark.parametrize("flags", [[], ["--fill-in"]])
+def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, capsys, flags):
     def load():
         engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
         model = engine.load(str(tiny_model))
@@ -44,7 +45,7 @@ def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, cap
     path.write_bytes(b"damaged")
     with pytest.raises(ModelLoadError, match="keyturn calibrate"):
         load()
-    assert calibrate(code, tiny_model, "--risk", "0.45") == 0
+    assert calibrate(code, tiny_model, "--risk", "0.45", *flags) == 0
     shown = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"^ +\d+  ([\d.]+)%$", shown, re.MULTILINE)]
     assert len(shares) == 2 and shares[0] < shares[1] == 100
@@ -53,7 +54,8 @@ def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, cap
     assert isinstance(exits, Exits)
     (point,) = exits.points
     assert point.depth == 1 and point.exit_at < 1
-    assert point.fill is not None and exits.fill(point) is not None
+    assert (point.fill is None, exits.fill(point) is None) == (not flags, not flags)
+    assert exits.made_up == (0 if flags else 2)
 
 
 @pytest.mark.parametrize(
