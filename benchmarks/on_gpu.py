@@ -111,16 +111,16 @@ def pieces_of(old: Path, is_tiny: bool, shim: bool, for_depth: list[str]) -> lis
     depth = ["--device", "cpu", "--places", "1", "--repeats", "1"]
     if not is_tiny:
         depth = ["--device", "cuda", "--dtype", "bfloat16", "--places", "100"]
-    depth += ["--methods", "lookup", "exact", "--seconds", "20" if is_tiny else "200", *for_depth]
+    depth += ["--methods", "lookup", "exact", "--seconds", "20" if is_tiny else "150", *for_depth]
     models = ["--device", "cpu" if is_tiny else "cuda", "--shape", "none"]
     graphs = [str(TESTS / "test_captured_pass.py")]
     marked = ["-m", "gpu", *(str(TESTS / name) for name in MARKED)]
     return [
-        Piece("graphs", [*pytest, *graphs], 120),
-        edits("1.3b", 1 if is_tiny else 3, 110),
-        Piece("depth", [str(HERE / "depth.py"), *depth], 330),
-        edits("6.7b", 1 if is_tiny else 2, 80),
-        edits("33b", 1, 80),
+        Piece("graphs", [*pytest, *graphs], 55),
+        edits("1.3b", 1 if is_tiny else 3, 95),
+        Piece("depth", [str(HERE / "depth.py"), *depth], 270),
+        edits("6.7b", 1 if is_tiny else 2, 75),
+        edits("33b", 1, 70),
         Piece("models", [str(HERE / "models.py"), *models], 80),
         Piece("marked", [*pytest, *marked], 150),
     ]
