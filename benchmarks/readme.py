@@ -47,7 +47,7 @@ def written(text: str) -> str:
 
 
 def newest(path: Path) -> Iterator[tuple[str, Run]]:
-    """Yield the last run in a file, for each layout or section if it names some."""
+    """Yield the last run in a file, for each layout, section or device if it names some."""
     runs: dict[str, Run] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         run = json.loads(line)
@@ -56,7 +56,8 @@ def newest(path: Path) -> Iterator[tuple[str, Run]]:
         found = [name for name in sections if name in run]
         only = f" --only {' '.join(found)}" if found else ""
         busy = " --busy" if run.get("busy") else ""
-        runs[run["benchmark"] + layout + only + busy] = run
+        device = " --device cuda" if run.get("device") == "cuda" else ""
+        runs[run["benchmark"] + layout + only + busy + device] = run
     yield from runs.items()
 
 
