@@ -1,13 +1,11 @@
 """Memory that is taken once for what every edit brings to a device, or keeps there a while.
 
 An edit launches half a dozen kernels. To pin memory for the numbers that they read, and to have a
-driver give memory for the rows that they keep, took longer than the kernels do: 0.1 ms for each
+driver give memory for the rows that are kept, took longer than the kernels do: 0.1 ms for each
 array, 0.3 ms for each 12 MB (H200).
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
@@ -69,33 +67,13 @@ class Uploads:
         return start
 
 
-class Slabs:
-    """Memory for pieces that are kept a while; on CUDA it is taken for many of them at a time.
+def reserve(num_bytes: int, device: torch.device) -> None:
+    """Have PyTorch take so much memory from a GPU's driver at once, and keep it for what is next.
 
-    A piece is a part of a slab, which goes when the last of its pieces has gone.
+    What it has got and nobody holds it cuts into pieces, and asks nobody for them.
+
+    Raises:
+        OutOfMemoryError: there is not so much.
     """
-
-    def __init__(self, num_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Take nothing yet.
-
-        Args:
-            num_bytes: of a slab.
-            dtype: of all pieces.
-            device: where they are.
-        """
-        self._size, self._dtype, self._device = num_bytes // dtype.itemsize, dtype, device
-        self._slab: Tensor | None = None
-        self._at = 0
-
-    def take(self, *shape: int) -> Tensor:
-        """Return a piece, contiguous and not initialised."""
-        count = math.prod(shape)
-        if self._device.type != "cuda" or count > self._size:
-            return torch.empty(shape, dtype=self._dtype, device=self._device)
-        if self._slab is None or self._at + count > len(self._slab):
-            self._slab = None  # if it is all free, it is the next one
-            with torch.inference_mode(False):  # as above
-                self._slab = torch.empty(self._size, dtype=self._dtype, device=self._device)
-            self._at = 0
-        start, self._at = self._at, self._at + count
-        return self._slab[start : start + count].view(shape)
+    if device.type == "cuda":
+        torch.empty(num_bytes, dtype=torch.uint8, device=device)

@@ -15,13 +15,10 @@ from torch import Tensor
 from ...kernels import dispatch
 from ..wire.errors import ContextTooLong, OutOfMemory, memory_error
 from .config import ModelConfig
-from .device_memory import Slabs, Uploads
+from .device_memory import Uploads
 from .rope import RotaryTable, RotaryTables
 
 Slots = NDArray[np.int64]
-
-# Copies of a whole cache's rows take so many pieces of memory.
-_SLABS = 16
 
 
 class KVCache:
@@ -73,8 +70,6 @@ class KVCache:
         # Of these the keys of a row at any position can be made again, likewise in words.
         self._sources = self._moved.unflatten(0, (3, -1))[::2]
         self.copied_row_bytes = self._sources[:, :, 0].nbytes
-        slab_bytes = capacity // _SLABS * self.copied_row_bytes
-        self._slabs = Slabs(slab_bytes, self._sources.dtype, device)
         self.capacity = capacity
         self.tables = RotaryTables(config, capacity, device)
         self.graphs: dict[object, object] = {}
@@ -178,11 +173,8 @@ class KVCache:
         They are of all layers, (2, num_layers * num_kv_heads, n, words); nothing else reads them.
         """
         (together,) = self.on_device(np.concatenate(slots))
-        copies = []
-        for at in together.split([*map(len, slots)]):
-            shape = (*self._sources.shape[:2], len(at), self._sources.shape[3])
-            copies.append(torch.index_select(self._sources, 2, at, out=self._slabs.take(*shape)))
-        return copies
+        at = together.split([*map(len, slots)])
+        return [self._sources.index_select(2, each) for each in at]
 
     def insert(
         self, token_ids: NDArray[np.int64], positions: NDArray[np.int64], rows: Tensor

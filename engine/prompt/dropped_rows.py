@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..model.device_memory import reserve
 from ..model.kv_cache import KVCache, Slots
 from ..wire.errors import memory_error
 from .edit_plan import (
@@ -36,6 +37,8 @@ Floats = NDArray[np.float32]
 _CAPACITIES = 2
 # Of what may be held, for rows that were computed again: a few edits' worth.
 _OVERWRITTEN_SHARE = 0.25
+# Of what may be held, this part is taken from a GPU's driver at a time.
+_RESERVED_AT_ONCE = 32
 
 
 _Key = tuple[int, bytes]  # of a span: its segment and its tokens
@@ -70,7 +73,7 @@ class DroppedRows:
         self._spans: dict[_Key, _Span] = {}  # the oldest first
         self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
         self._max_bytes = self._most_bytes
-        self._span_bytes = 0
+        self._span_bytes = self._reserved_bytes = 0
         self.exactness = Exactness(cache)
         self._overwritten = OverwrittenRows(cache)
 
@@ -139,6 +142,7 @@ class DroppedRows:
         if not stretches:
             return
         try:
+            self._reserve(sum(end - start for start, end in stretches))
             copies = cache.copied(*(slots[start:end] for start, end in stretches))
         except Exception as error:
             if memory_error(error) is None:
@@ -162,6 +166,14 @@ class DroppedRows:
                 rows,
             )
             self._span_bytes += rows.nbytes
+
+    def _reserve(self, num_rows: int) -> None:
+        """Have room for more rows than were ever held; on a GPU for many of them at once."""
+        num_bytes = num_rows * self._cache.copied_row_bytes
+        if self._span_bytes + num_bytes > self._reserved_bytes:
+            room = max(num_bytes, self._max_bytes // _RESERVED_AT_ONCE)
+            self._reserved_bytes = self._span_bytes + room
+            reserve(room, self._cache.storage[0].device)
 
     def _forget(self, key: _Key) -> None:
         """Let a span go, if there is such a one."""

@@ -1,11 +1,11 @@
-"""Numbers arrive as they were sent, however many were sent before; pieces of slabs are apart."""
+"""Numbers arrive as they were sent, however many were sent before."""
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.engine.model.device_memory import Slabs, Uploads
+from keyturn.engine.model.device_memory import Uploads, reserve
 
 CPU = torch.device("cpu")
 
@@ -31,20 +31,10 @@ def test_each_array_begins_at_sixteen_bytes():
         assert starts[1] - starts[0] == 32
 
 
-def test_pieces_of_a_slab_are_apart_and_a_large_one_is_alone(monkeypatch):
-    device = type("Device", (), {"type": "cuda"})()
-    made = []
-
-    def empty(shape, *, dtype, device=None, pin_memory=False):
-        made.append(torch.zeros(shape, dtype=dtype))
-        return made[-1]
-
-    monkeypatch.setattr(torch, "empty", empty)
-    slabs = Slabs(80, torch.int64, device)
-    pieces = [slabs.take(2, 2) for _ in range(3)]
-    for number, piece in enumerate(pieces):
-        piece.fill_(number)
-    assert [piece.unique().tolist() for piece in pieces] == [[0], [1], [2]]
-    assert [len(each) for each in made] == [10, 10], "two pieces fit one slab"
-    assert slabs.take(11).shape == (11,)
-    assert [each.numel() for each in made] == [10, 10, 11]
+def test_memory_is_only_taken_ahead_on_a_gpu(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch, "empty", lambda size, **_: taken.append(size))
+    reserve(100, CPU)
+    assert not taken
+    reserve(100, torch.device("cuda"))
+    assert taken == [100]

@@ -407,3 +407,18 @@ def test_random_edits_undone_redone_pasted_and_left_heal_to_a_full_prefill(
         assert_heals_to_a_full_prefill(
             session, opened, int(random.integers(len(text) + 1)), **options
         )
+
+
+def test_memory_is_reserved_ahead_of_what_is_held_and_hardly_more(opened, monkeypatch):
+    reserved = []
+    monkeypatch.setattr(
+        "keyturn.engine.prompt.dropped_rows.reserve", lambda size, device: reserved.append(size)
+    )
+    session = opened()
+    for _ in range(3):
+        for block in FUNCTIONS[1:6]:
+            computed(session, replaced(session, block, ""))
+            held = session.prompt.num_dropped_bytes
+            assert held <= sum(reserved) <= 2 * held
+        session.edit([(0, len(session.text), TEXT)])
+        session.sync(check)
