@@ -2,18 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.generation.decoding_cache import DecodingCache
 from keyturn.engine.generation.draft import DraftRecord
 from keyturn.engine.generation.skipping import Schedule, skip_decode
+from keyturn.engine.prompt.policy import find_policy
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
+from keyturn.kernels import dispatch
 
 from ..tolerance import assert_close
-from .test_exits import rows_of
+from .test_exits import ours, reference, rows_of
 
 TEXT = "def first(a, b):\n    return a + b\n\n\ndef second(a, b):\n    return \n\nx = first(1, 2)\n"
 AT = TEXT.index("return \n") + len("return ")
@@ -119,3 +123,38 @@ def test_candidates_branch_off_what_was_written_with_fewer_layers(opened) -> Non
     made = opened(FALLING).complete(AT, several, check)
     assert made.text == opened(FALLING).complete(AT, PARAMS, check).text
     assert len({made.text, *made.other_texts}) == 1 + len(made.other_texts) > 1
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_sequences_in_one_batch_are_what_each_is_alone(monkeypatch, kernels) -> None:
+    """At one position all go through the same layers, and each sees its own way only."""
+    monkeypatch.setenv(dispatch.VARIABLE, kernels)
+    decoder = ours(reference())
+    random, lengths = np.random.default_rng(4), 6
+    sequences = random.integers(10, 90, (3, lengths))
+
+    def prompt():
+        made = DecodingCache(decoder, 64, find_policy("turn"), 64)
+        made.set_prompt({("prefix",): np.arange(10)})
+        made.patch(check)
+        return made
+
+    def step(cache, ways, token_ids, number):
+        positions = np.full(len(token_ids), 10 + number)
+        slots = cache.append(np.array(token_ids), positions)
+        unseen = torch.ones(len(slots), cache.num_rows - 10, dtype=torch.bool)
+        for at, (way, slot) in enumerate(zip(ways, slots.tolist(), strict=True)):
+            way.append(slot)
+            unseen[at, torch.tensor(way) - 10] = False
+        skipped = bytes([0, *FALLING(number)])  # of three layers the last ones
+        return decoder.logits(
+            decoder.forward(cache, slots, check, skipped=skipped, unseen=unseen)
+        ).clone()
+
+    together, ways = prompt().rows, [[] for _ in sequences]
+    found = [step(together, ways, sequences[:, at], at) for at in range(lengths)]
+    for number, sequence in enumerate(sequences):
+        alone, way = prompt().rows, [[]]
+        for at in range(lengths):
+            expected = step(alone, way, [sequence[at]], at)
+            assert_close(found[at][number : number + 1], expected, torch.float32)
