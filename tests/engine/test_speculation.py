@@ -134,6 +134,9 @@ def captured(tiny_model, monkeypatch):
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     monkeypatch.setattr(GraphPass, "exists_for", staticmethod(lambda _: True))
     monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
+    # Whatever this machine takes to search and to drop.
+    monkeypatch.setattr(LookupWorth, "is_due", lambda worth, step_ms: True)
+    monkeypatch.setattr(LookupWorth, "note_drop", lambda worth, ms: None)
     engine = Engine(EngineConfig("cpu", "float32", 1, 1 << 30, 400, 64))
     return engine.open("a", TEXT, path="a.py", model=str(tiny_model), policy="repair")
 
@@ -163,11 +166,12 @@ def test_graphs_are_prepared_on_rows_that_nobody_sees(captured, monkeypatch):
         return next((size for size, count in runs.items() if count < 2), None)
 
     before = everything_of(captured)
-    monkeypatch.setattr(Decoder, "decode", counting)
-    monkeypatch.setattr(Decoder, "uncaptured", uncaptured)
-    for left in range(len(DECODE_ROWS), 0, -1):
-        assert captured.prompt.prepare(), left
-    assert not captured.prompt.prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "decode", counting)
+        patch.setattr(Decoder, "uncaptured", uncaptured)
+        for left in range(len(DECODE_ROWS), 0, -1):
+            assert captured.prompt.prepare(), left
+        assert not captured.prompt.prepare()
     assert everything_of(captured) == before
     assert cache is captured.prompt.rows
     assert_equal(decoded(captured), wanted)
