@@ -52,7 +52,8 @@ class Uploads:
         for number, each in enumerate(arrays):
             self._on_host[start + number * room : start + number * room + count] = each
         part = slice(start, start + size)
-        self._there[part].copy_(self._staged[part], non_blocking=True)
+        # Only of pinned memory it is known when it has been read.
+        self._there[part].copy_(self._staged[part], non_blocking=self._is_cuda)
         starts = range(start, start + size, room) if room else [start] * len(arrays)
         return [self._there[at : at + count] for at in starts]
 
@@ -72,7 +73,8 @@ class Uploads:
 class Slabs:
     """Memory for pieces that are kept a while; on CUDA it is taken for many of them at a time.
 
-    A piece is a part of a slab, which goes when the last of its pieces has gone.
+    A piece is a part of a slab, which goes when the last of its pieces has gone: what is only held
+    for a moment is no piece.
     """
 
     def __init__(self, num_bytes: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -7,6 +7,8 @@ per slot is a record, and all records are renumbered in one place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
@@ -15,13 +17,10 @@ from torch import Tensor
 from ...kernels import dispatch
 from ..wire.errors import ContextTooLong, OutOfMemory, memory_error
 from .config import ModelConfig
-from .device_memory import Slabs, Uploads
+from .device_memory import Uploads
 from .rope import RotaryTable, RotaryTables
 
 Slots = NDArray[np.int64]
-
-# Copies of a whole cache's rows take so many pieces of memory.
-_SLABS = 16
 
 
 class KVCache:
@@ -41,6 +40,7 @@ class KVCache:
             turned, recomputed, removed or put in before another. What is appended or removed at
             the end leaves it.
         copied_row_bytes: memory of one row in what `copied` returns.
+        copied_dtype: of what it returns.
         tables: what each layer's keys are rotated by.
         graphs: passes that a decoder captured over this cache, by their shape, and what they share;
             they go with it.
@@ -73,8 +73,7 @@ class KVCache:
         # Of these the keys of a row at any position can be made again, likewise in words.
         self._sources = self._moved.unflatten(0, (3, -1))[::2]
         self.copied_row_bytes = self._sources[:, :, 0].nbytes
-        slab_bytes = capacity // _SLABS * self.copied_row_bytes
-        self._slabs = Slabs(slab_bytes, self._sources.dtype, device)
+        self.copied_dtype = self._sources.dtype
         self.capacity = capacity
         self.tables = RotaryTables(config, capacity, device)
         self.graphs: dict[object, object] = {}
@@ -172,16 +171,21 @@ class KVCache:
         self.positions[start:end] = positions
         return np.arange(start, end)
 
-    def copied(self, *slots: Slots) -> list[Tensor]:
+    def copied(self, *slots: Slots, take: Callable[..., Tensor] | None = None) -> list[Tensor]:
         """Return copies of rows, some at a time, for `insert`: unrotated keys, and values.
 
         They are of all layers, (2, num_layers * num_kv_heads, n, words); nothing else reads them.
+
+        Args:
+            slots: (n,) of each copy.
+            take: returns memory of a shape, of `copied_dtype`; None: it is newly taken.
         """
         (together,) = self.on_device(np.concatenate(slots))
         copies = []
         for at in together.split([*map(len, slots)]):
             shape = (*self._sources.shape[:2], len(at), self._sources.shape[3])
-            copies.append(torch.index_select(self._sources, 2, at, out=self._slabs.take(*shape)))
+            out = None if take is None else take(*shape)
+            copies.append(torch.index_select(self._sources, 2, at, out=out))
         return copies
 
     def insert(

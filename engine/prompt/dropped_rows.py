@@ -7,6 +7,7 @@ of the layout, as all that is turned: text that crosses the cursor changes its m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..model.device_memory import Slabs
 from ..model.kv_cache import KVCache, Slots
 from ..wire.errors import memory_error
 from .edit_plan import (
@@ -36,6 +38,8 @@ Floats = NDArray[np.float32]
 _CAPACITIES = 2
 # Of what may be held, for rows that were computed again: a few edits' worth.
 _OVERWRITTEN_SHARE = 0.25
+# As many rows as the cache has are in so many slabs.
+_SLABS = 16
 
 
 _Key = tuple[int, bytes]  # of a span: its segment and its tokens
@@ -70,13 +74,16 @@ class DroppedRows:
         self._spans: dict[_Key, _Span] = {}  # the oldest first
         self._most_bytes = _CAPACITIES * cache.capacity * cache.copied_row_bytes
         self._max_bytes = self._most_bytes
+        slab_bytes = cache.capacity // _SLABS * cache.copied_row_bytes
+        self._slabs = Slabs(slab_bytes, cache.copied_dtype, cache.storage[0].device)
+        self._held: Counter[int] = Counter()  # by where memory begins, spans that have a part of it
         self._span_bytes = 0
         self.exactness = Exactness(cache)
         self._overwritten = OverwrittenRows(cache)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that is held."""
+        """Memory that is held: of a slab the whole, as long as a span has a part of it."""
         return self._span_bytes + self._overwritten.num_bytes
 
     def bound(self, num_bytes: int) -> None:
@@ -86,8 +93,7 @@ class DroppedRows:
 
     def clear(self) -> None:
         """Keep nothing of what is held."""
-        self._spans.clear()
-        self._span_bytes = 0
+        self._forget_all()
         self._overwritten.clear()
 
     def trim(self) -> None:
@@ -139,12 +145,12 @@ class DroppedRows:
         if not stretches:
             return
         try:
-            copies = cache.copied(*(slots[start:end] for start, end in stretches))
+            some = (slots[start:end] for start, end in stretches)
+            copies = cache.copied(*some, take=self._slabs.take)
         except Exception as error:
             if memory_error(error) is None:
                 raise
-            self._spans.clear()  # they are a luxury, and there is no room for it
-            self._span_bytes = 0
+            self._forget_all()  # they are a luxury, and there is no room for it
             return
         for (start, end), rows in zip(stretches, copies, strict=True):
             of_span = slots[start:end]
@@ -161,12 +167,24 @@ class DroppedRows:
                 debt[start:end].copy(),
                 rows,
             )
-            self._span_bytes += rows.nbytes
+            memory = rows.untyped_storage()
+            self._span_bytes += 0 if self._held[memory.data_ptr()] else memory.nbytes()
+            self._held[memory.data_ptr()] += 1
 
     def _forget(self, key: _Key) -> None:
         """Let a span go, if there is such a one."""
-        if (span := self._spans.pop(key, None)) is not None:
-            self._span_bytes -= span.rows.nbytes
+        if (span := self._spans.pop(key, None)) is None:
+            return
+        memory = span.rows.untyped_storage()
+        self._held[memory.data_ptr()] -= 1
+        if not self._held[memory.data_ptr()]:
+            del self._held[memory.data_ptr()]
+            self._span_bytes -= memory.nbytes()
+
+    def _forget_all(self) -> None:
+        self._spans.clear()
+        self._held.clear()
+        self._span_bytes = 0
 
     def prefer_own(
         self, runs: list[Run], order: Slots, segment_of: Ints, changed_from: int
