@@ -27,7 +27,7 @@ from quality import fim_fetch, fim_held_out
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import stop
-from keyturn.engine.exits.controller import normalised
+from keyturn.engine.exits.fill import normalised
 from keyturn.engine.exits.stop import StopRule
 from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import ColdLimit

@@ -42,9 +42,11 @@ from quality.fim_tasks import read_human_eval
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.exits import depth_file, skip_file
+from keyturn.engine.loaded_model import Model
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import WHOLE
 from keyturn.engine.replay.trace import Complete, Cursor, Edit, map_back, read_trace
-from keyturn.engine.session import Model, Session
+from keyturn.engine.session import Session
 from keyturn.engine.wire.config import Completion, CompletionParams
 from keyturn.server.settings import COMMAND_LINE
 from keyturn.server.suggestion import asked
@@ -279,16 +281,16 @@ def measure(
     session = engine.open("depth", place.text, path=place.path, model=args.model, policy="repair")
     session.cold_limit = WHOLE
     session.set_cursor(place.anchor)
-    session.sync(_go_on)
+    session.sync(go_on)
     warm(engine)
     started_at = time.perf_counter()
     for edits in place.edits:
         session.edit(edits)
     session.set_cursor(place.offset)
-    session.sync(_go_on)
+    session.sync(go_on)
     key_ms = (time.perf_counter() - started_at) * 1e3
     params = asked(session.text, place.offset, COMMAND_LINE.completion_params(), args.confidence)
-    session.complete(place.offset, replace(params, max_tokens=1), _go_on)  # repairs
+    session.complete(place.offset, replace(params, max_tokens=1), go_on)  # repairs
     past, names = session.past, list(compared)
     before = {
         name: (each.record.num_drafted, each.record.num_accepted) for name, each in compared.items()
@@ -300,7 +302,7 @@ def measure(
             session.model = replace(model, exits=compared[name].fast or model.exits)
             asked_for = replace(params, depth=compared[name].depth)
             started_at = time.process_time()
-            one = session.complete(place.offset, asked_for, _go_on)
+            one = session.complete(place.offset, asked_for, go_on)
             if args.cpu_time:
                 total_ms = (time.process_time() - started_at) * 1e3
                 one = replace(one, ttft_ms=0.0, total_ms=total_ms)
@@ -341,16 +343,12 @@ def compare(
         return made
     pairs = zip([*plain.token_ids, -1], [*one.token_ids, -1], strict=False)
     at = next(at for at, (wanted, other) in enumerate(pairs) if wanted != other)
-    logits = session.prompt.score([*plain.token_ids[:at], 0], _go_on)[-1]
+    logits = session.prompt.score([*plain.token_ids[:at], 0], go_on)[-1]
     first, second = logits.topk(2).values.tolist()
     if first - second < tolerance:
         return made._replace(is_equal=False, is_excused=True)
     text = f"{plain.text!r} is {one.text!r}, apart {first - second:.3g}"
     return made._replace(is_equal=False, different=text)
-
-
-def _go_on() -> None:
-    """Never cancel."""
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from keyturn.engine.exits.controller import ExitRule, Exits
+from keyturn.engine.generation.draft import DraftRecord, OwnDrafts
 from keyturn.engine.generation.skipping import Schedule, exit_depths, skip_decode
-from keyturn.engine.generation.speculation import DraftRecord, OwnDrafts
-from keyturn.engine.session import Model
+from keyturn.engine.loaded_model import Model
 
 
 class Method(NamedTuple):

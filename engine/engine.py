@@ -64,6 +64,9 @@ class Engine:
         """
         self.config, self._finds_exits = config, finds_exits
         self.device = choose_device(config.device)
+        if self.device.type == "cuda":
+            # Streams, events and captures are of the thread's device, wherever tensors are.
+            torch.cuda.set_device(self.device.index or 0)
         self.dtype = choose_dtype(config.dtype, self.device)
         self._kernels = dispatch.choose(self.device)
         self._packing = Packing(config.quant, user_cache()) if config.quant in PACKED else None

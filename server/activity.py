@@ -148,6 +148,7 @@ class Focus:
         self.uri: str | None = None
         self._show = show
         self._later: asyncio.TimerHandle | None = None
+        self._next: str | None = None  # which is looked at then
 
     def at(self, uri: str) -> None:
         """Note that a document is certainly looked at."""
@@ -164,13 +165,16 @@ class Focus:
         self._forget_later()
         if uri != self.uri:
             loop = asyncio.get_running_loop()
-            self._later = loop.call_later(_BURST_SECONDS, self.at, uri)
+            self._later, self._next = loop.call_later(_BURST_SECONDS, self.at, uri), uri
 
     def closed(self, uri: str) -> None:
         """Note that a document is not there any more."""
         if uri == self.uri:
             self.uri = None
+        if uri == self._next:
+            self._forget_later()
 
     def _forget_later(self) -> None:
         if self._later is not None:
             self._later.cancel()
+        self._later = self._next = None

@@ -302,7 +302,7 @@ def _add_calibrate(commands: argparse._SubParsersAction) -> None:
         description="Learn from source code at which layer a token of the model is sure enough to "
         'leave, for the depth "fast". Prints how many tokens are final after each layer. Takes '
         "minutes on a CPU; the code does not leave this machine, and the file that is written "
-        "holds weights of a classifier and no text.",
+        "holds weights and no text.",
         epilog="The file is found when the model is loaded. Exit codes: 0 it was written, 2 an "
         "error, 130 interrupted.",
     )
@@ -331,7 +331,8 @@ def _add_calibrate(commands: argparse._SubParsersAction) -> None:
         "--fill-in",
         action="store_true",
         help="several exits, and learnt keys and values for the layers that a token was not put "
-        "through: far fewer layers, and more completions that differ; by default they are made up",
+        "through: far fewer layers, and more completions that differ; by default they are made up; "
+        "not with --skip",
     )
     calibrate.add_argument(
         "--skip",

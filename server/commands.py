@@ -90,6 +90,8 @@ def calibrate(arguments: argparse.Namespace) -> int:
         raise BadRequest(f"--places {arguments.places}: must be a whole number above 0")
     if arguments.skip is not None and arguments.skip < 1:
         raise BadRequest(f"--skip {arguments.skip}: must be a whole number above 0")
+    if arguments.fill_in and (arguments.skip or arguments.oracle):
+        raise BadRequest("--fill-in is about exits, --skip and --oracle are not; give one of them")
     settings = settings_of(arguments)
     from rich.console import Console
     from rich.progress import Progress

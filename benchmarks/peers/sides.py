@@ -7,12 +7,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from bench_cpu import Contender
-from bench_edit_latency import SOURCE, go_on
+from bench_edit_latency import SOURCE
 from peers.steps import ACCEPT, TYPED, Step
 from traces.cursor import lines_away
 
 from keyturn.engine.engine import Engine
 from keyturn.engine.loaded_model import Model
+from keyturn.engine.model.layers import go_on
 from keyturn.engine.prompt.growing_window import PromptEncoder
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.server.settings import Settings

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,10 +75,10 @@ def add_rows(
     """
     cache, decoder = prompt.rows, prompt.decoder
     slots = cache.by_position().copy()
+    index = torch.from_numpy(slots).to(decoder.device)
     keys, _, values = cache.storage
     hidden = None
     for fit, (start, depth) in zip(fits, pairwise([0, *depths]), strict=True):
         hidden = decoder.forward(cache, slots, check, layers=range(start, depth), hidden=hidden)
-        index = torch.from_numpy(np.array(slots)).to(keys.device)
         parts = [each[depth:, :, index].permute(2, 0, 1, 3).flatten(2) for each in (keys, values)]
         fit.add(hidden.cpu(), torch.stack(parts, 1).cpu())

@@ -25,6 +25,7 @@ from ..exits.controller import Exits
 from ..exits.fill import Fill
 from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
+from ..model.layers import go_on
 from .speculation import MOST_ROWS, Decoding, PartialSteps
 
 # Where nothing is made up a row that leaves early costs little, and a wrong one spares nothing: so
@@ -151,7 +152,7 @@ class FastSteps(PartialSteps):
             some = [row for row in lacking if row.reached == start][:MOST_ROWS]
             end = min([until, *(row.reached for row in lacking if row.reached > start)])
             hidden = torch.stack([row.hidden for row in some])
-            self._forward(some, range(start, end), hidden, self._skipped, _go_on)
+            self._forward(some, range(start, end), hidden, self._skipped, go_on)
         if until == self._num_layers:
             self._left.clear()
 
@@ -189,7 +190,3 @@ class FastSteps(PartialSteps):
         )
         for row, state in zip(rows, states.clone(), strict=True):
             row.reached, row.hidden = layers.stop, state
-
-
-def _go_on() -> None:
-    pass

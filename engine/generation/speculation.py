@@ -194,10 +194,10 @@ class SpeculativeSteps:
         self._note = _pass_over
 
     def _drop_ahead(self) -> None:
-        started_at, num_ahead = time.perf_counter(), len(self._ahead)
+        started_at, num_rows = time.perf_counter(), self._prompt.num_rows
         self._ahead.clear()
         self._prompt.drop_generated(len(self._taken))
-        if num_ahead:
+        if self._prompt.num_rows < num_rows:
             self._record.worth.note_drop((time.perf_counter() - started_at) * 1e3)
 
     @cached_property
@@ -228,7 +228,7 @@ class SpeculativeSteps:
     def _looked_up(self, most: int) -> tuple[Draft, float]:
         """Return the part of a looked up draft that gains most, and tokens in the time of one."""
         worth, num_slots = self._record.worth, self._prompt.num_rows
-        if self._lookup is None or not worth.is_due(self._cost.ms(1, num_slots)):
+        if self._lookup is None or most < 1 or not worth.is_due(self._cost.ms(1, num_slots)):
             return Draft([], 0), 1.0
         started_at = time.perf_counter()
         found, gain = self._worthwhile(self._lookup.draft(most), num_slots)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from keyturn.engine import engine as engine_module
 from keyturn.engine.engine import Engine, choose_device
 from keyturn.engine.wire.config import CompletionParams
 from keyturn.engine.wire.errors import BadRequest, OutOfMemory
+from keyturn.kernels.dispatch import choose
 from keyturn.server.settings import Settings
 
 PARAMS = CompletionParams(9, 0.0, 1.0, 0, (), 0.0)
@@ -82,3 +84,13 @@ def test_cache_that_is_reserved_whole_counts_whole(
 def test_a_start_does_not_import_torchs_compiler():
     code = "import sys, keyturn.engine.engine; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda:1", 1), ("cuda", 0)])
+def test_an_engine_works_on_its_own_device_of_several(monkeypatch, name, index) -> None:
+    current = []
+    monkeypatch.setattr(engine_module, "choose_device", torch.device)
+    monkeypatch.setattr(engine_module.dispatch, "choose", lambda _: choose(torch.device("cpu")))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    Engine(Settings(device=name, dtype="float32").engine_config())
+    assert current == [index]

@@ -368,3 +368,21 @@ def test_what_dropping_costs_counts_against_a_draft(session, drafting, drop_ms, 
     drafts.lookup, drafts.worth.drop_ms = Rates([0.5]), drop_ms
     session.complete(AT, replace(PARAMS, max_tokens=4), check)
     assert bool(drafts.num_drafted) == is_drafted
+
+
+def test_every_drop_of_a_draft_is_timed_and_nothing_is_sought_for_the_last_token(
+    session, drafting, monkeypatch
+):
+    asked, dropped = [], []
+
+    def find(lookup, max_tokens):
+        asked.append(max_tokens)
+        return Draft([5], 8)
+
+    drafting("lookup", find)
+    monkeypatch.setattr(LookupWorth, "note_drop", lambda worth, ms: dropped.append(ms))
+    made = session.complete(AT, replace(PARAMS, max_tokens=6), check)
+    assert len(made.token_ids) == 6 and 5 not in made.token_ids
+    # The sixth has no row, and behind the fifth there would be nothing to draft.
+    assert asked == [4, 3, 2, 1]
+    assert len(dropped) == len(asked), "each draft was one token, and wrong"

@@ -64,6 +64,8 @@ def test_what_was_learnt_is_found_when_the_model_is_loaded(code, tiny_model, cap
         (["--risk", "0"], "--risk 0: must be a number above 0 and below 0.5"),
         (["--risk", "1e-9"], "give more source code, or a higher risk"),
         (["--places", "3"], "only 3 places"),
+        (["--fill-in", "--skip", "2"], "give one of them"),
+        (["--fill-in", "--oracle"], "give one of them"),
         (["--places", "-1"], "--places -1: must be"),
         (["--risk", "0.45", "--out", "/dev/null/depth.npz"], "name another file with --out"),
     ],

@@ -212,6 +212,17 @@ async def test_of_many_documents_opened_at_once_only_the_last_is_warmed(client) 
     ]
 
 
+@scenario()
+async def test_a_document_that_is_closed_at_once_takes_no_look_from_another(client) -> None:
+    await client.initialize()
+    client.open("x = \n")
+    await client.reply(client.ask(0, 4))
+    client.open("y = \n", uri="file:///peeked.py")
+    client.notify("textDocument/didClose", {"textDocument": {"uri": "file:///peeked.py"}})
+    await asyncio.sleep(0.1)
+    assert looks(client) == [(URI, True)]
+
+
 def looks(client: Client) -> list[tuple[str, bool]]:
     return [call[1:] for call in client.server.engine.calls if call[0] == "focus"]
 
