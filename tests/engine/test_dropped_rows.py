@@ -1,6 +1,5 @@
 """Dropped rows that come back: what is computed, what is held, the oracle after healing."""
 
-import math
 import re
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.engine.model.device_memory import Slabs
 from keyturn.engine.model.kv_cache import KVCache
 from keyturn.engine.prompt.dependencies import Dependencies
 from keyturn.engine.prompt.dropped_rows import DroppedRows
@@ -318,46 +316,6 @@ def test_no_memory_for_copies_is_no_error(opened, monkeypatch):
     monkeypatch.setattr(KVCache, "copied", refuse)
     computed(session, replaced(session, FUNCTIONS[4], ""))
     assert session.prompt.num_dropped_bytes == 0
-
-
-def test_a_slab_counts_as_a_whole_as_long_as_one_of_its_pieces_is_held(monkeypatch):
-    cache = new_cache(capacity=120)
-    cache.add_record("segment", np.int64, -1)
-    slabs, num_taken = [], 0
-
-    def take(_, *shape):  # four pieces each
-        nonlocal num_taken
-        size = math.prod(shape)
-        if num_taken % 4 == 0:
-            slabs.append(torch.empty(4 * size, dtype=cache.copied_dtype))
-        at, num_taken = num_taken % 4 * size, num_taken + 1
-        return slabs[-1][at : at + size].view(shape)
-
-    monkeypatch.setattr(Slabs, "take", take)
-    dropped = DroppedRows(cache)
-    blocks = [np.arange(20 * block, 20 * block + 20) for block in range(8)]
-
-    def drop(tokens):
-        write(cache, cache.append(tokens, np.arange(20)))
-        cache.record("segment")[:] = 0
-        dropped.keep(cache.by_position(), np.arange(20), np.zeros(20, np.float32))
-        cache.remove(np.arange(20))
-
-    def is_kept(tokens):
-        return bool(dropped.find(np.arange(20), tokens, np.zeros(21, np.int64)))
-
-    for block in blocks:
-        drop(block)
-    one = slabs[0].nbytes
-    assert dropped.num_bytes == 2 * one == 160 * cache.copied_row_bytes
-    for block in blocks[1:4]:  # their older copies go, the first one's stays in the slab
-        drop(block)
-    assert dropped.num_bytes == 3 * one
-    dropped.bound(3 * one - 1)
-    assert dropped.num_bytes == 2 * one
-    assert [is_kept(block) for block in blocks] == [False] + [True] * 7
-    dropped.clear()
-    assert dropped.num_bytes == 0
 
 
 def black(text):
