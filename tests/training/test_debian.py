@@ -100,6 +100,8 @@ def renamed(text, new):
         ("GPL-2 and BSD-2-clause or ISC", ["ISC"]),
         ("MIT and GPL-2", []),
         ("BSD-4-clause", []),
+        ("BSD-3-Clause-No-Military-License", []),
+        ("Apache-2.0-with-Commons-Clause", []),
         ("GPL-2+ with OpenSSL exception", []),
         ("LGPL-2.1", []),
         ("", []),
