@@ -125,7 +125,10 @@ def test_last_paragraph_that_matches_decides():
 
 def test_source_package_is_read_by_file(tmp_path):
     files = {"src/a.c": C, "src/copyleft/b.c": CPP, "src/copyleft/either.c": C, "README": "a"}
-    package = read_source(write_source(tmp_path, "shop", {**files, "setup.py": "x = 1\n" * 50}))
+    path = write_source(tmp_path, "shop", {**files, "setup.py": "x = 1\n" * 50})
+    begin, end = (f"-----{word} PGP SIGNATURE-----\n" for word in ("BEGIN", "END"))
+    path.write_text(f"{path.read_text()}\n{begin}Version: GnuPG v1\n\niQ\n{end}")
+    package = read_source(path)
     assert [path for path, _ in package.files] == ["shop/src/a.c", "shop/src/copyleft/either.c"]
     assert package.refused == ["shop/src/copyleft/b.c"]
     assert (package.name, package.version) == ("debian:shop", "1:1.0-2")
