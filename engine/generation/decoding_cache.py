@@ -74,7 +74,7 @@ class DecodingCache(PromptCache):
         """Append generated tokens in one pass; return the logits after each.
 
         `drop_generated` takes back those that are not wanted, as if they had never been there.
-        The next step may overwrite the logits.
+        The next pass over the cache may overwrite the logits.
         """
         cache = self.rows
         with self._appended_behind(token_ids) as slots:

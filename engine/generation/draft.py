@@ -6,6 +6,7 @@ tokens where they stood before is likely to follow them again.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -168,16 +169,20 @@ class LookupWorth:
         search_ms: what a search takes.
         drop_ms: what it takes to drop a draft.
         waited: steps since the last search.
+        step_ms: what a step without a draft takes, as was said last; no search or drop counts for
+            more, as one that took longer was kept waiting.
     """
 
     promised: float = _LOOKUP_GAIN
     search_ms: float = 0.0
     drop_ms: float = 0.0
     waited: int = 0
+    step_ms: float = math.inf
 
     def is_due(self, step_ms: float) -> bool:
         """Return whether to search before a step that takes so long without a draft."""
         self.waited += 1
+        self.step_ms = step_ms
         pays = self.promised > 1 + _LEAST_RETURN * self.search_ms / step_ms
         return pays or self.waited >= _SEARCHED_AGAIN
 
@@ -185,11 +190,11 @@ class LookupWorth:
         """Note what a search has promised, and what it took."""
         self.waited = 0
         self.promised += _FOLLOW_SEARCH * (promised - self.promised)
-        self.search_ms += _FOLLOW_SEARCH * (ms - self.search_ms)
+        self.search_ms += _FOLLOW_SEARCH * (min(ms, self.step_ms) - self.search_ms)
 
     def note_drop(self, ms: float) -> None:
         """Note what it took to drop a draft."""
-        self.drop_ms += _FOLLOW_SEARCH * (ms - self.drop_ms)
+        self.drop_ms += _FOLLOW_SEARCH * (min(ms, self.step_ms) - self.drop_ms)
 
 
 @dataclass

@@ -235,7 +235,7 @@ class Decoder:
         """Compute rows of generated tokens, which see all that is there, to the logits after each.
 
         On a GPU up to 16 of them are a captured graph, the head and what is read of the logits
-        included. The next step overwrites what is returned.
+        included. The next pass over the cache overwrites what is returned.
 
         Args:
             cache: holds the rows' tokens and positions.

@@ -361,6 +361,18 @@ def test_lookups_that_do_not_pay_are_tried_now_and_then_only():
     assert all(worth.is_due(step_ms=1.0) for _ in range(20))
 
 
+def test_one_search_that_was_kept_waiting_ends_no_lookups():
+    worth = LookupWorth()
+    for _ in range(20):
+        assert worth.is_due(step_ms=1.0)
+        worth.note_search(promised=1.5, ms=0.01)
+        worth.note_drop(ms=0.01)
+    worth.note_search(promised=1.5, ms=500.0)
+    worth.note_drop(ms=500.0)
+    assert worth.is_due(step_ms=1.0)
+    assert worth.drop_ms < 0.2
+
+
 @pytest.mark.parametrize(("drop_ms", "is_drafted"), [(0.0, True), (1e9, False)])
 def test_what_dropping_costs_counts_against_a_draft(session, drafting, drop_ms, is_drafted):
     drafting("lookup", lambda lookup, max_tokens: Draft([5] * max(0, max_tokens), 0))

@@ -100,6 +100,8 @@ def renamed(text, new):
         ("GPL-2 and BSD-2-clause or ISC", ["ISC"]),
         ("MIT and GPL-2", []),
         ("BSD-4-clause", []),
+        ("BSD-3-Clause-No-Military-License", []),
+        ("Apache-2.0-with-Commons-Clause", []),
         ("GPL-2+ with OpenSSL exception", []),
         ("LGPL-2.1", []),
         ("", []),
@@ -123,7 +125,10 @@ def test_last_paragraph_that_matches_decides():
 
 def test_source_package_is_read_by_file(tmp_path):
     files = {"src/a.c": C, "src/copyleft/b.c": CPP, "src/copyleft/either.c": C, "README": "a"}
-    package = read_source(write_source(tmp_path, "shop", {**files, "setup.py": "x = 1\n" * 50}))
+    path = write_source(tmp_path, "shop", {**files, "setup.py": "x = 1\n" * 50})
+    begin, end = (f"-----{word} PGP SIGNATURE-----\n" for word in ("BEGIN", "END"))
+    path.write_text(f"{path.read_text()}\n{begin}Version: GnuPG v1\n\niQ\n{end}")
+    package = read_source(path)
     assert [path for path, _ in package.files] == ["shop/src/a.c", "shop/src/copyleft/either.c"]
     assert package.refused == ["shop/src/copyleft/b.c"]
     assert (package.name, package.version) == ("debian:shop", "1:1.0-2")

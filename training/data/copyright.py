@@ -27,7 +27,10 @@ _NAMES = {
     name: re.compile(rf"({pattern})([-~_.].*)?", re.I) for name, pattern in _PERMISSIVE.items()
 }
 # Variants that ask for more than their name says.
-_MORE = re.compile(r"\b4[-_ ]?clause|bsd-?4|advert|attribution|protection|nuclear|commercial|gpl")
+_MORE = re.compile(
+    r"\b4[-_ ]?clause|bsd-?4|advert|attribution|protection|nuclear|military|commercial|"
+    r"commons[-_ ]clause|gpl"
+)
 _EXCEPTION = re.compile(r" with llvm[- ]exceptions?")  # it only permits more
 _FORMAT = re.compile(r"copyright-format|dep-?5", re.I)
 

@@ -50,7 +50,8 @@ def read_source(path: Path, names: dict[str, str] | None = None) -> Package:
         tarfile.TarError, EOFError, lzma.LZMAError: one is damaged.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
-    fields = dict(re.findall(r"^(Source|Version): (.+)$", text, re.M))
+    # The first of each: behind them a signature may have a "Version" too.
+    fields = dict(reversed(re.findall(r"^(Source|Version): (.+)$", text, re.M)))
     files: list[_Found] = []
     told = ""
     for name in sorted(set(re.findall(r"^ [0-9a-f]{32,} \d+ (\S+\.tar\.\w+)$", text, re.M))):
