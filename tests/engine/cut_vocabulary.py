@@ -66,7 +66,9 @@ def cut(tokenizer: Tokenizer, texts: list[str]) -> str:
         token for token in raw["added_tokens"] if not _SPARE.search(token["content"])
     ]
     special = {token["content"] for token in raw["added_tokens"]}
-    alphabet = {*ByteLevel.alphabet(), *map(chr, range(33, 127)), "▁", raw["model"]["unk_token"]}
+    # Gemma's tab is a word, where others have the piece <0x09>.
+    alphabet = {*ByteLevel.alphabet(), "\t", *map(chr, range(33, 127)), "▁"}
+    alphabet.add(raw["model"]["unk_token"])
     bytes_of_pieces = {f"<0x{byte:02X}>" for byte in range(256)}
     kept = vocabulary.keys() & (pieces | special | alphabet | bytes_of_pieces)
     raw["model"]["vocab"] = {word: vocabulary[word] for word in sorted(kept, key=vocabulary.get)}
