@@ -103,6 +103,13 @@ end
 
 local function take_status(_, status) said.take(status) end
 
+local LEVELS = { vim.log.levels.ERROR, vim.log.levels.WARN, vim.log.levels.INFO }
+
+local function take_message(_, params)
+  local named = vim.startswith(params.message, "Keyturn") and "" or "Keyturn: "
+  said.tell(named .. params.message, LEVELS[params.type] or vim.log.levels.DEBUG)
+end
+
 local function take_refresh(_, params, context)
   local client = vim.lsp.get_client_by_id(context.client_id)
   local bufnr = api.nvim_get_current_buf()
@@ -233,7 +240,7 @@ local function on_exit(code, signal)
     if num_restarts <= MAX_RESTARTS then
       vim.defer_fn(M.attach_all, 1000 * 2 ^ (num_restarts - 1))
     else
-      vim.notify("Keyturn: " .. said.trouble.text .. "; " .. said.trouble.help, vim.log.levels.WARN)
+      said.tell("Keyturn: " .. said.trouble.text .. "; " .. said.trouble.help, vim.log.levels.WARN)
     end
   end)
 end
@@ -246,7 +253,7 @@ local function is_executable(cmd)
       text = ("%s is not an executable file"):format(cmd[1]),
       help = 'Install keyturn, or name it: setup({ cmd = { "/path/to/keyturn", "serve" } }).',
     }
-    vim.notify("Keyturn: " .. said.trouble.text .. ". " .. said.trouble.help, vim.log.levels.WARN)
+    said.tell("Keyturn: " .. said.trouble.text .. ". " .. said.trouble.help, vim.log.levels.WARN)
     said.changed()
   end
   return false
@@ -266,7 +273,11 @@ function M.attach(bufnr)
     init_options = settings,
     settings = { keyturn = settings },
     capabilities = capabilities(),
-    handlers = { ["keyturn/status"] = take_status, ["keyturn/refresh"] = take_refresh },
+    handlers = {
+      ["keyturn/status"] = take_status,
+      ["keyturn/refresh"] = take_refresh,
+      ["window/showMessage"] = take_message,
+    },
     flags = { debounce_text_changes = GATHER_CHANGES_MS },
     on_init = on_init,
     on_attach = on_attach,
