@@ -14,6 +14,7 @@ local GATHER_CHANGES_MS = 20
 -- for a while begins anew.
 local MAX_RESTARTS = 3
 local LONG_LIFE_MS = 60000
+local SIGTERM = 15
 local ROOT_MARKS = { ".git", "pyproject.toml", "package.json", ".hg" }
 
 --- Called with a place when asking again there is worth it.
@@ -226,7 +227,8 @@ local function on_exit(code, signal)
   vim.schedule(function()
     M.on_pause()
     said.latest = nil
-    local is_failure = code ~= 0
+    -- A signal leaves the code at 0. Only SIGTERM is somebody's wish, `client:stop(true)` for one.
+    local is_failure = code ~= 0 or (signal ~= 0 and signal ~= SIGTERM)
     local how = is_failure and ("exit code %d, signal %d"):format(code, signal) or "it was stopped"
     said.trouble = {
       state = "failed",
