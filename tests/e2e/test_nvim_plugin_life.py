@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import time
 
 import pytest
 
@@ -83,27 +82,6 @@ def test_status_is_said_shown_and_told(ready) -> None:
     ready.type(":Keyturn log<CR>")
     ready.nvim.until("vim.fn.bufname():find('scripted_server.py', 1, true) ~= nil")
     ready.nvim.lua("vim.api.nvim_echo = echo")
-
-
-def test_a_long_message_takes_no_key_from_who_types(ready) -> None:
-    message = "Keyturn cannot complete: " + "a folder is missing, " * 20 + "see the log"
-    params = {"method": "window/showMessage", "params": {"type": 1, "message": message}}
-    ready.nvim.call("nvim_ui_attach", 80, 20, {"ext_linegrid": True})
-    ready.type("ia")
-    ready.nvim.notify("nvim_exec_lua", "server(...)", ["test/notify", params])  # may be held up
-    for _ in range(50):
-        assert ready.nvim.call("nvim_get_mode") == {"mode": "i", "blocking": False}
-        time.sleep(0.02)
-    ready.type("jq")
-    assert ready.lines == ["ajq"]
-    assert message not in ready.nvim.lua("return vim.fn.execute('messages')")
-    ready.nvim.call("nvim_input", "<Esc>")
-    deadline = time.monotonic() + 60
-    while not ready.nvim.call("nvim_get_mode")["blocking"]:  # all of it, now that nothing is typed
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    ready.nvim.call("nvim_input", "<CR>")
-    assert message in ready.nvim.lua("return vim.fn.execute('messages')")
 
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["exit code", "signal"])
