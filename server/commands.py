@@ -187,7 +187,8 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         from .http import serving
     except ModuleNotFoundError as error:
         raise BadRequest(
-            f"--http needs what the extra `http` installs ({error}): pip install 'keyturn[http]'"
+            f"--http needs what the extra `http` installs ({error}): "
+            f"{sys.executable} -m pip install 'keyturn[http]'"
         ) from None
     return serving.serve(host, port, settings, token)
 

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
+# So often a host looks whether clients still find it.
+_LOOK_EVERY_S = 2.0
 # A host that ends closes its socket at once and gives its lock back when its work has stopped.
 _TAKE_OVER_S = _STOP_TIMEOUT_S + 1
 # A client that has not read this much has hung; replies are small, so it is far behind.
@@ -135,7 +137,9 @@ class Host:
         server = await self._listen()
         log.info("engine host %d serves %s", os.getpid(), self.address.socket)
         self.note_clients()
-        await self.ended.wait()
+        while not await self._has_ended_soon():
+            if not self._found_at.exists():
+                server = await self._listen_again(server)
         server.close()
         for client in list(self.connections):
             client.close()
@@ -164,6 +168,29 @@ class Host:
     def status(self) -> dict[str, Any]:
         """Return what the host does, as plain data."""
         return {**self.scheduler.status(), "pid": os.getpid(), "num_clients": len(self.clients)}
+
+    @property
+    def _found_at(self) -> Path:
+        return self.address.port_file if self.address.is_tcp else self.address.socket
+
+    async def _has_ended_soon(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_EVERY_S):
+                await self.ended.wait()
+        return self.ended.is_set()
+
+    async def _listen_again(self, server: asyncio.Server) -> asyncio.Server:
+        """Be found again where what cleans temporary folders has removed the socket's name.
+
+        This host holds the lock, so no other can serve those who come.
+        """
+        try:
+            found = await self._listen()
+        except OSError:  # the folder is gone, too; who looks for a host makes it anew
+            return server
+        server.close()
+        log.warning("%s was removed: made anew", self._found_at)
+        return found
 
     async def _listen(self) -> asyncio.Server:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -84,17 +84,23 @@ def test_status_is_said_shown_and_told(ready) -> None:
     ready.nvim.lua("vim.api.nvim_echo = echo")
 
 
-def test_a_server_that_ends_is_started_again_as_it_was(plugin) -> None:
+@pytest.mark.parametrize("is_killed", [False, True], ids=["exit code", "signal"])
+def test_a_server_that_ends_is_started_again_as_it_was(plugin, is_killed) -> None:
     ready = plugin
     ready.set_up(settings={"max_tokens": 7})
     ready.edit("a.py")
     ready.suggest("x", "y")
     ready.type("ix")
     ready.shows("y")
-    ready.nvim.lua(f"{CLIENT}:request('test/die', vim.empty_dict(), function() end)")
+    if is_killed:
+        (pid,) = ready.nvim.lua("return vim.api.nvim_get_proc_children(vim.fn.getpid())")
+        os.kill(pid, signal.SIGKILL)
+    else:
+        ready.nvim.lua(f"{CLIENT}:request('test/die', vim.empty_dict(), function() end)")
     ready.nvim.until("require('keyturn').status().state == 'failed'")
     status = ready.nvim.lua("return require('keyturn').status()")
-    assert "exit code 9" in status["text"] and ":Keyturn restart" in status["help"]
+    assert ("signal 9" if is_killed else "exit code 9") in status["text"]
+    assert ":Keyturn restart" in status["help"]
     assert ready.ghost == ""
     ready.type("<Esc>")
     ready.nvim.until(f"({CLIENT} or {{}}).initialized")

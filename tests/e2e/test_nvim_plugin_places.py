@@ -1,5 +1,7 @@
 """The Neovim plugin in windows and buffers, in texts of every kind, beside menus and mappings."""
 
+import time
+
 import pytest
 
 from ..nvim import IS_INSTALLED
@@ -284,3 +286,42 @@ def test_keys_can_be_left_out_and_mapped_by_name(plugin) -> None:
     assert plugin.lines == ["Fxy", "z"]
     plugin.type("<Tab>")
     assert plugin.lines == ["Fxy", "z\t"]
+
+
+def test_asking_where_there_are_no_suggestions_says_why(ready) -> None:
+    ready.nvim.lua("""
+      said = {}
+      local echo = vim.api.nvim_echo
+      vim.api.nvim_echo = function(chunks, ...)
+        table.insert(said, chunks[1][1])
+        return echo(chunks, ...)
+      end
+    """)
+    ready.edit("a.md")
+    ready.type("ix")
+    ready.settle()
+    assert not ready.nvim.lua("return said")
+    ready.type("<M-Bslash>")
+    assert 'filetype "markdown" is not among' in ready.nvim.lua("return said[1]")
+    assert not ready.sent("textDocument/inlineCompletion")
+
+
+def test_a_long_message_takes_no_key_from_who_types(ready) -> None:
+    message = "Keyturn cannot complete: " + "a folder is missing, " * 20 + "see the log"
+    params = {"method": "window/showMessage", "params": {"type": 1, "message": message}}
+    ready.nvim.call("nvim_ui_attach", 80, 20, {"ext_linegrid": True})
+    ready.type("ia")
+    ready.nvim.notify("nvim_exec_lua", "server(...)", ["test/notify", params])  # may be held up
+    for _ in range(50):
+        assert ready.nvim.call("nvim_get_mode") == {"mode": "i", "blocking": False}
+        time.sleep(0.02)
+    ready.type("jq")
+    assert ready.lines == ["ajq"]
+    assert message not in ready.nvim.lua("return vim.fn.execute('messages')")
+    ready.nvim.call("nvim_input", "<Esc>")
+    deadline = time.monotonic() + 60
+    while not ready.nvim.call("nvim_get_mode")["blocking"]:  # all of it, now that nothing is typed
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    ready.nvim.call("nvim_input", "<CR>")
+    assert message in ready.nvim.lua("return vim.fn.execute('messages')")

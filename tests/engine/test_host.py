@@ -337,6 +337,26 @@ def test_second_host_on_a_socket_is_refused(address):
     Connection(address).close()
 
 
+def test_a_host_whose_socket_was_removed_is_found_again_and_keeps_its_clients(tmp_path):
+    address = at_socket(tmp_path / "s.sock")
+    with killed(start_host(address)) as process:
+        client = Connection(address)
+        client.hello()
+        client.open("good", "good")
+        address.socket.unlink()
+        deadline = time.monotonic() + LIMIT_S
+        while not address.socket.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        other = Connection(address)
+        assert other.hello("other")["result"]["pid"] == process.pid
+        assert stat.S_IMODE(address.socket.stat().st_mode) == 0o600
+        assert client.reply(client.complete("good", 2))["result"]["text"] == "<go|od>"
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0
+    assert not address.socket.exists()
+
+
 def test_stale_socket_of_a_dead_host_is_replaced_and_its_last_document_named(tmp_path):
     address = at_socket(tmp_path / "s.sock")
     process = start_host(address)
@@ -480,11 +500,16 @@ def test_loopback_port_has_a_token_when_there_are_no_unix_sockets(tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
     ) as process:
-        deadline = time.monotonic() + LIMIT_S
-        while not (address.port_file.exists() and address.port_file.read_text().count("\n") == 2):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        assert stat.S_IMODE(address.port_file.stat().st_mode) == 0o600
+        for is_removed in (True, False):  # once: then it is written anew
+            deadline = time.monotonic() + LIMIT_S
+            while not (
+                address.port_file.exists() and address.port_file.read_text().count("\n") == 2
+            ):
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.02)
+            assert stat.S_IMODE(address.port_file.stat().st_mode) == 0o600
+            if is_removed:
+                address.port_file.unlink()
         port, token = address.port_file.read_text().split()
         for guess, is_right in (("", False), ("0" * len(token), False), (token, True)):
             client = Connection.__new__(Connection)

@@ -59,7 +59,7 @@ def test_packages_that_are_missing_are_told_with_the_remedy(error_of, monkeypatc
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     message = error_of("--http", "127.0.0.1:0")
-    assert package in message and "pip install 'keyturn[http]'" in message
+    assert package in message and f"{sys.executable} -m pip install 'keyturn[http]'" in message
 
 
 def test_a_port_in_use_is_told(error_of) -> None:

@@ -14,6 +14,7 @@ local GATHER_CHANGES_MS = 20
 -- for a while begins anew.
 local MAX_RESTARTS = 3
 local LONG_LIFE_MS = 60000
+local SIGTERM = 15
 local ROOT_MARKS = { ".git", "pyproject.toml", "package.json", ".hg" }
 
 --- Called with a place when asking again there is worth it.
@@ -102,6 +103,13 @@ end
 -- What the server says.
 
 local function take_status(_, status) said.take(status) end
+
+local LEVELS = { vim.log.levels.ERROR, vim.log.levels.WARN, vim.log.levels.INFO }
+
+local function take_message(_, params)
+  local named = vim.startswith(params.message, "Keyturn") and "" or "Keyturn: "
+  said.tell(named .. params.message, LEVELS[params.type] or vim.log.levels.DEBUG)
+end
 
 local function take_refresh(_, params, context)
   local client = vim.lsp.get_client_by_id(context.client_id)
@@ -219,7 +227,8 @@ local function on_exit(code, signal)
   vim.schedule(function()
     M.on_pause()
     said.latest = nil
-    local is_failure = code ~= 0
+    -- A signal leaves the code at 0. Only SIGTERM is somebody's wish, `client:stop(true)` for one.
+    local is_failure = code ~= 0 or (signal ~= 0 and signal ~= SIGTERM)
     local how = is_failure and ("exit code %d, signal %d"):format(code, signal) or "it was stopped"
     said.trouble = {
       state = "failed",
@@ -233,7 +242,7 @@ local function on_exit(code, signal)
     if num_restarts <= MAX_RESTARTS then
       vim.defer_fn(M.attach_all, 1000 * 2 ^ (num_restarts - 1))
     else
-      vim.notify("Keyturn: " .. said.trouble.text .. "; " .. said.trouble.help, vim.log.levels.WARN)
+      said.tell("Keyturn: " .. said.trouble.text .. "; " .. said.trouble.help, vim.log.levels.WARN)
     end
   end)
 end
@@ -246,7 +255,7 @@ local function is_executable(cmd)
       text = ("%s is not an executable file"):format(cmd[1]),
       help = 'Install keyturn, or name it: setup({ cmd = { "/path/to/keyturn", "serve" } }).',
     }
-    vim.notify("Keyturn: " .. said.trouble.text .. ". " .. said.trouble.help, vim.log.levels.WARN)
+    said.tell("Keyturn: " .. said.trouble.text .. ". " .. said.trouble.help, vim.log.levels.WARN)
     said.changed()
   end
   return false
@@ -266,7 +275,11 @@ function M.attach(bufnr)
     init_options = settings,
     settings = { keyturn = settings },
     capabilities = capabilities(),
-    handlers = { ["keyturn/status"] = take_status, ["keyturn/refresh"] = take_refresh },
+    handlers = {
+      ["keyturn/status"] = take_status,
+      ["keyturn/refresh"] = take_refresh,
+      ["window/showMessage"] = take_message,
+    },
     flags = { debounce_text_changes = GATHER_CHANGES_MS },
     on_init = on_init,
     on_attach = on_attach,

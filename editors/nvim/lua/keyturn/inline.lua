@@ -104,7 +104,11 @@ local function ask(kind)
   cancel()
   local bufnr = api.nvim_get_current_buf()
   local to = client.asks_for(bufnr)
-  if not to or not is_inserting() or vim.fn.reg_executing() ~= "" then return end
+  if not is_inserting() or vim.fn.reg_executing() ~= "" then return end
+  if not to then
+    if kind == INVOKED then client.say_why_nothing(bufnr) end
+    return
+  end
   local place = suggestion.place()
   local params = client.position_params(to, bufnr)
   params.context = { triggerKind = kind }

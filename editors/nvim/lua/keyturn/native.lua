@@ -141,7 +141,7 @@ end
 function M.invoke()
   local bufnr = api.nvim_get_current_buf()
   local to = client.asks_for(bufnr)
-  if not to then return end
+  if not to then return client.say_why_nothing(bufnr) end
   local params = client.position_params(to, bufnr)
   params.context = { triggerKind = INVOKED }
   client.call(to, "request", METHOD, params, function(_, result)

@@ -61,9 +61,46 @@ function M.why_no_file(bufnr)
   }
 end
 
---- Show a line that is not kept.
+--- Whether a text can be shown without a key to go on.
+local function fits(line) return vim.fn.strdisplaywidth(line) <= vim.v.echospace end
+
+--- Return as much of a text as the screen's last row takes.
+local function shortened(line)
+  line = line:gsub("%s+", " ")
+  if fits(line) then return line end
+  local num_chars = vim.fn.strchars(line)
+  repeat
+    num_chars = num_chars - 1
+    local kept = vim.fn.strcharpart(line, 0, num_chars) .. "…"
+    if fits(kept) then return kept end
+  until num_chars <= 1
+  return ""
+end
+
+--- Show a line that is not kept; what is too long for the screen's last row is in the status.
 --- @param line string
 --- @param highlight string?
-function M.say(line, highlight) api.nvim_echo({ { "Keyturn: " .. line, highlight } }, false, {}) end
+function M.say(line, highlight)
+  local whole = "Keyturn: " .. line
+  local is_typing = api.nvim_get_mode().mode:find("^[iR]") ~= nil
+  api.nvim_echo({ { is_typing and shortened(whole) or whole, highlight } }, false, {})
+end
+
+--- Show a text that is kept. A long one would wait for Enter and swallow what is being typed: only
+--- its beginning is shown then, and all of it when insert mode is left.
+--- @param message string
+--- @param level integer? of vim.log.levels
+function M.tell(message, level)
+  local mode = api.nvim_get_mode().mode
+  local is_typing = mode:find("^[iR]") or mode:find("^ni")
+  if not is_typing or fits(message) then return vim.notify(message, level) end
+  api.nvim_echo({ { shortened(message), "WarningMsg" } }, false, {})
+  api.nvim_create_autocmd("InsertLeave", {
+    once = true,
+    callback = function()
+      vim.schedule(function() M.tell(message, level) end)
+    end,
+  })
+end
 
 return M
