@@ -18,6 +18,10 @@ settings.load_profile("any machine")
 # it: so here, before any test. On a machine with a GPU TRITON_INTERPRET=0 compiles the kernels.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# OpenMP reads this when torch is first imported. Threads that spin for each other take a busy
+# machine's cores from the one that they wait for: tests take several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A text that stays as it is: what a random model writes depends on its tokenizer.
 CORPUS = Path(__file__).parents[1] / "LICENSE"
 SPECIALS = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>"]

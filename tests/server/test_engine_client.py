@@ -198,7 +198,7 @@ asyncio.run(run())
         for _ in range(3)
     ]
     # Reading to the end of each output also shows that the host does not hold it open.
-    outputs = [json.loads(server.communicate(timeout=60)[0]) for server in servers]
+    outputs = [json.loads(server.communicate(timeout=300)[0]) for server in servers]
     pid = outputs[0][1]
     try:
         assert outputs == [["<|a>", pid]] * 3

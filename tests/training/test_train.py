@@ -63,7 +63,7 @@ def test_killed_run_goes_on_and_ends(shards, tmp_path):
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.time() + 60
+    deadline = time.time() + 500
     while not (out / "checkpoint.pt").exists() and time.time() < deadline:
         assert process.poll() is None, "the run ended by itself"
         time.sleep(0.02)
@@ -72,10 +72,13 @@ def test_killed_run_goes_on_and_ends(shards, tmp_path):
     assert not (out / "DONE").exists()
     killed_at = torch.load(out / "checkpoint.pt")["step"]
     assert 0 < killed_at < 60
+    # It may have been killed between the two files of a later checkpoint.
+    has_momenta = torch.load(out / "momenta.pt")["step"] == killed_at
 
     train.main(options(shards, out, "--steps", str(killed_at + 5), "--resume"))
     resumed = [line for line in log_of(out) if "resumed" in line]
-    assert [line["resumed"] for line in resumed] == [killed_at] and resumed[0]["momenta"]
+    assert [line["resumed"] for line in resumed] == [killed_at]
+    assert resumed[0]["momenta"] == has_momenta
     final = torch.load(out / "final.pt")
     assert (final["step"], final["progress"]) == (killed_at + 5, 1.0)
     assert final["tokens"] == NUM_TOKENS * (killed_at + 5)
