@@ -252,6 +252,7 @@ class Session:
             OutOfMemory, Cancelled, Interrupted: as `sync`.
         """
         self.sync(check)
+        others = self.window.whole.others
         while self.has_to_grow and self._anchor is not None:
             place = self._document.shown, self._anchor, self._cursor
             prompt, widened = self.window.next(*place, self.prompt)
@@ -261,6 +262,9 @@ class Session:
             self.prompt.patch(check)
             widened()
             self._laid_out = laid_out
+        if others != self.window.whole.others and self.policy.repairs:
+            # What all rows lean on has changed: the next completion is not to pay for that.
+            self.prompt.repair(self.repair_limit, check)
 
     def _sync_whole(self, check: Check) -> None:
         if self.is_narrow or self._laid_out != (self._num_edits, self._anchor, self._cursor):

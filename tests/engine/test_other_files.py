@@ -7,6 +7,7 @@ import pytest
 
 from keyturn.engine.prompt.growing_window import WHOLE, ColdLimit
 from keyturn.engine.prompt.other_files import fitting
+from keyturn.engine.prompt.repair import SHARE
 from keyturn.engine.wire.errors import Interrupted
 
 from .test_growing_window import (
@@ -71,8 +72,10 @@ def test_they_come_first_and_what_is_healed_is_a_prefill_of_all(opened, layout):
     session.complete(AT, GREEDY, check)
     before = session.prompt.num_rows_forwarded
     with_others(session)
-    # What was there is turned: a file costs its rows, the name's, and those of cut edges.
-    assert session.prompt.num_rows_forwarded - before <= session.num_other_tokens + 32
+    # What was there is turned: a file costs its rows, the name's, those of cut edges and a repair.
+    repaired = SHARE * WINDOW + 2
+    computed = session.prompt.num_rows_forwarded - before
+    assert computed <= session.num_other_tokens + 32 + repaired
     assert shown(session) == PATHS
     first = session.model.tokenizer.encode(f"{PATHS[0]}\n{OTHERS[0][1]}").token_ids
     assert prompt_ids(session)[: 1 + len(first)] == [MARK, *first]
@@ -135,9 +138,9 @@ def test_a_narrow_window_shows_none_and_a_whole_one_does(opened):
 
 
 def test_keystroke_behind_them_costs_what_it_did(opened):
-    session = with_others(opened())
-    while session.heal(10_000, check):
-        pass
+    session = opened()
+    session.complete(AT, GREEDY, check)
+    with_others(session)
     before = session.prompt.num_rows_forwarded
     session.edit([(AT, AT, "x")])
     session.sync(check)
