@@ -102,12 +102,14 @@ def main() -> None:
     harness.finish("just_opened", args, saved, checks)
 
 
-def chosen(files: list[fim_fetch.File], num_files: int, seed: int) -> list[Place]:
+def chosen(
+    files: list[fim_fetch.File], num_files: int, seed: int, min_chars: int = _MIN_CHARS
+) -> list[Place]:
     """Return a place in each of that many files, the same ones for a seed, languages by turns."""
     rng = random.Random(seed)
     by_language: dict[str, list[tuple[str, str]]] = {}
     for _, path, text in files:
-        if len(text) >= _MIN_CHARS:
+        if len(text) >= min_chars:
             language = fim_fetch.LANGUAGES[Path(path).suffix]
             by_language.setdefault(language, []).append((path, text))
     for some in by_language.values():

@@ -22,6 +22,7 @@ from .model.decoder import Check
 from .prompt.document import Document, Edit, shifted
 from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow, Prompt, PromptEncoder
 from .prompt.layout import SegmentKey
+from .prompt.other_files import fitting
 from .prompt.policy import find_policy
 from .prompt.repair import BY_SHARE, RepairLimit
 from .syntax.languages import language_of
@@ -29,6 +30,7 @@ from .wire.config import Completion, CompletionParams
 from .wire.errors import BadPosition
 
 Ints = NDArray[np.int64]
+_SHARE_OF_OTHERS = 4  # of the window, one part
 
 
 class Session:
@@ -169,12 +171,29 @@ class Session:
         """Text before the cursor that the model generates again: white space it is bound to."""
         return self._forced
 
+    def show_others(self, others: Sequence[tuple[str, str]]) -> None:
+        """Say what of other files is shown: path and text of each, in that order.
+
+        Their rows are computed by `grow`, one file at a time, and prompts begin with a file when
+        its rows are there. Together they get a quarter of the window; of what is longer the last
+        lines are left out. Of a model that was not trained on other files nothing changes.
+        """
+        template = self.model.template
+        if template is not None and template.header_ids and template.files == "marked":
+            room = self.model.window_tokens // _SHARE_OF_OTHERS
+            self.window.wanted_others = fitting(others, self.model.tokenizer, room)
+
     # Cache
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt, as of the last layout."""
         return self.prompt.num_tokens
+
+    @property
+    def num_other_tokens(self) -> int:
+        """Tokens of the prompt that are of other files, as of the last layout."""
+        return sum(len(t) for key, t in self._tokens.items() if key[0] == "header" and key[1:])
 
     @property
     def num_stale(self) -> int:
@@ -185,6 +204,16 @@ class Session:
     def is_narrow(self) -> bool:
         """Whether the prompt shows less than the whole window does; `grow` ends that."""
         return self.window.width is not None
+
+    @property
+    def has_to_grow(self) -> bool:
+        """Whether `grow` has something to do: a narrow window, or other files to be shown."""
+        return self.is_narrow or self.window.wanted_others != self.window.whole.others
+
+    @property
+    def shows_others(self) -> bool:
+        """Whether the model sees, or will see, anything of other files."""
+        return bool(self.window.wanted_others or self.window.whole.others)
 
     def drop_cache(self) -> None:
         """Give the cache's memory back; the next `sync` prefills."""
@@ -214,7 +243,7 @@ class Session:
         self.prompt.patch(check)
 
     def grow(self, check: Check) -> None:
-        """Widen a narrow window until it is whole, a pass at a time.
+        """Widen a narrow window until it is whole, a pass at a time; then show other files.
 
         What is left by `check` is resumed from the last pass that was completed; in between `sync`
         finds the window as wide as that.
@@ -223,7 +252,8 @@ class Session:
             OutOfMemory, Cancelled, Interrupted: as `sync`.
         """
         self.sync(check)
-        while self.is_narrow and self._anchor is not None:
+        others = self.window.whole.others
+        while self.has_to_grow and self._anchor is not None:
             place = self._document.shown, self._anchor, self._cursor
             prompt, widened = self.window.next(*place, self.prompt)
             self._lay_out(prompt)
@@ -232,6 +262,9 @@ class Session:
             self.prompt.patch(check)
             widened()
             self._laid_out = laid_out
+        if others != self.window.whole.others and self.policy.repairs:
+            # What all rows lean on has changed: the next completion is not to pay for that.
+            self.prompt.repair(self.repair_limit, check)
 
     def _sync_whole(self, check: Check) -> None:
         if self.is_narrow or self._laid_out != (self._num_edits, self._anchor, self._cursor):

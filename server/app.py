@@ -29,6 +29,7 @@ from .lsp_items import (
     path_of,
 )
 from .messages import REFRESH, register
+from .nearby import OtherFiles
 from .reports import Reports
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
 from .secrets import EngineTexts
@@ -58,6 +59,7 @@ class KeyturnServer(LanguageServer):
         handle: handles one message from the client, given its body.
         events: what becomes of suggestions.
         reports: what the server says of itself.
+        others: chooses what is shown of other files.
     """
 
     protocol: Protocol  # type: ignore[assignment] - pygls makes what it is told to
@@ -93,6 +95,13 @@ class KeyturnServer(LanguageServer):
             lambda: self.settings.hide_secrets,
             self._path_of,
             lambda uri: uri == self._focus.uri,
+        )
+        self.others = OtherFiles(
+            self.documents,
+            self._workspace_folders,
+            lambda: self.settings.other_files,
+            lambda: self.settings.hide_secrets,
+            lambda uri, chunks: engine.show_others(uri, chunks),
         )
         self.reports = Reports(
             self,
@@ -172,6 +181,7 @@ class KeyturnServer(LanguageServer):
             self.engine.configure(self.settings)
         if self.settings != before:
             self._completions.reconfigured()
+            self.others.reconfigured()
             for document in self.documents.values():
                 document.limit(self._limits())
                 if self.settings.hide_secrets != before.hide_secrets:
@@ -190,6 +200,7 @@ class KeyturnServer(LanguageServer):
         self.events.edited(item.uri, None)
         self._submit_text(document)
         self._focus.perhaps_at(item.uri)
+        self.others.opened()
 
     def change(self, params: types.DidChangeTextDocumentParams) -> None:
         """Apply changes and send them on as code-point edits."""
@@ -210,6 +221,8 @@ class KeyturnServer(LanguageServer):
             hidden = self._texts.hidden(document.uri, edits)
             if hidden is not None:
                 self.engine.edit(document.uri, base, document.version, hidden)
+            if edits:
+                self.others.at(document.uri, edits[-1].start + len(edits[-1].text))
         self._focus.perhaps_at(document.uri)
 
     def close_document(self, params: types.DidCloseTextDocumentParams) -> None:
@@ -219,6 +232,7 @@ class KeyturnServer(LanguageServer):
         self._refreshing.pop(uri, None)
         self._completions.closed(uri)
         self.events.closed(uri)
+        self.others.closed(uri)
         self._focus.closed(uri)
         self._texts.close(uri)
 
@@ -236,7 +250,9 @@ class KeyturnServer(LanguageServer):
             return
         line, character = at.get("line"), at.get("character")
         if isinstance(line, int) and isinstance(character, int):
-            self._warm(document, document.offset(Position(line, character)))
+            offset = document.offset(Position(line, character))
+            self._warm(document, offset)
+            self.others.at(document.uri, offset)
 
     def pause(self, params: object) -> None:
         """Suggest nothing in a document, or anywhere, or again (`keyturn/pause`)."""
@@ -270,8 +286,10 @@ class KeyturnServer(LanguageServer):
             self.reports.tell_status()
 
     def _path_of(self, document: Document) -> str:
-        folders = [*self.workspace.folders] or [self.workspace.root_uri or ""]
-        return path_of(document.uri, folders, document.language_id)
+        return path_of(document.uri, self._workspace_folders(), document.language_id)
+
+    def _workspace_folders(self) -> list[str]:
+        return [*self.workspace.folders] or [self.workspace.root_uri or ""]
 
     def _limits(self) -> Limits:
         return Limits(self.settings.max_document_bytes, self.settings.max_line_chars)
@@ -328,6 +346,7 @@ class KeyturnServer(LanguageServer):
         if earlier is not None:
             earlier.cancel()
         version = document.version  # what is typed while this waits is not what `offset` is of
+        self.others.at(document.uri, offset)
         await self._connected.wait()
         await self._texts.sent(document.uri)
         self._focus.at(document.uri)

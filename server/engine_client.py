@@ -48,6 +48,7 @@ class SentDocument:
         num_deaths: hosts that died on it.
         refusal: why it is kept from the host.
         is_resent: its whole text is under way after a version mismatch.
+        others: path and text of what is shown of other files.
     """
 
     path: str
@@ -57,6 +58,7 @@ class SentDocument:
     num_deaths: int = 0
     refusal: str | None = None
     is_resent: bool = False
+    others: Sequence[tuple[str, str]] = ()
 
 
 class EngineClient:
@@ -164,6 +166,13 @@ class EngineClient:
                 visible=visible,
                 cursor=None if cursor is None else int(cursor),
             )
+
+    def show_others(self, doc: str, others: Sequence[tuple[str, str]]) -> None:
+        """Show lines of other files in front of a document, path and text of each."""
+        sent = self._documents.get(doc)
+        if sent is not None:
+            sent.others = others
+            self._send_others(doc, sent)
 
     def close(self, doc: str) -> None:
         """Forget a document."""
@@ -330,6 +339,11 @@ class EngineClient:
             policy=settings.policy,
             layout=settings.layout,
         )
+        if sent.others:
+            self._send_others(doc, sent)
+
+    def _send_others(self, doc: str, sent: SentDocument) -> None:
+        self._send(doc, sent, "others", others=[[path, text] for path, text in sent.others])
 
     def _resend(self, doc: str, sent: SentDocument) -> None:
         """Send a whole text because the host has another version; once for all that say so."""

@@ -221,6 +221,12 @@ class Settings:
         "answer textDocument/completion: auto means only to editors without inline completion",
     )
 
+    other_files: bool = _setting(
+        True,
+        _flag(),
+        "show the model lines like those at the cursor of open documents, of files beside the "
+        "document and of those it imports, within the workspace",
+    )
     hide_secrets: bool = _setting(
         True, _flag(), "the model gets placeholders of the same length instead of credentials"
     )

@@ -28,6 +28,8 @@ class FakeSession:
         self.cursor: int | None = None
         self.synced: str | None = None
         self.grown: str | None = None
+        self.others: tuple[tuple[str, str], ...] = ()
+        self.shown: tuple[tuple[str, str], ...] = ()
         self.num_stale = 0
         self.num_checks = 0
 
@@ -74,8 +76,24 @@ class FakeSession:
     def is_narrow(self) -> bool:
         return "narrow" in self.text.split() and self.grown != self.text
 
+    @property
+    def has_to_grow(self) -> bool:
+        return self.is_narrow or self.others != self.shown
+
+    @property
+    def shows_others(self) -> bool:
+        return bool(self.others or self.shown)
+
+    def show_others(self, others: Sequence[tuple[str, str]]) -> None:
+        self.others = tuple(others)
+
     def grow(self, check: Check) -> None:
         self.sync(check)
+        if self.others != self.shown and not self.is_narrow:
+            self.engine.note("show", self)
+            self._act("show")
+            self._steps("show", check)
+            self.shown = self.others
         if self.is_narrow:
             self.engine.note("grow", self)
             self._steps("grow", check)

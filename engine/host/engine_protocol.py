@@ -49,6 +49,19 @@ class EngineSession(Protocol):
         """Whether the prompt shows less than the whole window does."""
         ...
 
+    @property
+    def has_to_grow(self) -> bool:
+        """Whether `grow` has something to do."""
+        ...
+
+    @property
+    def shows_others(self) -> bool:
+        """Whether the model sees, or will see, anything of other files."""
+        ...
+
+    def show_others(self, others: Sequence[tuple[str, str]]) -> None:
+        """Say what of other files is shown, path and text of each; `grow` does it."""
+
     def edit(self, edits: Sequence[tuple[int, int, str]]) -> None:
         """Apply edits (start, end, text), all in code points of the text before any of them.
 
@@ -73,7 +86,7 @@ class EngineSession(Protocol):
         """
 
     def grow(self, check: Check) -> None:
-        """`sync`, and widen a narrow window until it is whole."""
+        """`sync`, widen a narrow window until it is whole, and show other files."""
 
     def heal(self, max_rows: int, check: Check) -> object:
         """Recompute stale rows, at most so many."""

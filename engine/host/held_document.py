@@ -134,6 +134,10 @@ class HeldDocument:
             self._open(params, engine)
         elif request.method == "focus":
             self._focus(params)
+        elif request.method == "others":
+            self._need_session().show_others([(path, text) for path, text in params["others"]])
+            if self.visible:
+                self._fall_behind(Urgency.WARM)
         elif request.method == "warm":
             session = self._session_of(params["version"])
             self._move_cursor(session, params["cursor"])
@@ -183,8 +187,8 @@ class HeldDocument:
         return asdict(completion)
 
     def note_warm(self, session: EngineSession) -> None:
-        """Note that the cache is that of text and cursor; a narrow window has still to grow."""
-        self.behind = Urgency.WARM if session.is_narrow else None
+        """Note that the cache is that of text and cursor; the window may still have to grow."""
+        self.behind = Urgency.WARM if session.has_to_grow else None
         self.answer_waiting(None)
 
     def answer_waiting(self, result: object) -> None:
@@ -243,8 +247,11 @@ class HeldDocument:
         text = params["text"]
         file = (real_path(params["path"]), params["model"], params["layout"])
         for held in others:
-            if held.session is not None and held.file == file and held.session.text == text:
-                return held.session
+            session = held.session
+            if session is None or session.shows_others:  # a command's text depends on its file
+                continue
+            if held.file == file and session.text == text:
+                return session
         if self.session is None or self.file != file:
             self.session = engine.open(
                 self.key,

@@ -67,6 +67,7 @@ class PromptEncoder:
     Attributes:
         says_header: whether the last prompt began with the file's name. Where the next one has as
             many lines as decide it, that depends on this.
+        others: path and text of other files, which come first; a narrow window shows none.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class PromptEncoder:
             path: of the document, for the header.
         """
         self.says_header = False
+        self.others: tuple[tuple[str, str], ...] = ()
         self._template = template
         self._tokenizer = tokenizer
         self._layout = layout
@@ -116,7 +118,10 @@ class PromptEncoder:
         Raises:
             ContextTooLong: not even a prompt without text fits.
         """
-        self.says_header = bool(self._header) and _is_short(text, _HEADER_LINES[self.says_header])
+        # Where other files come first, a model was trained to see which one this is.
+        self.says_header = bool(self._header) and (
+            bool(self.others) or _is_short(text, _HEADER_LINES[self.says_header])
+        )
         if self._layout != "psm" or cursor - anchor > self._max_chars / STEPS:
             anchor = cursor
         has_suffix = self._template is not None
@@ -175,6 +180,7 @@ class PromptEncoder:
             window,
             self._tokenizer.start_id,
             self._header if self.says_header else "",
+            self.others,
         )
         tokens: dict[SegmentKey, Ints] = {}
         for segment in layout.segments:
@@ -239,6 +245,7 @@ class GrowingWindow:
 
     Attributes:
         whole: encodes prompts of the whole window.
+        wanted_others: path and text of other files that it is to show; `next` adds them.
     """
 
     def __init__(
@@ -255,6 +262,7 @@ class GrowingWindow:
             step_tokens: rows that one step of growth computes.
         """
         self.whole = make_encoder(window_tokens)
+        self.wanted_others: tuple[tuple[str, str], ...] = ()
         self._make_encoder = make_encoder
         self._window_tokens = window_tokens
         self._step_tokens = step_tokens
@@ -304,8 +312,12 @@ class GrowingWindow:
     ) -> tuple[Prompt, Callable[[], None]]:
         """Return a wider prompt, and what to call when its rows are there.
 
-        Until that is called the window is as wide as it was. Arguments as for `fit`.
+        Where the window is whole, one with one more of the other files that are wanted, in the
+        place of those that are not. Until that is called the window is as it was. Arguments as for
+        `fit`.
         """
+        if self._narrow is None and self.wanted_others != self.whole.others:
+            return self._with_another(text, anchor, cursor)
         whole = self.whole.encode(text, anchor, cursor)
         if self._narrow is None or cache.num_missing(whole.tokens) <= self._step_tokens:
             return whole, lambda: self._widen(None)
@@ -330,6 +342,25 @@ class GrowingWindow:
         assert found is not None, "there are steps to be tried"
         prompt, narrow = found
         return prompt, lambda: self._widen(narrow)
+
+    def _with_another(
+        self, text: str, anchor: int, cursor: int
+    ) -> tuple[Prompt, Callable[[], None]]:
+        encoder, wanted = self.whole, self.wanted_others
+        before = encoder.others
+        same = [one == other for one, other in zip(before, wanted, strict=False)]
+        num_kept = (*same, False).index(False)
+        more = wanted[: num_kept + 1]
+        encoder.others = more
+        try:
+            prompt = encoder.encode(text, anchor, cursor)
+        finally:
+            encoder.others = before
+
+        def shown() -> None:
+            encoder.others = more
+
+        return prompt, shown
 
     def _widen(self, narrow: tuple[int, PromptEncoder] | None) -> None:
         self._narrow = narrow

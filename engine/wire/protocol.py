@@ -17,7 +17,7 @@ import msgpack
 
 from .errors import BadRequest, EngineError, from_code
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 # A document of the largest size the server accepts by default (10 MB) fits several times over,
 # and a wrong length read from garbage cannot make either side allocate gigabytes.
@@ -42,6 +42,8 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #             version `base` into `version`, else the reply is version-mismatch.
 #   replace   the whole text.
 #   focus     what the user looks at is healed while idle.
+#   others    [path, text] of other files, to be shown from the next idle time on, in the place of
+#             those before.
 #   warm      a reply when the cache is there for a completion at `cursor`, or the text has changed
 #             ("cancelled").
 #   complete  `params` is CompletionParams. If `stream`, "text" events with each piece of the text
@@ -79,6 +81,7 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "edit": {"doc": (str,), "base": (int,), "version": (int,), "edits": (list,)},
     "replace": {"doc": (str,), "version": (int,), "text": (str,)},
     "focus": {"doc": (str,), "visible": (bool,), "cursor": _OPTIONAL_INT},
+    "others": {"doc": (str,), "others": (list,)},
     "warm": {"doc": (str,), "version": (int,), "cursor": (int,)},
     "complete": {
         "doc": (str,),
@@ -208,6 +211,10 @@ def parse_request(message: dict[str, Any]) -> Request:
         for edit in params["edits"]:
             if not isinstance(edit, list) or [type(part) for part in edit] != [int, int, str]:
                 raise BadRequest(f"edit.edits holds {edit!r:.80}, not [start, end, text]")
+    if method == "others":
+        for other in params["others"]:
+            if not isinstance(other, list) or [type(part) for part in other] != [str, str]:
+                raise BadRequest(f"others.others holds {other!r:.80}, not [path, text]")
     return Request(request_id, method, params)
 
 

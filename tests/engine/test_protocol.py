@@ -75,6 +75,10 @@ def test_half_a_message_is_the_end_of_the_stream(data):
             },
             "1.5",
         ),
+        (
+            {"id": 1, "method": "others", "params": {"doc": "a", "others": [["b.py"]]}},
+            "b.py",
+        ),
     ],
 )
 def test_request_is_refused_with_the_bad_value(message, what):

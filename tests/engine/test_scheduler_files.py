@@ -52,6 +52,15 @@ def test_a_file_that_a_client_holds_with_that_text_is_completed_there(driver):
     assert driver.result(driver.edit(uri, 1, [0, 0, "x"])) is None
 
 
+def test_a_file_is_completed_by_itself_though_its_document_shows_other_files(driver):
+    driver.open("/f.py", "text")
+    shown = driver.put("others", doc="/f.py", others=[["b.py", "b = 1\n"]])
+    assert driver.result(shown) is None
+    assert driver.engine.sessions["c", "/f.py"].others == (("b.py", "b = 1\n"),)
+    assert driver.result(driver.complete_file("/f.py", "text", 2))["text"] == "<te|xt>"
+    assert (None, "/f.py") in driver.engine.sessions
+
+
 @pytest.mark.parametrize(
     "doc", ["\ud800", "file:///a\ud800", "file:///%00", "file://[", "untitled:1"]
 )

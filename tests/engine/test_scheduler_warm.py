@@ -113,3 +113,15 @@ def test_what_cannot_be_prepared_harms_nothing(driver, monkeypatch):
     driver.result(driver.open("a", "text"))
     assert driver.result(driver.complete("a", 1, 2))
     wait_until(lambda: driver.scheduler.status()["is_idle"])
+
+
+def test_other_files_are_shown_in_idle_time_and_after_a_completion_if_it_came_first(driver):
+    driver.result(driver.open("a", "held-show", visible=True))
+    driver.result(driver.put("others", doc="a", others=[["b.py", "b"]]))
+    wait_until(lambda: ("show", "a") in driver.engine.log)
+    session = driver.engine.sessions["c", "a"]
+    assert driver.result(driver.complete("a", 1, 4))["text"] == "<held|-show>"
+    assert session.shown == ()
+    driver.engine.go_on.set()
+    wait_until(lambda: session.shown == (("b.py", "b"),))
+    assert driver.engine.log.count(("show", "a")) == 2

@@ -281,6 +281,20 @@ def test_host_killed_during_a_completion_is_replaced_and_told_all_documents(addr
     asyncio.run(run())
 
 
+def test_new_host_is_told_what_is_shown_of_other_files(address):
+    async def run():
+        async with editing(address) as editor:
+            editor.open("a", "kill-on-show")
+            others = [("b.py", "b = 1\n")]
+            editor.client.show_others("a", others)
+            editor.client.show_others("not open", others)
+            # It was told, died on that, and so did the one that was told anew.
+            await editor.until(lambda: "a" in editor.client.status()["quarantined"])
+            assert len(editor.pids()) >= 2
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("word", ["kill-on-complete", "kill-on-sync"])
 def test_document_that_kills_two_hosts_is_set_aside_until_it_is_opened_again(address, word):
     async def run():

@@ -10,7 +10,7 @@ import {
 import { CursorMoves } from "./cursorMoves";
 import type { Command } from "./findServer";
 import { registerWithEvents } from "./proposed";
-import { changed } from "./settings";
+import { changed, inTrust } from "./settings";
 
 /** Text that people write. Not output, and not what source control shows of former versions. */
 const SELECTOR = ["file", "untitled", "vscode-notebook-cell", "vscode-remote"].map((scheme) => ({
@@ -35,13 +35,18 @@ export function languageClient(
   names: string[],
   log: vscode.LogOutputChannel,
 ): LanguageClient {
+  const wasTrusted = vscode.workspace.isTrusted;
   const settingsFor = (uri?: string) => {
     const resource = uri === undefined ? undefined : vscode.Uri.parse(uri);
-    return changed(vscode.workspace.getConfiguration("keyturn", resource), names);
+    const configuration = vscode.workspace.getConfiguration("keyturn", resource);
+    return inTrust(changed(configuration, names), configuration, {
+      wasTrusted,
+      isTrusted: vscode.workspace.isTrusted,
+    });
   };
-  // Of the settings only this one is needed before the server can ask; what it then hears of all of
+  // Of the settings only these are needed before the server can ask; what it then hears of all of
   // them replaces those from the start, so that a setting taken back is its default again.
-  const { completion_items } = settingsFor();
+  const { completion_items, other_files } = settingsFor();
   const client = new LanguageClient(
     "keyturn",
     "Keyturn",
@@ -51,7 +56,10 @@ export function languageClient(
       documentSelector: SELECTOR,
       outputChannel: log,
       revealOutputChannelOn: RevealOutputChannelOn.Never,
-      initializationOptions: completion_items === undefined ? {} : { completion_items },
+      initializationOptions: {
+        ...(completion_items === undefined ? {} : { completion_items }),
+        ...(wasTrusted ? {} : { other_files }),
+      },
       initializationFailedHandler: () => false,
       middleware: {
         workspace: {
@@ -80,6 +88,10 @@ export function follow(client: LanguageClient): vscode.Disposable {
     void client.sendNotification(method, { textDocument: { uri: uriOf(client, document) }, ...at });
   };
   return vscode.Disposable.from(
+    vscode.workspace.onDidGrantWorkspaceTrust(() => {
+      if (client.isRunning())
+        void client.sendNotification("workspace/didChangeConfiguration", { settings: null });
+    }),
     vscode.window.onDidChangeActiveTextEditor((editor) => {
       if (editor !== undefined) tell("textDocument/didFocus", editor.document);
     }),

@@ -31,3 +31,16 @@ export function changed(configuration: Configuration, names: string[]): Record<s
     names.filter(isSet).map((name) => [name, configuration.get(name)]),
   );
 }
+
+/**
+ * Return settings of which none has files read in a folder that nobody trusts: `other_files` is off
+ * there. What the server was told at its start stays, so it is said again once trust is granted.
+ */
+export function inTrust(
+  settings: Record<string, unknown>,
+  configuration: Configuration,
+  { wasTrusted, isTrusted }: { wasTrusted: boolean; isTrusted: boolean },
+): Record<string, unknown> {
+  if (!isTrusted) return { ...settings, other_files: false };
+  return wasTrusted ? settings : { ...settings, other_files: configuration.get("other_files") };
+}

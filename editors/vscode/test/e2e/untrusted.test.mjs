@@ -56,7 +56,9 @@ test("the editor is in restricted mode", async () => {
 test("the user's server runs, with what a workspace may choose and nothing else of its settings", async () => {
   await vscode.untilStatus(({ text }) => text === "Keyturn");
   const { result } = await vscode.untilSent(({ result }) => Array.isArray(result));
-  assert.deepEqual(result, [{ host_idle_s: 5, num_threads: 1, max_tokens: 20 }]);
+  assert.deepEqual(result, [
+    { host_idle_s: 5, num_threads: 1, max_tokens: 20, other_files: false },
+  ]);
   await assert.rejects(access(path.join(folder, "ran")), "the workspace's program was run");
 });
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import manifest from "../../package.json";
-import { changed, serverSettings } from "../../src/settings";
+import { changed, inTrust, serverSettings } from "../../src/settings";
 
 test("the server hears of its own settings only", () => {
   const names = serverSettings(manifest);
@@ -24,6 +24,15 @@ test("only what is set somewhere is sent, with the value in force", () => {
     enabled: false,
     languages: ["go"],
   });
+});
+
+test("no files are read in a folder that nobody trusts, until somebody does", () => {
+  const configuration = { get: () => true, inspect: () => undefined };
+  const told = (wasTrusted: boolean, isTrusted: boolean) =>
+    inTrust({ seed: 1 }, configuration, { wasTrusted, isTrusted });
+  assert.deepEqual(told(false, false), { seed: 1, other_files: false });
+  assert.deepEqual(told(false, true), { seed: 1, other_files: true });
+  assert.deepEqual(told(true, true), { seed: 1 });
 });
 
 test("a workspace cannot choose what runs", () => {
