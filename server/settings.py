@@ -222,7 +222,7 @@ class Settings:
     )
 
     other_files: bool = _setting(
-        True,
+        False,
         _flag(),
         "show the model lines like those at the cursor of open documents, of files beside the "
         "document and of those it imports, within the workspace",

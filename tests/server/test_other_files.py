@@ -170,7 +170,10 @@ def scenario(root, run, options=None, rest_s=0.01):
                 "processId": None,
                 "rootUri": root and from_fs_path(str(root)),
                 "capabilities": {},
-                "initializationOptions": {"debounce_ms": 0, "speculate": False, **(options or {})},
+                "initializationOptions": {
+                    **{"debounce_ms": 0, "speculate": False, "other_files": True},
+                    **(options or {}),
+                },
             },
         )
         assert "result" in reply
@@ -281,7 +284,7 @@ def test_setting_off_reads_nothing_and_takes_back_what_was_shown(root, monkeypat
 
     scenario(root, off, {"other_files": False})
     scenario(root, turned_off)
-    assert Settings().other_files
+    assert not Settings().other_files
 
 
 def test_without_a_workspace_nothing_is_read_or_shown(root, tmp_path) -> None:
