@@ -24,6 +24,8 @@ _HELP = {
     PAUSED: "Nothing is suggested until you resume.",
     FAILED: "No completions come. `keyturn doctor` says what to do, the log says what happened.",
 }
+# The reason for silence stands above it, and may be one that stays.
+_HELP_WHEN_SILENT = "Where there is something to suggest, it comes when you pause."
 
 
 def summary(
@@ -57,7 +59,9 @@ def summary(
         return _said(COMPLETING, "completing")
     if last_reason is None and host and host.get("num_rows_to_heal") and not host.get("is_idle"):
         return _said(HEALING, f"healing {host['num_rows_to_heal']} rows")
-    return _said(READY, "ready" if last_reason is None else f"no suggestion: {last_reason}")
+    if last_reason is None:
+        return _said(READY, "ready")
+    return _said(READY, f"no suggestion: {last_reason}") | {"help": _HELP_WHEN_SILENT}
 
 
 def _said(state: str, text: str) -> dict[str, Any]:

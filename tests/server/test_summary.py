@@ -31,3 +31,12 @@ def test_summary_says_the_state_and_why(engine, flags, state, text):
     told = summary(engine, **given)
     assert told["state"] == state and text in told["text"] and told["help"].endswith(".")
     assert ("percent" in told) == (state == "loading")
+
+
+def test_the_help_under_a_reason_for_silence_promises_nothing_here():
+    told = [
+        summary(READY, is_busy=False, is_paused=False, last_reason=reason)["help"]
+        for reason in (None, "the model was not trained on rust")
+    ]
+    assert told[0] == "Completions come when you pause."
+    assert told[1].startswith("Where there is something to suggest")
