@@ -161,9 +161,11 @@ class Tokenizer:
             )
             to_bytes = _byte_level_bytes if is_byte_level else _sentence_piece_bytes
             for name, at in self.raw.get_vocab(with_added_tokens=True).items():
-                if at in added:
-                    name_bytes = b"" if added[at].special else name.encode()
-                else:
+                if at in added and added[at].special:
+                    name_bytes = b""
+                elif at in added and is_byte_level:
+                    name_bytes = name.encode()
+                else:  # what SentencePiece adds is written as its pieces are: "▁▁" is two spaces
                     name_bytes = to_bytes(name)
                 if at < self.vocab_size:
                     pieces[at] = name_bytes

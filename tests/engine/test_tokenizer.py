@@ -226,6 +226,12 @@ def published(request):
     return Tokenizer(raw, vocab_size=1 + max(raw.get_vocab().values()))  # some are cut down
 
 
+def test_indentation_is_written_as_it_is_read_by_published_tokenizers(published):
+    for text in ("  ", "a:\n    b\n        c\n", "\t\tx  =  1\n\n\n"):
+        token_ids = published.encode(text).token_ids.tolist()
+        assert b"".join(published.token_bytes()[at] for at in token_ids).decode() == text
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_text_is_a_special_token_of_a_published_tokenizer(published, data):
