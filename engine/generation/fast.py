@@ -26,7 +26,8 @@ from ..exits.fill import Fill
 from ..model.decoder import Check
 from ..model.kv_cache import KVCache, Slots
 from ..model.layers import go_on
-from .speculation import MOST_ROWS, Decoding, PartialSteps
+from .partial_steps import PartialSteps
+from .speculation import MOST_ROWS, Decoding
 
 # Where nothing is made up a row that leaves early costs little, and a wrong one spares nothing: so
 # likely is a looked up token to come true.

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ..model.kv_cache import KVCache, Slots
-from .speculation import Decoding, PartialSteps
+from .partial_steps import PartialSteps
+from .speculation import Decoding
 
 _WHOLE = SKIP_ATTENTION | SKIP_MLP
 

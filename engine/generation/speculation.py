@@ -32,7 +32,6 @@ from torch import Tensor
 from ..exits.skip_file import share_of
 from ..model.decoder import Check
 from ..model.heads import DraftHead, Summary
-from ..model.kv_cache import KVCache, Slots
 from ..model.pass_cost import StepCost
 from .decoding_cache import DecodingCache
 from .draft import LONGEST_MATCH, Draft, DraftRecord, OwnDrafts, PromptLookup, Rates
@@ -43,9 +42,8 @@ MOST_ROWS = 16
 # exit, have the last one's likeliest token three times in four; the first 14 four times in five,
 # and cost more than twice as much.
 _DRAFTING_SHARE = 6 / 30
-# Where self-speculation gains nothing it is tried again after so many steps; where it costs twice
-# what it gives, which a trial does too, so many times later.
-_TRIED_AGAIN, _TRIED_LATER = 128, 8
+# Where self-speculation gains nothing it is tried again after so many steps.
+_TRIED_AGAIN = 128
 _FOLLOW_GAIN = 0.05
 
 
@@ -221,7 +219,7 @@ class SpeculativeSteps:
         """Return whose drafts gain most, or were not made for long; None if none gains anything."""
         for each in self._drafters:
             each.worth.waited += 1
-        ranked = [(_is_due(each.worth), each.worth.gain) for each in self._drafters]
+        ranked = [(each.worth.waited > _TRIED_AGAIN, each.worth.gain) for each in self._drafters]
         best = max(ranked, default=(False, 0.0))
         return self._drafters[ranked.index(best)] if best > (False, 1.0) else None
 
@@ -338,66 +336,6 @@ class SpeculativeSteps:
         self._num_layer_runs += len(hidden) * len(rest)
         self._note = partial(self._cost.observe_drafting, expected_ms)
         return list(logits)
-
-
-class PartialSteps(SpeculativeSteps):
-    """Decode steps whose rows are not all put through all layers; `_through` says how far."""
-
-    def __init__(self, decoding: Decoding, num_whole: int) -> None:
-        """Take nothing yet.
-
-        Args:
-            decoding: the completion.
-            num_whole: layers, the first ones, that every row goes through: none drafts with more,
-                nor with a set of sub-layers, as it would read rows that lack some.
-        """
-        super().__init__(decoding)
-        if any(num_whole < each.kept.stop for each in self._drafters):
-            self._drafters.clear()
-
-    @property
-    def layers(self) -> None:
-        """Rows are not put through the same, as `Steps` says."""
-
-    def _rows(self, token_ids: Sequence[int]) -> Sequence[Tensor | None]:
-        """Compute a token's row and those of a draft; return the logits after each, as they are."""
-        return self._prompt.decode_by(token_ids, partial(self._through, token_ids, 0, None))
-
-    def _finished(
-        self, token_ids: Sequence[int], hidden: Tensor, rest: range, expected_ms: float
-    ) -> Sequence[Tensor | None]:
-        """Take drafted rows through what they lack, as `_rows`."""
-        through = partial(self._through, token_ids, rest.start, hidden)
-        return self._prompt.finish_by(len(token_ids), through)
-
-    def _through(
-        self,
-        token_ids: Sequence[int],
-        start: int,
-        hidden: Tensor | None,
-        cache: KVCache,
-        slots: Slots,
-    ) -> tuple[list[Tensor | None], Slots]:
-        """Compute rows.
-
-        Args:
-            token_ids: of the rows: a token that is taken, and those of a draft behind it.
-            start: layers that the rows have been through.
-            hidden: (n, hidden_size) their states there; None at 0.
-            cache: where the rows are.
-            slots: theirs.
-
-        Returns:
-            The logits after each, None behind a row that shows what was drafted after it to be
-            wrong; and the slots of rows that went through all layers.
-        """
-        raise NotImplementedError
-
-
-def _is_due(worth: OwnDrafts) -> bool:
-    """Return whether drafts were not made for so long that it is time to try them again."""
-    is_hopeless = worth.gain < 0.5
-    return worth.waited > _TRIED_AGAIN * (_TRIED_LATER if is_hopeless else 1)
 
 
 def _pass_over(ms: float) -> None:
