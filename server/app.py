@@ -358,17 +358,25 @@ class KeyturnServer(LanguageServer):
                 wait_ms=wait_ms,
                 on_text=on_text,
             )
-            return self._texts.offered(document.uri, completion)
         except WarmingUp:
-            if self._can_refresh and document.version == version:
-                refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset))
-                self._refreshing[document.uri] = refresh
+            self._ask_again(document, offset, version, whole=False)
             raise
+        doubts = completion.is_narrow and completion.stop_reason in ("doubt", "low_confidence")
+        if doubts and not invoked and not params.assumed:
+            self._ask_again(document, offset, version, whole=True)
+            raise WarmingUp("warming up: the model is not sure before it has seen more of the file")
+        return self._texts.offered(document.uri, completion)
 
-    async def _refresh_when_warm(self, document: Document, offset: int) -> None:
+    def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:
+        """Have the client ask again when the cache is there, of the whole window if `whole`."""
+        if self._can_refresh and document.version == version:
+            refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset, whole))
+            self._refreshing[document.uri] = refresh
+
+    async def _refresh_when_warm(self, document: Document, offset: int, whole: bool) -> None:
         """Tell the client that asking again is worth it, unless the text has changed by then."""
         try:
-            await self.engine.warm(document.uri, document.version, offset)
+            await self.engine.warm(document.uri, document.version, offset, whole=whole)
         except EngineError as error:
             log.info("%s is not warmed: %s", document.uri, error)
             return

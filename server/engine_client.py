@@ -246,8 +246,14 @@ class EngineClient:
                 self._resend(doc, sent)
         raise AssertionError("not reached")
 
-    async def warm(self, doc: str, version: int, offset: int) -> None:
+    async def warm(self, doc: str, version: int, offset: int, *, whole: bool = False) -> None:
         """Wait until the model is there and the cache is warm for a completion at a place.
+
+        Args:
+            doc: its name.
+            version: of its text.
+            offset: the place, in code points.
+            whole: wait for the whole window, where a narrow one comes first.
 
         Raises:
             Cancelled: the text has changed since, or the cursor moved.
@@ -259,7 +265,8 @@ class EngineClient:
             raise BadRequest(f"document {doc} is not open")
         self._check_current(doc, sent, version)
         sent.cursor = int(offset)
-        await link.request("warm", {"doc": doc, "version": version, "cursor": int(offset)})
+        place = {"doc": doc, "version": version, "cursor": int(offset)}
+        await link.request("warm", {**place, "whole": whole})
 
     def _check_current(self, doc: str, sent: SentDocument, version: int) -> None:
         if sent.refusal is not None:

@@ -189,12 +189,15 @@ class HeldDocument:
     def note_warm(self, session: EngineSession) -> None:
         """Note that the cache is that of text and cursor; the window may still have to grow."""
         self.behind = Urgency.WARM if session.has_to_grow else None
-        self.answer_waiting(None)
+        self.answer_waiting(None, is_whole=not session.has_to_grow)
 
-    def answer_waiting(self, result: object) -> None:
-        """Answer the jobs that wait for a warm cache."""
+    def answer_waiting(self, result: object, *, is_whole: bool = True) -> None:
+        """Answer the jobs that wait for a warm cache, all if it is that of the whole window."""
         waiting, self.until_warm = self.until_warm, []
         for job in waiting:
+            if job.request.params["whole"] and not is_whole:
+                self.until_warm.append(job)
+                continue
             job.on_result(result if job.cancelled is None else Cancelled(job.cancelled))
 
     def complete_file(

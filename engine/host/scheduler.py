@@ -139,7 +139,7 @@ class Scheduler:
                         check = self._check(urgency, document)
                         session.sync(check)
                         self._note_status()
-                        document.answer_waiting(None)  # a narrow window will do for them
+                        document.answer_waiting(None, is_whole=not session.has_to_grow)
                         session.grow(check)
                         document.note_warm(session)
                     except Exception as error:

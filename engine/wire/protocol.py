@@ -17,7 +17,7 @@ import msgpack
 
 from .errors import BadRequest, EngineError, from_code
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 
 # A document of the largest size the server accepts by default (10 MB) fits several times over,
 # and a wrong length read from garbage cannot make either side allocate gigabytes.
@@ -44,8 +44,8 @@ _OPTIONAL_NUMBER = (int, float, type(None))
 #   focus     what the user looks at is healed while idle.
 #   others    [path, text] of other files, to be shown from the next idle time on, in the place of
 #             those before.
-#   warm      a reply when the cache is there for a completion at `cursor`, or the text has changed
-#             ("cancelled").
+#   warm      a reply when the cache is there for a completion at `cursor`, of the whole window if
+#             `whole`, or the text has changed ("cancelled").
 #   complete  `params` is CompletionParams. If `stream`, "text" events with each piece of the text
 #             as it comes and its `probability`, then a reply with a Completion. If the cache is not
 #             there `wait_ms` after it came, it is answered with "warming-up", and warmed on.
@@ -82,7 +82,7 @@ METHODS: dict[str, dict[str, tuple[type, ...]]] = {
     "replace": {"doc": (str,), "version": (int,), "text": (str,)},
     "focus": {"doc": (str,), "visible": (bool,), "cursor": _OPTIONAL_INT},
     "others": {"doc": (str,), "others": (list,)},
-    "warm": {"doc": (str,), "version": (int,), "cursor": (int,)},
+    "warm": {"doc": (str,), "version": (int,), "cursor": (int,), "whole": (bool,)},
     "complete": {
         "doc": (str,),
         "version": (int,),

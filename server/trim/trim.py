@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from ...engine.syntax.region import unified
@@ -26,6 +27,8 @@ from .spacing import drop_doubled_space, leaves_white_space
 # So many lines are given up one by one. Each try is a parse of the neighbourhood.
 _MAX_SINGLE_TRIES = 4
 _MAX_TOKEN_TRIES = 8
+# What was cut to less than this, such as `self`, is as soon typed.
+_MIN_CHARS = 5
 
 
 class Trimmed(NamedTuple):
@@ -97,6 +100,8 @@ def trim(
         right = _readable_so_far(kept, around, syntax)
     else:
         right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
+    if right is None and goes_on:
+        return Trimmed("", "the model was not sure of a whole statement")
     if right is None:
         return Trimmed("", f"what the model proposed is no {language or 'code'} at this place")
     return Trimmed(right.replace("\n", around.line_end), None)
@@ -143,24 +148,26 @@ def _readable(
 
 
 def _readable_so_far(kept: str, around: Sides, syntax: Surroundings | None) -> str | None:
-    """Return the most of `kept` that can be read, of a text whose last line may go on.
+    """Return the most of `kept` that can be read, of a text whose last line was to go on.
 
-    Before other text on its line all of it has to be readable there.
+    Whoever takes it has a statement that is whole: neither an open string or bracket nor a point or
+    an operator that waits for more.
     """
-    if syntax is None or syntax.accepts(kept, may_open=True):
-        return kept
-    if around.rest.strip():
-        for _ in range(_MAX_TOKEN_TRIES):
-            kept = without_last_token(kept)
-            if not kept.strip():
-                break
-            if syntax.accepts(kept, may_open=True):
-                return kept
-        return None
-    whole = kept.rpartition("\n")[0].rstrip()
-    if not whole or syntax.accepts(whole, may_open=True):
-        return kept
-    return _readable(kept, around, syntax, is_cut_off=False)
+    for candidate in chain(_shorter_lines(kept), _candidates(kept, around)):
+        if not (leaves_open(candidate) if syntax is None else not syntax.accepts(candidate)):
+            return candidate
+    return None
+
+
+def _shorter_lines(kept: str) -> Iterator[str]:
+    """Yield `kept`, then without the last token of its last line, and so on."""
+    yield kept
+    above, line_end, line = kept.rpartition("\n")
+    for _ in range(_MAX_TOKEN_TRIES):
+        line = without_last_token(line)
+        if not line.strip() or len((above + line).strip()) < _MIN_CHARS:
+            return
+        yield above + line_end + line
 
 
 def _candidates(kept: str, around: Sides) -> Iterator[str]:

@@ -49,7 +49,7 @@ def test_status_holds_what_was_answered(driver):
     noted(driver.open("a", "text"), "num_opened")
     noted(driver.edit("a", 1, [0, 0, "new "]), "texts")
     noted(driver.complete("a", 2, 2), "log")
-    noted(driver.put("warm", doc="a", version=2, cursor=3), "num_stale_rows")
+    noted(driver.put("warm", doc="a", version=2, cursor=3, whole=False), "num_stale_rows")
     driver.engine.go_on.set()
     wait_until(lambda: len(seen) == 5)
     models, num_opened, texts, log, num_stale_rows = seen

@@ -16,7 +16,7 @@ def test_automatic_completion_waits_for_the_cache_no_longer_than_it_says(driver)
     session = driver.engine.sessions["c", "a"]
     assert session.cursor == 4
     driver.engine.go_on.set()
-    driver.result(driver.put("warm", doc="a", version=1, cursor=4))
+    driver.result(driver.put("warm", doc="a", version=1, cursor=4, whole=False))
     assert session.synced == "held-sync"
     number = driver.complete("a", 1, 4, invoked=False, wait_ms=0.0)
     assert driver.result(number)["text"] == "<held|-sync>", "a warm place never waits"
@@ -24,7 +24,7 @@ def test_automatic_completion_waits_for_the_cache_no_longer_than_it_says(driver)
 
 def test_decoding_is_not_ended_by_the_wait_for_the_cache(driver):
     driver.open("a", "slow")
-    driver.result(driver.put("warm", doc="a", version=1, cursor=2))
+    driver.result(driver.put("warm", doc="a", version=1, cursor=2, whole=False))
     number = driver.complete("a", 1, 2, invoked=False, wait_ms=1.0)
     assert driver.result(number)["text"] == "<sl|ow>"
 
@@ -42,7 +42,7 @@ def test_cancelled_completion_leaves_its_place_to_be_warmed(driver):
 @pytest.mark.parametrize("end", ["edit", "replace", "open", "close"])
 def test_wait_for_a_warm_cache_ends_when_the_text_changes(driver, end):
     driver.result(driver.open("a", "held-sync"))
-    waiting = driver.put("warm", doc="a", version=1, cursor=0)
+    waiting = driver.put("warm", doc="a", version=1, cursor=0, whole=False)
     wait_until(lambda: driver.engine.num_checks > 0)
     if end == "edit":
         driver.edit("a", 1, [0, 0, "x"])
@@ -57,11 +57,11 @@ def test_wait_for_a_warm_cache_ends_when_the_text_changes(driver, end):
 
 def test_wait_for_a_warm_cache_tells_why_it_cannot_be(driver):
     driver.result(driver.open("a", "fail-on-sync"))
-    waiting = driver.put("warm", doc="a", version=1, cursor=0)
+    waiting = driver.put("warm", doc="a", version=1, cursor=0, whole=False)
     assert "a fake failure" in driver.error(waiting, errors.EngineError)
-    other_text = driver.put("warm", doc="a", version=7, cursor=0)
+    other_text = driver.put("warm", doc="a", version=7, cursor=0, whole=False)
     driver.error(other_text, errors.VersionMismatch)
-    driver.error(driver.put("warm", doc="a", version=1, cursor=99), errors.BadPosition)
+    driver.error(driver.put("warm", doc="a", version=1, cursor=99, whole=False), errors.BadPosition)
 
 
 def test_text_is_streamed_only_when_it_is_asked_for(driver):
@@ -87,7 +87,7 @@ def test_completion_is_answered_in_a_narrow_window_that_grows_afterwards(driver)
 def test_completion_does_not_wait_for_a_growing_window_and_growth_is_resumed(driver):
     driver.result(driver.open("a", "narrow held-grow", visible=True))
     wait_until(lambda: "grow" in [what for what, _ in driver.engine.log])
-    assert driver.result(driver.put("warm", doc="a", version=1, cursor=3)) is None
+    assert driver.result(driver.put("warm", doc="a", version=1, cursor=3, whole=False)) is None
     for number in range(2, 4):
         driver.result(driver.complete("a", 1, 3))
         assert driver.engine.sessions[("c", "a")].grown is None
@@ -125,3 +125,16 @@ def test_other_files_are_shown_in_idle_time_and_after_a_completion_if_it_came_fi
     driver.engine.go_on.set()
     wait_until(lambda: session.shown == (("b.py", "b"),))
     assert driver.engine.log.count(("show", "a")) == 2
+
+
+def test_who_waits_for_the_whole_window_hears_when_it_has_grown(driver):
+    driver.result(driver.open("a", "narrow held-grow", visible=True))
+    any_window = driver.put("warm", doc="a", version=1, cursor=0, whole=False)
+    whole = driver.put("warm", doc="a", version=1, cursor=0, whole=True)
+    driver.result(any_window)
+    driver.result(driver.complete("a", 1, 3))
+    assert driver.engine.sessions["c", "a"].grown is None
+    assert whole not in driver.results
+    driver.engine.go_on.set()
+    driver.result(whole)
+    assert driver.engine.sessions["c", "a"].grown == "narrow held-grow"

@@ -33,7 +33,8 @@ class ColdEngine(FakeEngine):
             await self.warmth.wait()
         return await super().complete(uri, version, offset, params, invoked=invoked)
 
-    async def warm(self, uri, version, offset):
+    async def warm(self, uri, version, offset, *, whole=False):
+        self.calls.append(("until warm", "whole" if whole else "any"))
         await self.warmth.wait()
         if self.outcome is not None:
             raise self.outcome
@@ -108,6 +109,34 @@ async def test_no_refresh_when_the_text_has_changed_or_a_newer_request_came(clie
     client.server.engine.warmth.set()
     await settle()
     assert refreshes(client) == []
+
+
+class NarrowEngine(ColdEngine):
+    """Answers at once from a narrow window, and is not sure before `warmth` is set."""
+
+    async def complete(self, *args, **options):
+        answer = await FakeEngine.complete(self, *args, **options)
+        is_narrow = not self.warmth.is_set()
+        return replace(answer, is_narrow=is_narrow, stop_reason="doubt" if is_narrow else "end")
+
+
+@scenario(NarrowEngine)
+async def test_what_a_narrow_window_is_not_sure_of_waits_for_the_whole_one(client) -> None:
+    await client.initialize(REFRESHES)
+    client.open("x = \n")
+    assert (await client.reply(client.ask(0, 4, kind=2)))["result"] == []
+    status = (await client.request("keyturn/status"))["result"]
+    assert "not sure" in status["completions"]["recent_reasons"][-1]
+    await settle()
+    assert ("until warm", "whole") in client.server.engine.calls
+    assert refreshes(client) == []
+    assert (await client.reply(client.ask(0, 4)))["result"], "who asks gets what there is"
+    assert (await client.reply(client.ask(0, 4, kind=2)))["result"] == []
+    client.server.engine.warmth.set()
+    await settle()
+    assert len(refreshes(client)) == 1
+    reply = await client.reply(client.ask(0, 4, kind=2))
+    assert reply["result"][0]["insertText"] == "done()"
 
 
 class HurriedEngine(FakeEngine):
