@@ -56,7 +56,7 @@ class KeyturnServer(LanguageServer):
         engine: speaks to the engine host.
 
     Attributes:
-        handle: handles one message from the client, given its body.
+        handle: handles one message from the client, given its body; `leave`: its `exit`.
         events: what becomes of suggestions.
         reports: what the server says of itself.
         others: chooses what is shown of other files.
@@ -72,7 +72,7 @@ class KeyturnServer(LanguageServer):
             protocol_cls=Protocol,
             converter_factory=tolerant_converter,
         )
-        self.handle = self.protocol.handle
+        self.handle, self.leave = self.protocol.handle, self.protocol.leave
         self.engine = engine
         self.settings = Settings()
         self.documents: dict[str, Document] = {}
