@@ -143,14 +143,14 @@ class Document:
         return self._pieces.part(start, end)
 
     def _set_text(self, text: str) -> None:
-        self._hold(text)
         self._lost = None
         self._num_bytes = _num_bytes(text)
         self._num_nuls = text.count("\0")
-        # A text over the limit is dropped by _check; its lines need not be found.
+        # A text over the limit is dropped by _check: it need not be cut, nor its lines be found.
         is_held = self._num_bytes <= self.limits.max_document_bytes
-        self._starts = Starts([0, *line_starts(text if is_held else "", 0)])
-        self._num_long = self._count_long(0, len(self._starts)) if is_held else 0
+        self._hold(text if is_held else "")
+        self._starts = Starts([0, *line_starts(self.text, 0)])
+        self._num_long = self._count_long(0, len(self._starts))
         self._check()
 
     def _hold(self, text: str) -> None:
