@@ -56,7 +56,7 @@ class KeyturnServer(LanguageServer):
         engine: speaks to the engine host.
 
     Attributes:
-        handle: handles one message from the client, given its body.
+        handle: handles one message from the client, given its body; `leave`: its `exit`.
         events: what becomes of suggestions.
         reports: what the server says of itself.
         others: chooses what is shown of other files.
@@ -72,7 +72,7 @@ class KeyturnServer(LanguageServer):
             protocol_cls=Protocol,
             converter_factory=tolerant_converter,
         )
-        self.handle = self.protocol.handle
+        self.handle, self.leave = self.protocol.handle, self.protocol.leave
         self.engine = engine
         self.settings = Settings()
         self.documents: dict[str, Document] = {}
@@ -221,7 +221,7 @@ class KeyturnServer(LanguageServer):
             hidden = self._texts.hidden(document.uri, edits)
             if hidden is not None:
                 self.engine.edit(document.uri, base, document.version, hidden)
-            if edits:
+            if edits and self.settings.other_files:
                 self.others.at(document.uri, edits[-1].start + len(edits[-1].text))
         self._focus.perhaps_at(document.uri)
 
@@ -252,7 +252,8 @@ class KeyturnServer(LanguageServer):
         if isinstance(line, int) and isinstance(character, int):
             offset = document.offset(Position(line, character))
             self._warm(document, offset)
-            self.others.at(document.uri, offset)
+            if self.settings.other_files:
+                self.others.at(document.uri, offset)
 
     def pause(self, params: object) -> None:
         """Suggest nothing in a document, or anywhere, or again (`keyturn/pause`)."""
@@ -346,7 +347,8 @@ class KeyturnServer(LanguageServer):
         if earlier is not None:
             earlier.cancel()
         version = document.version  # what is typed while this waits is not what `offset` is of
-        self.others.at(document.uri, offset)
+        if self.settings.other_files:
+            self.others.at(document.uri, offset)
         await self._connected.wait()
         await self._texts.sent(document.uri)
         self._focus.at(document.uri)

@@ -250,8 +250,9 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     serve = commands.add_parser(
         "serve",
         help="run the language server, or one for HTTP",
-        description="Run the language server for one client; it ends when the client goes. With "
-        "--http, answer tools that speak OpenAI's or llama.cpp's interface.",
+        description="Run the language server for one client; it ends when the client goes, with 0 "
+        "after the client's `shutdown`, with 1 without it or where no LSP comes. With --http, "
+        "answer tools that speak OpenAI's or llama.cpp's interface.",
     )
     how = serve.add_mutually_exclusive_group()
     how.add_argument(

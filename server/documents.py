@@ -1,17 +1,17 @@
 """The open documents' text, where its lines begin, and LSP positions as code-point offsets.
 
 Never pygls' copy: it splits lines at form feeds and U+2028. Here lines end at LF, CRLF and CR
-only. An edit rescans the lines it touches, and no others.
+only. An edit rescans the lines it touches, and no others; the whole is joined once a message.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import NamedTuple
+
+from .pieces import Pieces, Starts
 
 _SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 UTF8, UTF16, UTF32 = "utf-8", "utf-16", "utf-32"
@@ -49,53 +49,6 @@ class Limits:
     max_line_chars: int
 
 
-class LineStarts:
-    """The offsets at which the lines of a text begin; the first is 0.
-
-    An edit moves all that are behind it, as one number. Typing goes on where it was: those behind
-    the last edit are held as they were before it, with what has been added since; only what lies
-    between two edits is touched.
-    """
-
-    def __init__(self, text: str = "") -> None:
-        """Index a text."""
-        self._starts = [0, *line_starts(text, 0)]
-        self._moved_from, self._moved_by = len(self._starts), 0
-
-    def __len__(self) -> int:
-        """Return the number of lines."""
-        return len(self._starts)
-
-    def __getitem__(self, line: int) -> int:
-        """Return where a line begins, 0-based and in range."""
-        return self._starts[line] + (self._moved_by if line >= self._moved_from else 0)
-
-    def line_of(self, offset: int) -> int:
-        """Return the last line that begins at `offset` or before it."""
-        moved_from = self._moved_from
-        if moved_from == len(self._starts) or offset < self[moved_from]:
-            return bisect_right(self._starts, offset, 0, moved_from) - 1
-        return bisect_right(self._starts, offset - self._moved_by, moved_from) - 1
-
-    def replace(self, first: int, last: int, starts: Iterable[int], moved_by: int) -> None:
-        """Put `starts` in the place of the lines `first` to `last`; those from `last` on move.
-
-        Args:
-            first: a line.
-            last: a line behind it, or their number.
-            starts: in the text as it is from now on.
-            moved_by: characters.
-        """
-        held, by = self._starts, self._moved_by
-        low, high = sorted((last, self._moved_from))
-        by = by if last > self._moved_from else -by
-        held[low:high] = [start + by for start in held[low:high]]
-        num_before = len(held)
-        held[first:last] = starts
-        self._moved_from = last + len(held) - num_before
-        self._moved_by += moved_by
-
-
 def line_starts(text: str, base: int) -> list[int]:
     """Return the offset after every line end of `text`, counted from `base`."""
     return [base + match.end() for match in _LINE_END.finditer(text)]
@@ -122,7 +75,8 @@ class Document:
     language_id: str = ""
     refusal: str | None = field(init=False, default=None)
     _lost: str | None = field(init=False, repr=False, default=None)
-    _starts: LineStarts = field(init=False, repr=False)
+    _pieces: Pieces = field(init=False, repr=False)  # the same text; ahead of it within `change`
+    _starts: Starts = field(init=False, repr=False)
     _num_long: int = field(init=False, default=0)  # lines beyond the limit
     _num_bytes: int = field(init=False, default=0)
     _num_nuls: int = field(init=False, default=0)
@@ -154,6 +108,7 @@ class Document:
                 self._replace(edit)
                 if edits is not None:
                     edits.append(edit)
+        self.text = str(self._pieces)
         self._check()
         return edits if self._lost is None else None
 
@@ -178,25 +133,28 @@ class Document:
 
     def position(self, offset: int) -> Position:
         """Return the LSP position of code-point `offset`, which must lie in the text."""
-        line = self._starts.line_of(offset)
-        before = self.text[self._starts[line] : offset]
+        line = self._starts.part_of(offset)
+        before = self._pieces.part(self._starts[line], offset)
         return Position(line, num_units(before, self.encoding))
 
     def line(self, line: int) -> str:
         """Return the text of a line (0-based, in range) without its line end."""
         start, end = self._line_span(line)
-        return self.text[start:end]
+        return self._pieces.part(start, end)
 
     def _set_text(self, text: str) -> None:
-        self.text = text
         self._lost = None
         self._num_bytes = _num_bytes(text)
         self._num_nuls = text.count("\0")
-        # A text over the limit is dropped by _check; its lines need not be found.
+        # A text over the limit is dropped by _check: it need not be cut, nor its lines be found.
         is_held = self._num_bytes <= self.limits.max_document_bytes
-        self._starts = LineStarts(text if is_held else "")
-        self._num_long = self._count_long(0, len(self._starts)) if is_held else 0
+        self._hold(text if is_held else "")
+        self._starts = Starts([0, *line_starts(self.text, 0)])
+        self._num_long = self._count_long(0, len(self._starts))
         self._check()
+
+    def _hold(self, text: str) -> None:
+        self.text, self._pieces = text, Pieces(text)
 
     def _count_long(self, first: int, last: int) -> int:
         """Return how many of the lines `first` to `last` are longer than they may be."""
@@ -206,7 +164,7 @@ class Document:
         """Return lengths of lines in characters, line ends included."""
         starts = [self._starts[line] for line in range(first, min(last + 1, len(self._starts)))]
         if last == len(self._starts):
-            starts.append(len(self.text))
+            starts.append(len(self._pieces))
         return [after - before for before, after in pairwise(starts)]
 
     def _check(self) -> None:
@@ -218,7 +176,8 @@ class Document:
             )
         self.refusal = self._lost
         if self._lost is not None:
-            self.text, self._starts, self._num_long = "", LineStarts(), 0
+            self._hold("")
+            self._starts, self._num_long = Starts([0]), 0
             return
         if self._num_nuls:
             self.refusal = "it contains NUL characters, so it is taken for a binary file"
@@ -233,10 +192,10 @@ class Document:
     def _locate(self, position: Position) -> tuple[int, int]:
         """Return the offset, and how many UTF-16 units `position` lies inside the character."""
         if position.line >= len(self._starts):
-            return len(self.text), 0
+            return len(self._pieces), 0
         start, end = self._line_span(max(0, position.line))
         wanted = max(0, position.character)
-        line = self.text[start:end]
+        line = self._pieces.part(start, end)
         if wanted >= len(line) * _WIDEST[self.encoding]:
             return end, 0
         if self.encoding == UTF32 or line.isascii():
@@ -252,9 +211,9 @@ class Document:
     def _line_span(self, line: int) -> tuple[int, int]:
         start = self._starts[line]
         if line + 1 == len(self._starts):
-            return start, len(self.text)
+            return start, len(self._pieces)
         end = self._starts[line + 1] - 1
-        if end > start and self.text[end] == "\n" and self.text[end - 1] == "\r":
+        if end > start and self._pieces[end] == "\n" and self._pieces[end - 1] == "\r":
             end -= 1
         return start, end
 
@@ -268,33 +227,33 @@ class Document:
         # A UTF-16 client may cut a pair: its halves stay behind as lone surrogates, as they do in
         # the client's own text, and halves that meet become one character.
         if start_inside:
-            text = _halves(self.text[start])[0] + text
+            text = _halves(self._pieces[start])[0] + text
         if end_inside:
-            text += _halves(self.text[end])[1]
+            text += _halves(self._pieces[end])[1]
             end += 1
-        follower = text[:1] or self.text[end : end + 1]
-        if _is_high(self.text[start - 1 : start]) and _is_low(follower):
+        follower = text[:1] or self._pieces.part(end, end + 1)
+        if _is_high(self._pieces.part(start - 1, start)) and _is_low(follower):
             start -= 1
-            text = self.text[start] + text
-        if _is_low(self.text[end : end + 1]) and _is_high(text[-1:]):
-            text += self.text[end]
+            text = self._pieces[start] + text
+        if _is_low(self._pieces.part(end, end + 1)) and _is_high(text[-1:]):
+            text += self._pieces[end]
             end += 1
         return Edit(start, end, _SPLIT_PAIR.sub(_join, text))
 
     def _replace(self, edit: Edit) -> None:
         start, end, new = edit
-        old = self.text[start:end]
+        old = self._pieces.part(start, end)
         self._num_bytes += _num_bytes(new) - _num_bytes(old)
         self._num_nuls += new.count("\0") - old.count("\0")
         # The line before is scanned too when its "\r" may meet a "\n".
         starts = self._starts
-        first, next_line = starts.line_of(max(0, start - 1)), starts.line_of(end) + 1
+        first, next_line = starts.part_of(max(0, start - 1)), starts.part_of(end) + 1
         self._num_long -= self._count_long(first, next_line)
         scan_start = starts[first]
-        scan_end = starts[next_line] if next_line < len(starts) else len(self.text)
+        scan_end = starts[next_line] if next_line < len(starts) else len(self._pieces)
         delta = len(new) - (end - start)
-        region = self.text[scan_start:start] + new + self.text[end:scan_end]
-        self.text = self.text[:start] + new + self.text[end:]
+        region = self._pieces.part(scan_start, start) + new + self._pieces.part(end, scan_end)
+        self._pieces.replace(start, end, new)
         found = line_starts(region, scan_start)
         # The end of the region is a line start already known, unless it is the end of the text.
         if next_line < len(starts) and found and found[-1] == scan_end + delta:

@@ -87,7 +87,8 @@ class Protocol(LanguageServerProtocol):
         except (ValueError, RecursionError) as error:
             self._refuse(Malformed(None, "", None, PARSE_ERROR, f"not JSON: {error}"))
             return
-        for one in message if isinstance(message, list) else [message]:
+        # An empty list is no message: it is refused as a whole.
+        for one in message if isinstance(message, list) and message else [message]:
             try:
                 structured = self.structure_message(one)
                 refused = self._refusal(structured)

@@ -17,11 +17,17 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from ..engine.wire.errors import BadRequest
+
 log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_MESSAGE_BYTES = 1 << 29
 _CONTENT_LENGTH = re.compile(rb"(?i)^content-length:[ \t]*(\d{1,12})[ \t]*$", re.MULTILINE)
+_END_OF_HEADER = b"\r\n\r\n"
+_FIELD = re.compile(rb"[\w-]+:[^\r\n]*(?:\r\n|\r?\Z)")
+_REMEDY = "editors start `keyturn serve` by themselves; run keyturn --help for other commands"
+_WITHIN = "it ended within a message"
 _MAX_HEADER_BYTES = 16_384
 _MAX_TOKEN_BYTES = 1024
 _TOKEN_SECONDS = 10
@@ -45,28 +51,66 @@ class Session(Protocol):
     def handle(self, body: bytes) -> None:
         """Handle one message; must not raise."""
 
+    def leave(self) -> None:
+        """Take it that the client said `exit`: the exit code is known from now on."""
+
     async def close(self) -> None:
         """Let go of everything; the client is gone."""
 
 
 class Framed:
-    """Messages framed by a Content-Length header, as LSP has them."""
+    """Messages framed by a Content-Length header, as LSP has them.
 
-    def __init__(self, read: Read) -> None:
-        """Read through `read(n)`, which returns at most n bytes and none at the end."""
+    Attributes:
+        problem: what was amiss with the stream's end; None if it lies between two messages.
+    """
+
+    def __init__(self, read: Read, name: str = "the stream") -> None:
+        """Read through `read(n)`, which returns at most n bytes and none at the end.
+
+        Args:
+            read: reads.
+            name: what to call the stream where something is amiss with it.
+        """
+        self.name = name
+        self.problem: str | None = "it ended before the first message"
         self._read = read
         self._buffer = bytearray()
 
     def next(self) -> bytes | None:
         """Return the next message's body; None at the end or when the stream makes no sense."""
-        header = self._until(b"\r\n\r\n", _MAX_HEADER_BYTES)
+        header = self._header()
         if header is None:
             return None
         match = _CONTENT_LENGTH.search(header.replace(b"\r\n", b"\n"))
         if match is None or int(match[1]) > MAX_MESSAGE_BYTES:
-            log.error("the client's header makes no sense: %r", bytes(header[:200]))
+            self._note_no_header(header)
             return None
-        return self._exactly(int(match[1]))
+        body = self._exactly(int(match[1]))
+        self.problem = _WITHIN if body is None else None
+        return body
+
+    def _header(self) -> bytes | None:
+        """Return what stands before a body; None where the stream ends or no header begins.
+
+        A first line that is none of a header is enough: whoever typed it waits for an answer.
+        """
+        held = self._buffer
+        while (end := held.find(_END_OF_HEADER)) < 0:
+            is_field = _FIELD.match(held) is not None and len(held) <= _MAX_HEADER_BYTES
+            if not is_field and (b"\n" in held or len(held) > _MAX_HEADER_BYTES):
+                self._note_no_header(held)
+                return None
+            if not self._fill(65_536):
+                if is_field:
+                    self.problem = _WITHIN
+                elif held:
+                    self._note_no_header(held)
+                return None
+        return self._take(end + len(_END_OF_HEADER))
+
+    def _note_no_header(self, data: bytes | bytearray) -> None:
+        self.problem = f"{bytes(data[:80])!r} is no header with a Content-Length"
 
     def line(self, max_bytes: int) -> bytes | None:
         """Return one line without its end; None if it is longer or the stream ends."""
@@ -149,13 +193,24 @@ async def serve(session: Session, frames: Framed) -> int:
                 "or machine must send a processId of null",
                 session.process_id,
             )
+            session.leave()
             break
         if body is None:
+            _leave(session, frames)
             break
         session.handle(body)
         await asyncio.sleep(0)
     await session.close()
     return 1 if session.exit_code is None else session.exit_code
+
+
+def _leave(session: Session, frames: Framed) -> None:
+    """End without `exit`, of which LSP says nothing: with the code that `exit` would have had."""
+    session.leave()
+    if frames.problem is not None:
+        log.error("expected an LSP client on %s: %s; %s", frames.name, frames.problem, _REMEDY)
+    elif session.exit_code:
+        log.warning("%s ended without `shutdown` and `exit`", frames.name)
 
 
 def is_alive(pid: int | None) -> bool:
@@ -172,11 +227,23 @@ def is_alive(pid: int | None) -> bool:
 
 
 def stdio() -> tuple[Framed, Writer]:
-    """Take standard input and output for LSP; from now on prints go to standard error."""
-    source, target = os.dup(0), os.dup(1)
-    os.dup2(2, 1)
+    """Take standard input and output for LSP; from now on prints go to standard error.
+
+    Raises:
+        BadRequest: one of them is closed.
+    """
+    try:
+        source, target = os.dup(0), os.dup(1)
+        os.dup2(2, 1)
+    except OSError as error:
+        raise BadRequest(
+            f"standard input and output must be an LSP client's ({error}); {_REMEDY}"
+        ) from None
     sys.stdout = sys.stderr
-    return Framed(lambda n: os.read(source, n)), Writer(lambda data: os.write(target, data))
+    if os.isatty(source):
+        log.warning("waits for an LSP client on standard input; %s", _REMEDY)
+    frames = Framed(lambda n: os.read(source, n), "standard input")
+    return frames, Writer(lambda data: os.write(target, data))
 
 
 def accept(host: str, port: int, token: str) -> tuple[Framed, Writer]:
@@ -192,7 +259,7 @@ def accept(host: str, port: int, token: str) -> tuple[Framed, Writer]:
         while True:
             connection, _ = listener.accept()
             connection.settimeout(_TOKEN_SECONDS)
-            frames = Framed(connection.recv)
+            frames = Framed(connection.recv, "the connection")
             line = frames.line(_MAX_TOKEN_BYTES) or b""
             if hmac.compare_digest(line, token.encode()):
                 connection.settimeout(None)

@@ -79,12 +79,7 @@ class PromptLookup:
         self._text: Ints = np.concatenate(parts).astype(np.int64)
         self._start = len(behind) + 1  # of what may be matched
         self._limit = self._start + len(before) + max_tokens
-        self._end = self._first = self._start + len(before)
-
-    @property
-    def num_taken(self) -> int:
-        """Tokens that were generated."""
-        return self._end - self._first
+        self._end = self._start + len(before)
 
     def take(self, token_id: int) -> None:
         """Note that a token was generated."""

@@ -82,9 +82,9 @@ class OtherFiles:
         )
 
     def at(self, uri: str, offset: int) -> None:
-        """Note where the cursor of a document is."""
+        """Note where the cursor of a document is; not called while nothing is shown."""
         document = self._documents.get(uri)
-        if document is None or document.refusal is not None or not self._is_on():
+        if document is None or document.refusal is not None:
             return
         place = self._places.setdefault(uri, _Place(offset))
         place.offset = offset

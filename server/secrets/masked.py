@@ -11,11 +11,11 @@ import asyncio
 import hashlib
 import re
 import string
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...engine.wire.errors import EngineError
 from ..documents import Edit
+from ..pieces import Pieces, Starts
 from .rules import CONFIG_LANGUAGES, Span, found, line_start, line_stop
 
 # So many characters of a placeholder in a completion are no chance; of a shorter one, all are told.
@@ -23,6 +23,7 @@ _NUM_TELLING = 8
 _NUM_SHORTEST = 6
 # So much is looked at in some 20 ms.
 _SLICE_CHARS = 30_000
+_LINE_CHARS = 128
 # What passwords have beside letters and digits, but for what may be structure: "-_.:/=".
 _SYMBOLS = "!@#$%^&*+?~|"
 _BEGIN = re.compile(
@@ -53,27 +54,33 @@ class Masked:
         text: the whole text.
         language: an LSP identifier; in some, values stand without quotes.
         spans: those of credentials on a line, where they are known.
-
-    Attributes:
-        plain: the true text.
-        text: of the same length; what the engine may see.
     """
 
     def __init__(self, text: str, language: str, spans: list[Span] | None = None) -> None:
         """Find the secrets of the whole text."""
         self._is_config = language in CONFIG_LANGUAGES
-        self.plain = self.text = text
-        self._spans: list[Span] = []
+        self._plain = Pieces(text)
+        keys, turns = _keys_of(text)
+        spans = _joined(keys + (found(text, self._is_config) if spans is None else spans))
+        self._span_starts = Starts(start for start, _ in spans)
+        self._span_lengths = [end - start for start, end in spans]
         # Line starts at which "a private key goes on" begins or ends, by turns.
-        self._turns: list[int] = []
-        spans = found(text, self._is_config) if spans is None else spans
-        self._spans, self._turns, _ = self._scan(0, None, spans)
-        self.text = _hidden(text, 0, self._spans)
+        self._turns = Starts(turns)
+
+    @property
+    def plain(self) -> str:
+        """The true text."""
+        return str(self._plain)
+
+    @property
+    def text(self) -> str:
+        """The text that the engine may see, of the same length."""
+        return _hidden(self.plain, 0, self.spans)
 
     @property
     def spans(self) -> Sequence[Span]:
         """Where secrets are, in order; they do not overlap."""
-        return self._spans
+        return self._spans_of(0, len(self._span_lengths))
 
     def edit(self, edits: Iterable[Edit]) -> list[Edit]:
         """Apply edits of the true text, each in the text after the one before it.
@@ -86,63 +93,50 @@ class Masked:
 
     def _edit(self, edit: Edit) -> Iterator[Edit]:
         start, end, new = edit
-        self.plain = self.plain[:start] + new + self.plain[end:]
-        first = line_start(self.plain, start)
-        spans, turns, last = self._scan(first, edit, [])
+        removed = self._plain.part(start, end)
+        self._plain.replace(start, end, new)
         moved = len(new) - (end - start)
-        before = self.text[first : last - moved]
-        after = _hidden(self.plain[first:last], first, spans)
-        self._replace_spans(spans, first, last, moved)
-        self._turns = [
-            *self._turns[: bisect_right(self._turns, first)],
-            *turns,
-            *(at + moved for at in self._turns[bisect_right(self._turns, last - moved) :]),
-        ]
-        self.text = (
-            self.text[:first] + after + self.text[last - moved :] if self._spans else self.plain
-        )
-        here = start - first
-        yield Edit(start, end, after[here : here + len(new)])
+        first = _line_start(self._plain, start)
+        spans, turns, last = self._scan(first, edit)
+        now = self._plain.part(first, last)
+        here, behind = start - first, start - first + len(new)
+        low, high = (_num_below(self._span_starts, at) for at in (first, last - moved))
+        old = now[:here] + removed + now[behind:]
+        before = _hidden(old, first, self._spans_of(low, high))
+        after = _hidden(now, first, spans)
+        self._span_starts.replace(low, high, [start for start, _ in spans], moved)
+        self._span_lengths[low:high] = [end - start for start, end in spans]
+        kept, gone = (_num_below(self._turns, at + 1) for at in (first, last - moved))
+        self._turns.replace(kept, gone, turns, moved)
+        yield Edit(start, end, after[here:behind])
         yield from _difference(before[:here], after[:here], first)
-        behind = here + len(new)
         yield from _difference(before[behind - moved :], after[behind:], start + len(new))
 
-    def _replace_spans(self, spans: list[Span], first: int, last: int, moved: int) -> None:
-        low = bisect_left(self._spans, (first,))
-        high = bisect_left(self._spans, (last - moved,))
-        behind = self._spans[high:]
-        if moved:
-            behind = [(start + moved, end + moved) for start, end in behind]
-        self._spans = [*self._spans[:low], *spans, *behind]
+    def _spans_of(self, low: int, high: int) -> list[Span]:
+        """Return the secrets from one to another, by their number."""
+        starts = [self._span_starts[number] for number in range(low, high)]
+        lengths = self._span_lengths[low:high]
+        return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
 
-    def _scan(
-        self, first: int, edit: Edit | None, spans: list[Span]
-    ) -> tuple[list[Span], list[int], int]:
+    def _scan(self, first: int, edit: Edit) -> tuple[list[Span], list[int], int]:
         """Look at lines from `first` on until an edit has no more effect.
-
-        Without an edit only for private keys: `spans` are the credentials of all lines.
 
         Returns:
             The secrets in these lines, the turns behind `first`, and the end of the lines.
         """
-        text = self.plain
-        known = edit.start + len(edit.text) if edit else len(text)
-        moved = len(edit.text) - (edit.end - edit.start) if edit else 0
+        plain = self._plain
+        known = edit.start + len(edit.text)
+        moved = len(edit.text) - (edit.end - edit.start)
         is_key = self._goes_on(first)
+        spans: list[Span] = []
         turns: list[int] = []
         while True:
-            if edit is None and not is_key:
-                cues = [at for cue in _KEY_CUES if (at := text.find(cue, first)) >= 0]
-                if not cues:
-                    return _joined(spans), turns, len(text)
-                first = line_start(text, min(cues))
-            stop = line_stop(text, first)
-            line = text[first:stop]
+            stop = _line_stop(plain, first)
+            line = plain.part(first, stop)
             here, goes_on = _keys_in(line, is_key)
-            if edit is not None:
-                here += found(line, self._is_config)
+            here += found(line, self._is_config)
             spans += [(first + start, first + end) for start, end in here]
-            if stop == len(text):
+            if stop == len(plain):
                 return _joined(spans), turns, stop
             first = stop + 1
             if goes_on != is_key:
@@ -153,13 +147,13 @@ class Masked:
 
     def _goes_on(self, line_start: int) -> bool:
         """Whether a line is within a private key, as far as is known."""
-        return bisect_right(self._turns, line_start) % 2 == 1
+        return self._turns.part_of(line_start) % 2 == 0
 
     def num_safe(self, completion: str) -> int:
         """Return how many characters of a completion stand before a placeholder of this text."""
-        if not self._spans or not completion:
+        if not self._span_lengths or not completion:
             return len(completion)
-        shown = "\n".join(self.text[start:end] for start, end in self._spans)
+        shown = "\n".join(placeholder(self._plain.part(*span)) for span in self.spans)
         short = [one for one in shown.split("\n") if _NUM_SHORTEST <= len(one) < _NUM_TELLING]
         safe = min((at for one in short if (at := completion.find(one)) >= 0), default=-1)
         for at in range(len(completion) - _NUM_TELLING + 1):
@@ -237,6 +231,54 @@ def _difference(before: str, after: str, base: int) -> Iterator[Edit]:
     ]
     first, last = differing[0], differing[-1] + 1
     yield Edit(base + first, base + last, after[first:last])
+
+
+def _num_below(starts: Starts, offset: int) -> int:
+    return starts.part_of(offset - 1) + 1
+
+
+def _line_start(text: Pieces, offset: int) -> int:
+    """Return what `line_start` does; most lines are short."""
+    num_chars = _LINE_CHARS
+    while True:
+        first = max(0, offset - num_chars)
+        at = line_start(text.part(first, offset), offset - first)
+        if at or not first:
+            return first + at
+        num_chars *= 8
+
+
+def _line_stop(text: Pieces, offset: int) -> int:
+    """Return what `line_stop` does; most lines are short."""
+    num_chars = _LINE_CHARS
+    while True:
+        last = min(offset + num_chars, len(text))
+        stop = offset + line_stop(text.part(offset, last), 0)
+        if stop < last or last == len(text):
+            return stop
+        num_chars *= 8
+
+
+def _keys_of(text: str) -> tuple[list[Span], list[int]]:
+    """Return what is of private keys in a whole text, and the line starts where one turns."""
+    spans: list[Span] = []
+    turns: list[int] = []
+    first, is_key = 0, False
+    while True:
+        if not is_key:
+            cues = [at for cue in _KEY_CUES if (at := text.find(cue, first)) >= 0]
+            if not cues:
+                return spans, turns
+            first = line_start(text, min(cues))
+        stop = line_stop(text, first)
+        here, goes_on = _keys_in(text[first:stop], is_key)
+        spans += [(first + start, first + end) for start, end in here]
+        if stop == len(text):
+            return spans, turns
+        first = stop + 1
+        if goes_on != is_key:
+            turns.append(first)
+        is_key = goes_on
 
 
 def _keys_in(line: str, is_key: bool) -> tuple[list[Span], bool]:

@@ -1,6 +1,7 @@
 """The Neovim plugin in windows and buffers, in texts of every kind, beside menus and mappings."""
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -304,6 +305,43 @@ def test_asking_where_there_are_no_suggestions_says_why(ready) -> None:
     ready.type("<M-Bslash>")
     assert 'filetype "markdown" is not among' in ready.nvim.lua("return said[1]")
     assert not ready.sent("textDocument/inlineCompletion")
+
+
+@pytest.fixture
+def echoes(ready) -> Iterator[None]:
+    """What is echoed goes to `said` instead."""
+    ready.nvim.lua("""
+      said, echo = {}, vim.api.nvim_echo
+      vim.api.nvim_echo = function(chunks)
+        table.insert(said, table.concat(vim.tbl_map(function(one) return one[1] end, chunks)))
+      end
+    """)
+    yield
+    ready.nvim.lua("vim.api.nvim_echo = echo")
+
+
+@pytest.mark.usefixtures("echoes")
+@pytest.mark.parametrize(("columns", "ending"), [(80, "… :Keyturn status"), (26, "…")])
+def test_a_message_that_is_cut_says_where_the_rest_is(ready, columns, ending) -> None:
+    message = "Keyturn cannot complete: " + "a folder is missing, " * 20 + "see the log"
+    params = {"method": "window/showMessage", "params": {"type": 1, "message": message}}
+    ready.nvim.call("nvim_ui_attach", columns, 20, {"ext_linegrid": True})
+    try:
+        ready.type("ia")
+        ready.nvim.lua("server(...)", "test/notify", params)
+        ready.settle()
+        (shown,) = ready.nvim.lua("return said")
+        assert shown.endswith(ending) and message.startswith(shown.removesuffix(ending))
+        assert len(shown) <= ready.nvim.lua("return vim.v.echospace")
+        for is_told in (True, False):
+            ready.nvim.lua("vim.cmd('Keyturn status')")
+            ready.settle()
+            assert (message in ready.nvim.lua("return said[#said]")) is is_told
+        ready.type("<Esc>")
+        ready.settle()
+        assert ready.nvim.lua("return said[#said]") == message
+    finally:
+        ready.nvim.call("nvim_ui_detach")
 
 
 def test_a_long_message_takes_no_key_from_who_types(ready) -> None:

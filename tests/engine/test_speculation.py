@@ -45,6 +45,21 @@ def session(tiny_model):
     return engine.open("a", TEXT, path="a.py", model=str(tiny_model), policy="turn")
 
 
+TAKE = PromptLookup.take
+
+
+def draft_with(monkeypatch, find):
+    """Draft what `find` says, which gets the lookup and a number; `num_taken` is the lookup's."""
+
+    def counted(lookup, token_id):
+        lookup.num_taken += 1
+        TAKE(lookup, token_id)
+
+    monkeypatch.setattr(PromptLookup, "num_taken", 0, raising=False)
+    monkeypatch.setattr(PromptLookup, "take", counted)
+    monkeypatch.setattr(PromptLookup, "draft", find)
+
+
 @pytest.fixture
 def drafting(session, monkeypatch):
     """Give drafts of one's own, which cost nothing, in place of looked up ones; or the model's."""
@@ -57,7 +72,7 @@ def drafting(session, monkeypatch):
         for name, value in vars(fresh).items():
             monkeypatch.setattr(session.model.drafts, name, value)
         if find is not None:
-            monkeypatch.setattr(PromptLookup, "draft", find)
+            draft_with(monkeypatch, find)
             monkeypatch.setattr(StepCost, "all_ms", lambda cost, most, slots: [1.0] * most)
         # Whatever this machine takes to search and to drop.
         monkeypatch.setattr(LookupWorth, "is_due", lambda worth, step_ms: True)
@@ -147,7 +162,7 @@ def test_steps_of_graphs_give_the_text_that_others_give(session, captured, monke
     assert decoded(captured, depth="full", **changes)[0].token_ids == plain[0].token_ids
     random = np.random.default_rng(5)
     for _ in range(4):
-        monkeypatch.setattr(PromptLookup, "draft", mixed(random, plain[0].token_ids))
+        draft_with(monkeypatch, mixed(random, plain[0].token_ids))
         captured.drafts.num_accepted = 0
         assert_equal(decoded(captured, **changes), plain)
     assert captured.drafts.num_drafted > captured.drafts.num_accepted > 0

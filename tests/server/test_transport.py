@@ -30,19 +30,44 @@ def test_messages_are_read_however_they_are_split() -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "problem"),
     [
-        b"",
-        b"Content-Length: 5\r\n\r\nab",
-        b"Content-Type: x\r\n\r\nabc",
-        b"Content-Length: -1\r\n\r\nabc",
-        b"Content-Length: 999999999999\r\n\r\nabc",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"x" * 100_000,
+        (b"", "it ended before the first message"),
+        (b"Content-Length: 5\r\n\r\nab", "it ended within a message"),
+        (b"Content-Length: 5\r\n", "it ended within a message"),
+        (b"Content-Length: 5", "it ended within a message"),
+        (b"Content-Type: x\r\n\r\nabc", "'Content-Type: x"),
+        (b"Content-Length: -1\r\n\r\nabc", "'Content-Length: -1"),
+        (b"Content-Length: 999999999999\r\n\r\nabc", "'Content-Length: 999999999999"),
+        (b"GET / HTTP/1.1\r\n\r\n", "'GET / HTTP/1.1"),
+        (b"hello", "'hello' is no header with a Content-Length"),
+        (b"x" * 100_000, "'xxx"),
+        (b"x:" * 100_000, "'x:x:"),
     ],
 )
-def test_a_stream_that_ends_or_makes_no_sense_is_the_end(data) -> None:
-    assert frames_of(data, 10_000).next() is None
+@pytest.mark.parametrize("piece", [1, 10_000])
+def test_a_stream_that_ends_or_makes_no_sense_is_the_end(data, problem, piece) -> None:
+    frames = frames_of(data, piece)
+    assert frames.next() is None
+    assert problem in (frames.problem or "")
+
+
+@pytest.mark.parametrize("line", [b"hello\n", b"\n", b"[]\r\n", b"Content-Length: 5\n"])
+def test_what_begins_no_header_is_not_waited_on(line) -> None:
+    rest = [line]
+
+    def read(_: int) -> bytes:
+        assert rest, "it reads on"
+        return rest.pop()
+
+    frames = Framed(read)
+    assert frames.next() is None
+    assert "is no header" in (frames.problem or "")
+
+
+def test_an_end_between_two_messages_is_no_problem() -> None:
+    frames = frames_of(framed(b"a"))
+    assert [frames.next(), frames.next(), frames.problem] == [b"a", None, None]
 
 
 def test_a_client_that_has_gone_is_not_an_error_for_the_writer() -> None:
@@ -72,6 +97,9 @@ class Session:
             self.exit_code = 0
         asyncio.ensure_future(self.start(body))
 
+    def leave(self) -> None:
+        self.exit_code = 0 if b"shutdown" in self.events else 1
+
     async def start(self, body: bytes) -> None:
         self.events.append(b"started " + body)
 
@@ -87,6 +115,13 @@ def test_a_handler_starts_before_the_next_message_is_handled() -> None:
     session = Session()
     assert asyncio.run(serve(session, frames_of(framed(b"a", b"b"), 1000))) == 1
     assert session.events == [b"a", b"started a", b"b", b"started b", b"closed"]
+
+
+def test_the_end_of_the_stream_is_an_exit() -> None:
+    for bodies, code in (((b"a",), 1), ((b"a", b"shutdown"), 0)):
+        session = Session()
+        assert asyncio.run(serve(session, frames_of(framed(*bodies)))) == code
+        assert session.events[-1] == b"closed"
 
 
 def test_nothing_is_handled_after_exit() -> None:

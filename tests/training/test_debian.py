@@ -258,14 +258,20 @@ esac
 """
 
 
-def test_archive_is_asked_for_what_is_missing(tmp_path, monkeypatch):
-    host, log, tools = tmp_path / "host", tmp_path / "log", tmp_path / "bin"
+def archive(folder, monkeypatch):
+    """Make an apt-get that has "shop" and "shop-dev" only; return its folder."""
+    host, tools = folder / "host", folder / "bin"
     write_source(host, "shop", {"a.c": C})
     write_binary(host, "shop-dev", {"usr/share/a.go": GO})
     tools.mkdir()
-    (tools / "apt-get").write_text(APT.format(log=log, host=host))
+    (tools / "apt-get").write_text(APT.format(log=folder / "log", host=host))
     (tools / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    return tools
+
+
+def test_archive_is_asked_for_what_is_missing(tmp_path, monkeypatch):
+    log, tools = tmp_path / "log", archive(tmp_path, monkeypatch)
     wanted = {
         "source": {"shop": "1:1.0-2", "nowhere": "3"},
         "binary": {"shop-dev": "1:1.0-2", "nowhere-dev": "3"},
@@ -288,3 +294,33 @@ def test_archive_is_asked_for_what_is_missing(tmp_path, monkeypatch):
     (tools / "apt-get").unlink()
     monkeypatch.setenv("PATH", str(tools))
     assert fetch()[0] == ["more==1"]
+
+
+def test_reserved_packages_that_are_missing_end_the_fetch_with_an_error(tmp_path, monkeypatch):
+    archive(tmp_path, monkeypatch)
+    none = {"pypi": {}, "npm": {}}
+    sources = {
+        **{**none, "reserved": none, "previous": {"pypi": [], "npm": []}, "repositories": {}},
+        "humaneval": {"repository": "a/b", "commit": "0", "file": "he.jsonl"},
+        "debian": {"release": "bookworm", "source": {"shop": "1:1.0-2", "nowhere": "3"}},
+        "reserved_wider": {**none, "debian": {"source": {"nowhere-kept": "1"}}},
+    }
+    path, folder = tmp_path / "sources.json", tmp_path / "dl"
+    folder.mkdir()
+    (folder / "he.jsonl").touch()
+
+    def fetch(*options):
+        path.write_text(json.dumps(sources))
+        fetch_sources.main([str(folder), "--sources", str(path), *options])
+
+    fetch()  # as where there is no apt: nothing of Debian is trained on
+    assert not [*(folder / "debian").glob("*/*")]
+    with pytest.raises(SystemExit, match="without nowhere-kept==1 the evaluation is not kept"):
+        fetch("--only", "debian")
+    kept = sources["reserved_wider"].pop("debian")
+    fetch("--only", "debian")  # "nowhere" is left out, and reported
+    assert have_source(folder / "debian" / "source", "shop", "1:1.0-2")
+    sources["reserved_wider"]["debian"] = kept
+    with pytest.raises(SystemExit, match="without nowhere-kept==1 the evaluation is not kept"):
+        fetch()
+    fetch("--only", "pypi")

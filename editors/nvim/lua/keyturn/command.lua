@@ -8,11 +8,15 @@ local M = {}
 
 local COMMANDS = {}
 
---- Say how things stand here, and what to do.
+--- Say how things stand here, what to do, and what did not fit on the screen's last row.
 function COMMANDS.status()
   client.ask_summary(function(now)
     local lines = { { "Keyturn: " .. now.text } }
     if now.help and now.help ~= "" then lines[2] = { "\n" .. now.help, "Comment" } end
+    if said.cut and not said.cut:find(now.text, 1, true) then
+      table.insert(lines, { "\n" .. said.cut, "WarningMsg" })
+    end
+    said.cut = nil
     api.nvim_echo(lines, false, {})
   end)
 end

@@ -15,6 +15,8 @@ local M = {}
 M.latest = nil --- @type keyturn.Summary?
 --- Why there is no server.
 M.trouble = nil --- @type keyturn.Summary?
+--- The last text of which only the beginning was shown; nil once all of it was.
+M.cut = nil --- @type string?
 
 --- Let statuslines and others know.
 function M.changed()
@@ -64,16 +66,17 @@ end
 --- Whether a text can be shown without a key to go on.
 local function fits(line) return vim.fn.strdisplaywidth(line) <= vim.v.echospace end
 
---- Return as much of a text as the screen's last row takes.
+--- Return as much of a text as the screen's last row takes, and where the rest is.
 local function shortened(line)
   line = line:gsub("%s+", " ")
   if fits(line) then return line end
-  local num_chars = vim.fn.strchars(line)
-  repeat
-    num_chars = num_chars - 1
-    local kept = vim.fn.strcharpart(line, 0, num_chars) .. "…"
-    if fits(kept) then return kept end
-  until num_chars <= 1
+  M.cut = line
+  for _, rest in ipairs({ "… :Keyturn status", "…" }) do
+    for num_chars = vim.fn.strchars(line) - 1, 1, -1 do
+      local kept = vim.fn.strcharpart(line, 0, num_chars) .. rest
+      if fits(kept) then return kept end
+    end
+  end
   return ""
 end
 
@@ -93,7 +96,10 @@ end
 function M.tell(message, level)
   local mode = api.nvim_get_mode().mode
   local is_typing = mode:find("^[iR]") or mode:find("^ni")
-  if not is_typing or fits(message) then return vim.notify(message, level) end
+  if not is_typing or fits(message) then
+    if M.cut == message:gsub("%s+", " ") then M.cut = nil end
+    return vim.notify(message, level)
+  end
   api.nvim_echo({ { shortened(message), "WarningMsg" } }, false, {})
   api.nvim_create_autocmd("InsertLeave", {
     once = true,
