@@ -134,7 +134,7 @@ def lay_out(
             middle,
             *prefix,
         )
-    if (wanted_id := template.wanted_id(wanted)) is not None:
+    if wanted and (wanted_id := template.wanted_id(wanted)) is not None:
         segments.append(Segment(WANTED_KEY, (wanted_id,)))
     return Layout(tuple(segments), window, prompt_end)
 
