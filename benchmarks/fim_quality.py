@@ -51,7 +51,7 @@ from typing import Any
 
 import harness
 from quality import fim_fetch, fim_held_out, fim_metrics
-from quality.fim_ask import WANTED_BY, Answer, ask_engine, ask_server
+from quality.fim_ask import WANTED_BY, Answer, ask_engine, ask_server, rules_and_truth
 from quality.fim_tasks import HELD_OUT, SINGLE, Task, chosen, read_human_eval
 
 from keyturn.engine.files.catalog import EMBEDDED, resolve
@@ -128,7 +128,8 @@ def main() -> None:
         )
         checks = [harness.check(f"HumanEval lines exact, {layout}", exact, "%", target)]
     saved: dict[str, Any] = {"layout": args.layout, "num_tasks": len(single)}
-    saved["wanted"] = args.wanted
+    saved |= {"wanted": args.wanted, "rules_say": rules_and_truth(tasks)}
+    print("the server's rules say", ", ".join(f"{k}: {n}" for k, n in saved["rules_say"].items()))
     saved |= {"num_different": len(differ)} if len(lines) == 2 else {}
     saved |= {label.replace(" ", "_"): item for label, item in found.items()}
     if not checks:  # the README shows the newest run that has them

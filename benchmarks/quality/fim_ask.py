@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -119,6 +120,12 @@ def wanted_of(task: Task, wanted_by: str) -> str:
     if wanted_by == "truth":
         return "block" if "\n" in task.middle else "line"
     return _asked(task).wanted if wanted_by == "rules" else ""
+
+
+def rules_and_truth(tasks: Iterable[Task]) -> dict[str, int]:
+    """Return how often the rules say what ("line", "block", "nothing") of what there truly is."""
+    pairs = ((wanted_of(task, "rules") or "nothing", wanted_of(task, "truth")) for task in tasks)
+    return dict(sorted(Counter(f"{rules} of a {truth}" for rules, truth in pairs).items()))
 
 
 def _asked(task: Task) -> CompletionParams:

@@ -243,6 +243,7 @@ def test_what_is_wanted_is_said_by_the_servers_rules_or_the_true_middle(
     item = task(prefix=prefix, middle=middle, suffix=suffix, path="a.py")
     found = [fim_ask.wanted_of(item, by) for by in fim_ask.WANTED_BY]
     assert found == [rules, "", truth]
+    assert fim_ask.rules_and_truth([item] * 3) == {f"{rules or 'nothing'} of a {truth}": 3}
 
 
 def test_model_that_cannot_be_told_is_not_measured_by_the_truth(tiny_model) -> None:
