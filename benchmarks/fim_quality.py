@@ -21,6 +21,14 @@ anywhere, at any time, and are put together afterwards:
         --answers spm.1.jsonl
     cat spm.*.jsonl > all.jsonl; python benchmarks/fim_report.py all.jsonl
 
+What a mark of what is wanted is worth to a model that was trained to see it (`wanted_ids` in its
+fim.json), where the server's rules tell, and where it is known:
+
+    for by in none rules truth; do
+      python benchmarks/fim_quality.py --model FILE.gguf --data HumanEval-Multi*.jsonl.gz \
+          --held-out --only engine --wanted $by --answers $by.jsonl
+    done; python benchmarks/fim_compare.py none.jsonl truth.jsonl
+
 Go, Rust, Java, C and C++, from what `training.collect` made of its reserved packages:
 
     python benchmarks/fim_quality.py --held-out 1500 --documents data/held_compiled.bin.zst
@@ -43,7 +51,7 @@ from typing import Any
 
 import harness
 from quality import fim_fetch, fim_held_out, fim_metrics
-from quality.fim_ask import Answer, ask_engine, ask_server
+from quality.fim_ask import WANTED_BY, Answer, ask_engine, ask_server, rules_and_truth
 from quality.fim_tasks import HELD_OUT, SINGLE, Task, chosen, read_human_eval
 
 from keyturn.engine.files.catalog import EMBEDDED, resolve
@@ -86,7 +94,9 @@ def main() -> None:
         lines["language server"] = [answer.text for answer in answers]
     if args.only in (None, "engine"):
         start = time.perf_counter()
-        answers = ask_engine(tasks, model, layout, threads=args.threads, jobs=args.jobs)
+        answers = ask_engine(
+            tasks, model, layout, wanted_by=args.wanted, threads=args.threads, jobs=args.jobs
+        )
         seconds = time.perf_counter() - start
         part = list(zip(tasks, answers, strict=True))
         passed = passes(part, args)
@@ -118,6 +128,8 @@ def main() -> None:
         )
         checks = [harness.check(f"HumanEval lines exact, {layout}", exact, "%", target)]
     saved: dict[str, Any] = {"layout": args.layout, "num_tasks": len(single)}
+    saved |= {"wanted": args.wanted, "rules_say": rules_and_truth(tasks)}
+    print("the server's rules say", ", ".join(f"{k}: {n}" for k, n in saved["rules_say"].items()))
     saved |= {"num_different": len(differ)} if len(lines) == 2 else {}
     saved |= {label.replace(" ", "_"): item for label, item in found.items()}
     if not checks:  # the README shows the newest run that has them
@@ -142,6 +154,13 @@ def options() -> argparse.Namespace:
     add("--fim", type=Path, help="fim.json to read a .gguf with that has none beside it")
     add("--layout", choices=("spm", "psm", "own"), default="spm", help="own: the model's default")
     add("--only", choices=("server", "engine"), help="leave the other out")
+    add(
+        "--wanted",
+        choices=WANTED_BY,
+        default="rules",
+        help="whether the engine is told that one line or several are wanted: where the server "
+        "would say so, never, or as the true middle has it",
+    )
     add("--jobs", type=int, default=1, help="processes that share the engine's tasks")
     add("--run-tests", action="store_true", help="pass@1: EXECUTES what is written")
     add("--answers", type=Path, help="write a JSON line for each task, see fim_compare.py")

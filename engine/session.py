@@ -20,6 +20,7 @@ from .generation.writing import Generated, write
 from .loaded_model import Model
 from .model.decoder import Check
 from .prompt.document import Document, Edit, shifted
+from .prompt.fim import wanted_of
 from .prompt.growing_window import WHOLE, ColdLimit, GrowingWindow, Prompt, PromptEncoder
 from .prompt.layout import SegmentKey
 from .prompt.other_files import fitting
@@ -108,7 +109,7 @@ class Session:
         self._anchor: int | None = None
         self._cursor = 0
         self._num_edits = 0
-        self._laid_out: tuple[int, int, int] | None = None  # what the prompt is of
+        self._laid_out: tuple[object, ...] | None = None  # what the prompt is of
         self._forced = ""
         self._tokens: dict[SegmentKey, Ints] = {}  # of the prompt
         self.drafts = model.drafts
@@ -236,7 +237,7 @@ class Session:
         """
         if self._anchor is None:
             return
-        if self._laid_out != (self._num_edits, self._anchor, self._cursor):
+        if self._laid_out != self._to_lay_out():
             place = self._document.shown, self._anchor, self._cursor
             self._lay_out(self.window.fit(*place, self.prompt, self.cold_limit))
         self._make_room(self, self.prompt.num_tokens)
@@ -267,7 +268,7 @@ class Session:
             self.prompt.repair(self.repair_limit, check)
 
     def _sync_whole(self, check: Check) -> None:
-        if self.is_narrow or self._laid_out != (self._num_edits, self._anchor, self._cursor):
+        if self.is_narrow or self._laid_out != self._to_lay_out():
             assert self._anchor is not None, "a completion has a cursor"
             self._lay_out(self.window.fit_whole(self._document.shown, self._anchor, self._cursor))
         self._make_room(self, self.prompt.num_tokens)
@@ -306,12 +307,14 @@ class Session:
             heal: show the whole window and recompute what is stale first, whatever the policy.
 
         Raises:
-            BadPosition, ContextTooLong, OutOfMemory, Cancelled, Interrupted.
+            BadPosition, BadRequest, ContextTooLong, OutOfMemory, Cancelled, Interrupted.
         """
         started_at = time.perf_counter()
         prompt, model = self.prompt, self.model
         forwarded_before = prompt.num_rows_forwarded
         self.set_cursor(offset)
+        # It stays until another is wanted: most want the same again, and find what idle time did.
+        self.window.whole.wanted = wanted_of(model.template, params)
         if heal:
             self._sync_whole(check)
         else:
@@ -395,4 +398,7 @@ class Session:
         self.prompt.set_prompt(prompt.tokens)
         self._forced = self._document.shown[prompt.layout.prompt_end : self._cursor]
         self._anchor = prompt.anchor
-        self._laid_out = (self._num_edits, prompt.anchor, self._cursor)
+        self._laid_out = self._to_lay_out()
+
+    def _to_lay_out(self) -> tuple[object, ...]:
+        return self._num_edits, self._anchor, self._cursor, self.window.whole.wanted

@@ -37,6 +37,10 @@ _HEADER = re.compile(
     r"interface|enum|namespace|type)\b"
 )
 _OPENERS = (":", "{", "(", "[")
+# The last line of a header of several, and what closes a block.
+_HEADER_END, _BLOCK_CLOSED = re.compile(r"[)\]]"), re.compile(r"[)\]}]")
+# Behind code; what has a quote in it may be a part of a string.
+_COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^'\"]*\Z")
 # Of the first token behind a word that looks unfinished: then it is a name that is new.
 _SURE = 0.9
 # An ideograph takes several.
@@ -77,6 +81,38 @@ def is_within_statement(text: str, offset: int, language: str | None) -> bool:
     return syntax is not None and syntax.num_errors > 0 and num_errors(line, language) != 0
 
 
+def has_to_begin_block(text: str, offset: int, language: str | None) -> bool:
+    """Whether a block has to begin at the cursor: the line above opens one that is not there yet.
+
+    By syntax: the line ends with an opening brace or is a header that ends in a colon, nothing but
+    indentation is on the cursor's line, and what follows is not indented as the block would be.
+
+    Args:
+        text: the document.
+        offset: the cursor.
+        language: an LSP identifier; without a grammar nothing is known.
+    """
+    before = unified(text[max(0, offset - _MAX_REST) : offset])
+    above, _, indent = before.rpartition("\n")
+    rest = unified(text[offset : offset + _MAX_REST])
+    if indent.strip() or rest.split("\n", 1)[0].strip():
+        return False
+    opener = _COMMENT.sub("", above[above.rfind("\n") + 1 :]).strip()
+    if opener.endswith(":"):
+        is_opened = bool(_HEADER.match(opener) or _HEADER_END.match(opener))
+    else:  # of Python a brace opens no block
+        is_opened = opener.endswith("{") and language != "python"
+    if not is_opened:
+        return False
+    following = next((line for line in rest.split("\n") if line.strip()), "")
+    deep = len(following) - len(following.lstrip())
+    is_there = deep >= len(indent) > 0 or deep > len(indent)
+    if is_there and not _BLOCK_CLOSED.match(following.lstrip()):
+        return False
+    syntax = look(text, offset, offset, language)
+    return syntax is not None and syntax.kind == "code"
+
+
 def asked(
     text: str,
     offset: int,
@@ -86,8 +122,9 @@ def asked(
 ) -> CompletionParams:
     """Return `params` with what ends a completion at `offset` before the model does.
 
-    Before other text on its line, and within a statement, a completion fills in the line. The
-    engine writes line feeds, whatever the document has.
+    Before other text on its line, and within a statement, a completion fills in the line, and a
+    model that can be told is told so; likewise where a block has to begin. The engine writes line
+    feeds, whatever the document has.
 
     Args:
         text: the document.
@@ -99,7 +136,10 @@ def asked(
     kind = kind_of(text, offset)
     is_line = kind == "gap" or (kind == "rest" and is_within_statement(text, offset, language))
     stop = ("\n",) if is_line else (_BLOCK_END,)
-    return replace(params, stop=stop, min_probability=LEAST[confidence][kind], place=kind)
+    is_block = kind == "line" and has_to_begin_block(text, offset, language)
+    wanted = "line" if is_line else "block" if is_block else ""
+    least = LEAST[confidence][kind]
+    return replace(params, stop=stop, min_probability=least, place=kind, wanted=wanted)
 
 
 def offered(

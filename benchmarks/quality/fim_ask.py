@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ from keyturn.server.suggestion import asked, offered
 
 KEYTURN = str(Path(sys.executable).parent / "keyturn")
 MAX_TOKENS, MAX_TOKENS_OF_LINE = 96, 72
+# What a model that can be told is told of a middle: what the server's rules say of the place,
+# nothing, or what the true middle is.
+WANTED_BY = ("rules", "none", "truth")
 # Of a middle that is scored: the engine's cache has room for 576 rows behind the prompt.
 _MAX_SCORED = 400
 
@@ -64,7 +68,13 @@ class Answer:
 
 
 def ask_engine(
-    tasks: list[Task], model: str, layout: str | None, *, threads: int = 0, jobs: int = 1
+    tasks: list[Task],
+    model: str,
+    layout: str | None,
+    *,
+    wanted_by: str = "rules",
+    threads: int = 0,
+    jobs: int = 1,
 ) -> list[Answer]:
     """Return the answers of the engine, and its scores of the true middles, in the tasks' order.
 
@@ -75,18 +85,20 @@ def ask_engine(
         tasks: what to ask.
         model: as for `Engine.load`.
         layout: "spm", "psm" or None for the model's own.
+        wanted_by: one of `WANTED_BY`; of a model that cannot be told, "truth" is refused.
         threads: CPU threads of each job; 0 is torch's choice, shared out among the jobs.
         jobs: processes.
     """
     if jobs > 1 and not threads:
         threads = max(1, (os.cpu_count() or 1) // jobs)
     if jobs <= 1:
-        return _ask_engine(tasks, model, layout, threads)
+        return _ask_engine(tasks, model, layout, wanted_by, threads)
     answers: list[Answer | None] = [None] * len(tasks)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         shares = [slice(number, None, jobs) for number in range(jobs)]
         futures = [
-            pool.submit(_ask_engine, tasks[share], model, layout, threads) for share in shares
+            pool.submit(_ask_engine, tasks[share], model, layout, wanted_by, threads)
+            for share in shares
         ]
         for share, future in zip(shares, futures, strict=True):
             answers[share] = future.result()
@@ -94,14 +106,36 @@ def ask_engine(
 
 
 def _ask_engine(
-    tasks: Iterable[Task], model: str, layout: str | None, threads: int
+    tasks: Iterable[Task], model: str, layout: str | None, wanted_by: str, threads: int
 ) -> list[Answer]:
     engine = Engine(Settings(num_threads=threads, cold_budget_ms=0).engine_config())
-    engine.load(model)
-    return [_ask(engine, task, model, layout) for task in tasks]
+    template = engine.load(model).template
+    if wanted_by == "truth" and (template is None or not template.wanted_ids):
+        raise SystemExit(f"{model} has no wanted_ids in its fim.json: it cannot be told the truth")
+    return [_ask(engine, task, model, layout, wanted_by) for task in tasks]
 
 
-def _ask(engine: Engine, task: Task, model: str, layout: str | None) -> Answer:
+def wanted_of(task: Task, wanted_by: str) -> str:
+    """Return what a model is told that is wanted, one of `config.WANTED` or ""."""
+    if wanted_by == "truth":
+        return "block" if "\n" in task.middle else "line"
+    return _asked(task).wanted if wanted_by == "rules" else ""
+
+
+def rules_and_truth(tasks: Iterable[Task]) -> dict[str, int]:
+    """Return how often the rules say what ("line", "block", "nothing") of what there truly is."""
+    pairs = ((wanted_of(task, "rules") or "nothing", wanted_of(task, "truth")) for task in tasks)
+    return dict(sorted(Counter(f"{rules} of a {truth}" for rules, truth in pairs).items()))
+
+
+def _asked(task: Task) -> CompletionParams:
+    """Return what the server would ask for in the place of a middle that may have several lines."""
+    text, cursor = task.prefix + task.suffix, len(task.prefix)
+    params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, (), 0.0)
+    return asked(text, cursor, params, language=language_of("", task.path))
+
+
+def _ask(engine: Engine, task: Task, model: str, layout: str | None, wanted_by: str) -> Answer:
     """Complete one task, then score its true middle behind the same prompt.
 
     A middle that may have several lines is decoded without the server's stop strings, and cut at
@@ -109,13 +143,14 @@ def _ask(engine: Engine, task: Task, model: str, layout: str | None) -> Answer:
     """
     text, cursor = task.prefix + task.suffix, len(task.prefix)
     session = engine.open("task", text, path=task.path, model=model, policy="turn", layout=layout)
+    wanted = wanted_of(task, wanted_by)
     if task.group == SINGLE:
-        params = CompletionParams(MAX_TOKENS_OF_LINE, 0.0, 1.0, 0, ("\n",), 0.0)
+        params = CompletionParams(MAX_TOKENS_OF_LINE, 0.0, 1.0, 0, ("\n",), 0.0, wanted=wanted)
         completion = session.complete(cursor, params, go_on)
         shown = raw = completion.text
     else:
-        params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, (), 0.0)
-        stops = asked(text, cursor, params, language=language_of("", task.path)).stop
+        params = CompletionParams(MAX_TOKENS, 0.0, 1.0, 0, (), 0.0, wanted=wanted)
+        stops = _asked(task).stop
         # One that does not know where a middle ends would fill the budget every time.
         params = params if session.model.template else replace(params, stop=stops)
         completion = session.complete(cursor, params, go_on)

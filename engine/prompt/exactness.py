@@ -48,12 +48,20 @@ class Exactness:
         self.histories: Ints = np.empty(0, dtype=np.int64)
         cache.add_record("seen", np.int64, 0)
         cache.add_record("standing", np.int8, PATCHED)
-        # By a text's last history, how many rows had been computed over it.
+        # By a text's last history, how many rows had been computed over it. What is said to be
+        # wanted there is not asked: it changes no row but its own.
         self._settled: OrderedDict[int, int] = OrderedDict()
+        self._num_text = 0
         self._num_noted = 0  # so many first rows are fresh and noted as exact
 
-    def follow(self, token_ids: Ints) -> int:
-        """Say what the prompt is now; return the first place with another history than before."""
+    def follow(self, token_ids: Ints, num_text: int) -> int:
+        """Say what the prompt is now; return the first place with another history than before.
+
+        Args:
+            token_ids: (m,) all of it.
+            num_text: tokens before the mark that says what is wanted.
+        """
+        self._num_text = num_text
         old, self.histories = self.histories, histories(token_ids)
         length = min(len(old), len(token_ids))
         is_new = old[:length] != self.histories[:length]
@@ -73,7 +81,7 @@ class Exactness:
 
     def was_settled(self) -> bool:
         """Return whether this very text was noted so, of late."""
-        return len(self.histories) > 0 and int(self.histories[-1]) in self._settled
+        return self._num_text > 0 and int(self.histories[self._num_text - 1]) in self._settled
 
     def with_own(self, runs: list[Run], order: Slots, segment_of: Ints) -> list[Run]:
         """Return runs, and those of unused rows that were computed over this very text.
@@ -157,17 +165,22 @@ class Exactness:
 
     def note_settled(self) -> None:
         """Note that nothing more is to be done before a completion from this text."""
-        if len(self.histories):
-            text = int(self.histories[-1])
-            self._settled[text] = int(np.count_nonzero(self.is_of_this_text()))
+        if self._num_text:
+            text = int(self.histories[self._num_text - 1])
+            self._settled[text] = self._num_of_this_text()
             self._settled.move_to_end(text)
             if len(self._settled) > _NUM_SETTLED:
                 self._settled.popitem(last=False)
 
     def is_settled(self) -> bool:
         """Return whether the rows are as good as when this text was noted so."""
-        num_then = self._settled.get(int(self.histories[-1])) if len(self.histories) else None
-        return num_then is not None and int(np.count_nonzero(self.is_of_this_text())) >= num_then
+        text = int(self.histories[self._num_text - 1]) if self._num_text else None
+        num_then = None if text is None else self._settled.get(text)
+        return num_then is not None and self._num_of_this_text() >= num_then
+
+    def _num_of_this_text(self) -> int:
+        of_text = self._cache.positions < self._num_text
+        return int(np.count_nonzero(of_text & self.is_of_this_text()))
 
 
 class Returning(NamedTuple):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..wire.errors import ModelLoadError
+from ..wire.config import WANTED, CompletionParams
+from ..wire.errors import BadRequest, ModelLoadError
 from .fim_families import FAMILIES, Family
 
 SIDECAR = "fim.json"
@@ -47,6 +48,8 @@ class FimTemplate:
             prompt included; "separated", a path before every file, and the ids before all but the
             first; "inside", the ids before every file, and the path after the first mark of one
             that is to be filled in, said only where other files or their repository are.
+        wanted_ids: names of `wire.config.WANTED`, and of each the token that says behind a prompt
+            that such a middle is wanted; empty if the model was not trained to be told.
     """
 
     family: str
@@ -66,6 +69,11 @@ class FimTemplate:
     repository_ids: tuple[int, ...] = ()
     spaced_layouts: tuple[str, ...] = ()
     files: str = "marked"
+    wanted_ids: tuple[tuple[str, int], ...] = ()
+
+    def wanted_id(self, wanted: str) -> int | None:
+        """Return the token that says what is wanted; None if there is none for it."""
+        return dict(self.wanted_ids).get(wanted)
 
 
 def find_template(
@@ -141,6 +149,22 @@ def _template(family: Family, marks: Sequence[int], end_ids: frozenset[int]) -> 
     )
 
 
+def wanted_of(template: FimTemplate | None, params: CompletionParams) -> str:
+    """Return what the prompt of a completion says is wanted; "" where the model has no mark for it.
+
+    The mark stands before what is assumed to be written already, and so speaks of that too.
+
+    Raises:
+        BadRequest: nobody knows what is wanted there.
+    """
+    wanted = params.wanted
+    if wanted not in ("", *WANTED):
+        raise BadRequest(f"wanted '{wanted:.80}' is not known; use one of {', '.join(WANTED)}")
+    if wanted and "\n" in params.assumed:
+        wanted = "block"
+    return "" if template is None or template.wanted_id(wanted) is None else wanted
+
+
 def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
     """Read a `fim.json`: the fields of `FimTemplate`, ids as numbers, other keys ignored.
 
@@ -168,11 +192,15 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
             repository_ids=tuple(int(at) for at in fields.get("repository_ids", ())),
             spaced_layouts=tuple(map(str, fields.get("spaced_layouts", ()))),
             files=str(fields.get("files", "marked")),
+            wanted_ids=tuple(
+                (str(k), int(v)) for k, v in dict(fields.get("wanted_ids", {})).items()
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelLoadError(f"{path} is no usable description ({error!r}); remove it") from None
     marks = (template.prefix_id, template.suffix_id, template.middle_id)
     marks += (*template.header_ids, *template.repository_ids)
+    marks += tuple(at for _, at in template.wanted_ids)
     token_ids = {*marks, *template.end_ids}
     if not all(0 <= at < vocab_size for at in token_ids):
         raise ModelLoadError(f"{path}: a token id is not in the vocabulary of {vocab_size}")
@@ -184,4 +212,6 @@ def read_sidecar(path: Path, vocab_size: int) -> FimTemplate:
         )
     if template.files not in _FILES:
         raise ModelLoadError(f'{path}: files "{template.files}" is none of {", ".join(_FILES)}')
+    if unknown := [name for name, _ in template.wanted_ids if name not in WANTED]:
+        raise ModelLoadError(f'{path}: wanted_ids "{unknown[0]}" is none of {", ".join(WANTED)}')
     return template

@@ -19,7 +19,15 @@ from ..model.pass_cost import PassCost
 from ..tokens.tokenizer import Stretch, Tokenizer
 from ..wire.errors import ContextTooLong
 from .fim import FimTemplate
-from .layout import STEPS, Layout, SegmentKey, choose_window, lay_out, narrow_window
+from .layout import (
+    STEPS,
+    WANTED_KEY,
+    Layout,
+    SegmentKey,
+    choose_window,
+    lay_out,
+    narrow_window,
+)
 from .patched_cache import PatchedCache
 
 Ints = NDArray[np.int64]
@@ -68,6 +76,7 @@ class PromptEncoder:
         says_header: whether the last prompt began with the file's name. Where the next one has as
             many lines as decide it, that depends on this.
         others: path and text of other files, which come first; a narrow window shows none.
+        wanted: what prompts say is wanted from now on, see `wanted_of`.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class PromptEncoder:
         """
         self.says_header = False
         self.others: tuple[tuple[str, str], ...] = ()
+        self.wanted = ""
         self._template = template
         self._tokenizer = tokenizer
         self._layout = layout
@@ -127,7 +137,7 @@ class PromptEncoder:
         has_suffix = self._template is not None
         window = choose_window(text, anchor, cursor, self._max_chars, has_suffix=has_suffix)
         prompt = self._encode(text, anchor, cursor, window, self._wide)
-        if prompt.num_tokens <= self._window_tokens:
+        if self._size(prompt) <= self._window_tokens:
             return prompt
         if anchor < cursor and 4 * len(prompt.tokens[("tail",)]) > self._window_tokens:
             return self.encode(text, cursor, cursor)
@@ -140,7 +150,7 @@ class PromptEncoder:
             self._wide[key].starts if key in self._wide else _NO_STARTS
             for key in (("prefix",), ("suffix",))
         )
-        others = wide.num_tokens - len(before) - len(after)
+        others = self._size(wide) - len(before) - len(after)
         room = self._window_tokens - others
         while room >= 0:
             step = max(1, self._max_chars // STEPS)
@@ -148,7 +158,7 @@ class PromptEncoder:
                 text, anchor, cursor, wide.layout.window, start + before, cursor + after, room, step
             )
             prompt = self._encode(text, anchor, cursor, window, self._narrow)
-            excess = prompt.num_tokens - self._window_tokens
+            excess = self._size(prompt) - self._window_tokens
             if excess <= 0:
                 return prompt
             # A text that is cut elsewhere may have a few tokens more.
@@ -162,6 +172,14 @@ class PromptEncoder:
             f"the {others} tokens around a prompt's text do not fit a window of "
             f"{self._window_tokens}; raise window_tokens or cache_bytes"
         )
+
+    def _size(self, prompt: Prompt) -> int:
+        """Return a prompt's tokens, with a mark of what is wanted where it might have one.
+
+        So it shows the same text with and without: all rows but the last stay.
+        """
+        has_room = self._template is not None and bool(self._template.wanted_ids)
+        return prompt.num_tokens + (has_room and WANTED_KEY not in prompt.tokens)
 
     def _encode(
         self,
@@ -181,6 +199,7 @@ class PromptEncoder:
             self._tokenizer.start_id,
             self._header if self.says_header else "",
             self.others,
+            wanted=self.wanted,
         )
         tokens: dict[SegmentKey, Ints] = {}
         for segment in layout.segments:
@@ -366,5 +385,5 @@ class GrowingWindow:
         self._narrow = narrow
 
     def _encode(self, encoder: PromptEncoder, text: str, anchor: int, cursor: int) -> Prompt:
-        encoder.says_header = self.whole.says_header
+        encoder.says_header, encoder.wanted = self.whole.says_header, self.whole.wanted
         return encoder.encode(text, anchor, cursor)

@@ -20,6 +20,8 @@ STEPS = 8
 
 
 SegmentKey = tuple[str, ...]
+# The mark behind a prompt that says what is wanted, for models that were trained to see it.
+WANTED_KEY: SegmentKey = ("marks", "wanted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def lay_out(
     header: str = "",
     others: Sequence[tuple[str, str]] = (),
     repository: str = "",
+    wanted: str = "",
 ) -> Layout:
     r"""Arrange the text around the cursor for the model.
 
@@ -86,6 +89,10 @@ def lay_out(
         header: the file's path, to be said first to a model that knows headers; "" says nothing.
         others: path and text of other files, to be shown first to such a model.
         repository: name of the repository that they are of, likewise.
+        wanted: what the middle is to be, one of `wire.config.WANTED`, for a model that knows a mark
+            for it; "" says nothing. The mark is the last segment, also where text is to be
+            generated again: in training it stands behind the prompt's last token, so that no other
+            row depends on it.
     """
     start, end = window
     prompt_end = cursor
@@ -127,6 +134,8 @@ def lay_out(
             middle,
             *prefix,
         )
+    if wanted and (wanted_id := template.wanted_id(wanted)) is not None:
+        segments.append(Segment(WANTED_KEY, (wanted_id,)))
     return Layout(tuple(segments), window, prompt_end)
 
 

@@ -15,7 +15,7 @@ from ..model.decoder import Check, Decoder
 from ..model.kv_cache import KVCache, Slots
 from ..model.passes import AttentionRecord
 from .dependencies import Dependencies, recorded_layers
-from .layout import SegmentKey
+from .layout import WANTED_KEY, SegmentKey
 from .placement import KEPT, RECOMPUTED, Placement, Wanted
 from .policy import Policy
 
@@ -86,7 +86,7 @@ class PatchedCache:
         self.dependencies: Dependencies | None = None
         self._placement: Placement | None = None
         self._max_dropped_bytes: int | None = None
-        self._wanted = Wanted(_NO_ROWS, _NO_ROWS, {})
+        self._wanted = Wanted(_NO_ROWS, _NO_ROWS, {}, 0)
         self._numbers: dict[SegmentKey, int] = {}  # of every segment there ever was
         self._version = 0  # of the prompt
         self._patched_version = -1  # of the prompt that the rows are those of
@@ -170,9 +170,12 @@ class PatchedCache:
         numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in segments]
         tokens = list(segments.values())
         counts = [*map(len, tokens)]
-        counts[-1] += 1  # what is generated after the last token continues the last segment
-        segment_of = np.repeat(numbers, counts)
-        return Wanted(np.concatenate(tokens), segment_of, dict(zip(numbers, tokens, strict=True)))
+        # What is generated after the last token continues the last segment. Behind a mark of what
+        # is wanted that is the mark's: it saw the mark, and the text that it becomes does not.
+        counts[-1] += 1
+        segment_of, token_ids = np.repeat(numbers, counts), np.concatenate(tokens)
+        num_text = len(token_ids) - len(segments.get(WANTED_KEY, ()))
+        return Wanted(token_ids, segment_of, dict(zip(numbers, tokens, strict=True)), num_text)
 
     def patch(self, check: Check) -> None:
         """Keep, turn and drop rows under the policy and compute the missing ones in order.

@@ -32,11 +32,13 @@ class Wanted(NamedTuple):
         token_ids: (n,).
         segment_of: (n + 1,) number of each token's segment, and of what is generated after them.
         segments: tokens of each segment, by number, in order.
+        num_text: tokens before the mark that says what is wanted; all where there is none.
     """
 
     token_ids: Ints
     segment_of: Ints
     segments: Mapping[int, Ints]
+    num_text: int
 
 
 class Placement:
@@ -83,7 +85,7 @@ class Placement:
         self._turn(runs, order)
         own: list[Returning] = []
         if self.dropped is not None:
-            changed_from = self.dropped.exactness.follow(wanted.token_ids)
+            changed_from = self.dropped.exactness.follow(wanted.token_ids, wanted.num_text)
             matched = runs
             runs, own = self.dropped.prefer_own(matched, order, wanted.segment_of, changed_from)
             if runs is not matched:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 POLICIES = ("full", "prefix", "turn", "repair", "heal")
 HEALS = ("full", "worthwhile", "off")
+# What a completion may be wanted to be, where that is known.
+WANTED = ("line", "block")
 # How many layers a token runs through; or a number of them.
 DEPTHS = ("full", "exact", "fast")
 PACKED = ("q4", "q8")
@@ -77,6 +79,9 @@ class CompletionParams:
         place: what kind it is of, "line", "rest" or "gap" (other text follows on the line). Where
             it is said and the model has a rule for it, a completion whose first line is likely to
             be wrong ends with "low_confidence"; with a `min_probability` of 0 it only says so.
+        wanted: what the completion is to be, one of `WANTED`: "line", one line; "block", several;
+            "" says nothing. A model that was trained to be told is told by one token behind the
+            prompt (`FimTemplate.wanted_ids`); for any other nothing changes.
     """
 
     max_tokens: int
@@ -90,6 +95,7 @@ class CompletionParams:
     num_candidates: int = 1
     depth: str = "full"
     place: str = ""
+    wanted: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,6 +228,35 @@ def test_answer_is_cut_where_the_server_would_stop() -> None:
     assert shown("1)", "a = (\n)", 5) == "1"  # the bracket is there
 
 
+@pytest.mark.parametrize(
+    ("prefix", "middle", "suffix", "rules", "truth"),
+    [
+        ("f(", "a", ")\n", "line", "line"),
+        ("def f():\n    ", "a()\n    return b", "\n", "block", "block"),
+        ("def f():\n    ", "return b", "\n", "block", "line"),
+        ("a = 1\n", "b = 2\nc = 3", "\n", "", "block"),
+    ],
+)
+def test_what_is_wanted_is_said_by_the_servers_rules_or_the_true_middle(
+    prefix, middle, suffix, rules, truth
+) -> None:
+    item = task(prefix=prefix, middle=middle, suffix=suffix, path="a.py")
+    found = [fim_ask.wanted_of(item, by) for by in fim_ask.WANTED_BY]
+    assert found == [rules, "", truth]
+    assert fim_ask.rules_and_truth([item] * 3) == {f"{rules or 'nothing'} of a {truth}": 3}
+
+
+def test_model_that_cannot_be_told_is_not_measured_by_the_truth(tiny_model) -> None:
+    item = task(prefix="f(", middle="a", suffix=")\n", path="a.py")
+    with pytest.raises(SystemExit, match="wanted_ids"):
+        fim_ask.ask_engine([item], str(tiny_model), None, wanted_by="truth")
+    by_rules, by_none = (
+        fim_ask.ask_engine([item], str(tiny_model), None, wanted_by=by)[0]
+        for by in ("rules", "none")
+    )
+    assert dataclasses.replace(by_rules, ms=0) == dataclasses.replace(by_none, ms=0)
+
+
 def answers() -> list[tuple[object, object]]:
     answer = fim_ask.Answer("b", "b", 1.0, nll=2.0, num_tokens=4, end_right=True, early_end=False)
     wrong = dataclasses.replace(answer, text="", nll=4.0, num_tokens=2, end_right=False)

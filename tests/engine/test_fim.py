@@ -14,6 +14,7 @@ from keyturn.engine.wire.errors import ModelLoadError
 EMBEDDED = Path(fim.__file__).parents[1] / "embedded" / "fim.json"
 FIELDS = json.loads(EMBEDDED.read_text())
 OPTIONAL = {"languages", "header_ids", "middle_last", "repository_ids", "spaced_layouts", "files"}
+WANTED_IDS = {"line": 11, "block": 12}
 
 VOCABULARIES = {
     "Mellum": ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<filename>"],
@@ -103,7 +104,8 @@ def test_embedded_sidecar_says_what_the_model_was_trained_on():
     assert 0 in template.end_ids and not template.regenerate_white_space and not template.bos_first
     assert template.window_tokens == 2048
     assert {"python", "javascript", "typescriptreact"} <= set(template.languages)
-    assert FIELDS.keys() == asdict(template).keys()
+    assert template.wanted_ids == ()  # it was not trained to be told
+    assert FIELDS.keys() | {"wanted_ids"} == asdict(template).keys()
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,11 @@ def test_embedded_sidecar_says_what_the_model_was_trained_on():
         ({"middle_id": "x"}, "fim.json"),
         ({"layout": ["spm"]}, "fim.json"),
         ({"files": "outside"}, "outside"),
+        ({"wanted_ids": {"line": 11, "block": 49152}}, "vocabulary"),
+        ({"wanted_ids": {"line": -1}}, "vocabulary"),
+        ({"wanted_ids": {"lines": 11}}, '"lines" is none of line, block'),
+        ({"wanted_ids": {"line": "x"}}, "fim.json"),
+        ({"wanted_ids": [11, 12]}, "fim.json"),
     ],
 )
 def test_wrong_sidecar_is_one_line_with_its_name(tmp_path, changes, reason):
@@ -143,6 +150,16 @@ def test_a_sidecar_need_not_name_languages(tmp_path):
     path = tmp_path / "fim.json"
     path.write_text(json.dumps({key: FIELDS[key] for key in FIELDS if key != "languages"}))
     assert read_sidecar(path, 49152).languages == ()
+
+
+def test_a_sidecar_may_say_how_a_model_is_told_what_is_wanted(tmp_path):
+    path = tmp_path / "fim.json"
+    path.write_text(json.dumps(FIELDS | {"wanted_ids": WANTED_IDS}))
+    template = read_sidecar(path, 49152)
+    assert dict(template.wanted_ids) == WANTED_IDS
+    assert [template.wanted_id(name) for name in ("line", "block", "")] == [11, 12, None]
+    path.write_text(json.dumps(FIELDS | {"wanted_ids": {"line": 11}}))
+    assert read_sidecar(path, 49152).wanted_id("block") is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null", '"x"'])

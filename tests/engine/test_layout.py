@@ -18,8 +18,9 @@ TEMPLATE = FimTemplate(
 BOS = 7
 
 
-def shown(text, anchor, cursor, template=TEMPLATE, layout="spm", header=""):
-    result = lay_out(text, anchor, cursor, template, layout, (0, len(text)), BOS, header)
+def shown(text, anchor, cursor, template=TEMPLATE, layout="spm", header="", wanted=""):
+    window = (0, len(text))
+    result = lay_out(text, anchor, cursor, template, layout, window, BOS, header, wanted=wanted)
     parts = []
     for segment in result.segments:
         parts += segment.token_ids if segment.kind == "marks" else [segment.text]
@@ -148,3 +149,29 @@ def test_white_space_is_generated_again_by_a_model_that_needs_it():
     template = replace(TEMPLATE, regenerate_white_space=True)
     assert shown("a:\n    \nb", 7, 7, template) == ([101, 102, "\nb", 103, "a:"], 2)
     assert shown("a: b", 2, 3, template, "psm") == ([101, "a:", 102, "b", 103, " "], 3)
+
+
+@pytest.mark.parametrize("wanted", ["line", "block"])
+def test_what_is_wanted_is_said_behind_everything_else(wanted):
+    mark = {"line": 111, "block": 112}
+    told = replace(TEMPLATE, wanted_ids=tuple(mark.items()))
+    templates = {
+        ("spm", "psm"): told,
+        ("spm",): replace(told, middle_last=True),
+        ("psm",): replace(told, regenerate_white_space=True),
+    }
+    for layouts, template in templates.items():
+        for layout in layouts:
+            for anchor, cursor in ((3, 3), (2, 4)) if layout == "psm" else ((3, 3),):
+                without, end = shown("ab cd", anchor, cursor, template, layout)
+                parts = shown("ab cd", anchor, cursor, template, layout, wanted=wanted)
+                assert parts == ([*without, mark[wanted]], end)
+    # Not of what is cut off and generated again: it stands behind the prompt's last token.
+    again = replace(told, regenerate_white_space=True)
+    parts, end = shown("a:\n    \nb", 7, 7, again, wanted=wanted)
+    assert (parts[-2:], end) == (["a:", mark[wanted]], 2)
+
+
+def test_model_that_is_not_told_what_is_wanted_sees_the_same():
+    for template in (TEMPLATE, None, replace(TEMPLATE, wanted_ids=(("block", 112),))):
+        assert shown("ab", 1, 1, template, wanted="line") == shown("ab", 1, 1, template)

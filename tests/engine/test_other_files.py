@@ -25,18 +25,23 @@ MARK = 5  # before a path
 PATHS = [path for path, _ in OTHERS]
 
 
+def with_sidecar(tiny_model, folder, **fields):
+    """A copy of the tiny model whose fim.json says so of its template's fields."""
+    shutil.copytree(tiny_model, folder)
+    session = new_engine().open("a", "", path="a.py", model=str(tiny_model), policy="turn")
+    template = session.model.template
+    text = json.dumps(
+        {name: getattr(template, name) for name in template.__slots__} | fields, default=list
+    )
+    (folder / "fim.json").write_text(text, encoding="utf-8")
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def marked_model(tiny_model, tmp_path_factory):
     """The tiny model, trained to see other files before the prompt."""
     folder = tmp_path_factory.mktemp("marked") / "model"
-    shutil.copytree(tiny_model, folder)
-    session = new_engine().open("a", "", path="a.py", model=str(tiny_model), policy="turn")
-    template = session.model.template
-    fields = {name: getattr(template, name) for name in template.__slots__}
-    fields |= {"header_ids": [MARK]}
-    text = json.dumps(fields, default=list)
-    (folder / "fim.json").write_text(text, encoding="utf-8")
-    return str(folder)
+    return with_sidecar(tiny_model, folder, header_ids=[MARK])
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from keyturn.engine.wire.config import Completion
 from keyturn.server.settings import Settings
 from keyturn.server.suggestion import (
     asked,
+    has_to_begin_block,
     is_inside_word,
     is_unfinished_word,
     is_within_statement,
@@ -141,6 +142,71 @@ def test_rest_of_a_statement_that_is_not_whole_is_one_line(language, marked, is_
     assert is_within_statement(text, offset, language) == is_within
     stop = asked(text, offset, Settings().completion_params(), language=language).stop
     assert stop == (("\n",) if is_within else ("\n\n\n",))
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "is_block"),
+    [
+        ("python", "def f(a):\n    ‸\n", True),
+        ("python", "def f(a):\n‸", True),
+        ("python", "def f(\n    a,\n) -> int:\n    ‸\nx = 1\n", True),
+        ("python", "def f(a):\r\n    ‸\r\n", True),
+        ("python", "def f(a):  # so:\n    ‸\n", True),
+        ("python", "for a in b:\n    if a:\n        ‸\n    c()\n", True),
+        ("python", "try:\n    ‸\nexcept E:\n    pass\n", True),
+        ("python", "def f(a):\n    ‸\n    return a\n", False),  # it is there
+        ("python", "class A:\n‸\n    x = 1\n", False),
+        ("python", "def f(a):\n\n    ‸\n", False),  # the line above is blank
+        ("python", "def f(a):‸\n", False),
+        ("python", "def f(a):\n    x‸\n", False),
+        ("python", "def f(a):\n    ‸x\n", False),
+        ("python", "x = 1\n‸\n", False),
+        ("python", "x = {\n    ‸\n}\n", False),
+        ("python", "x = y[1:\n    ‸\n]\n", False),
+        ("python", "# if so:\n‸\n", False),
+        ("python", 'def f():\n    """\n    if so:\n        ‸\n    """\n', False),
+        ("javascript", "function f(a) {\n  ‸\n}\n", True),
+        ("javascript", "function f(a) {\n‸\n}\n", True),
+        ("javascript", "  if (a) {\n  ‸\n  }\n", True),
+        ("javascript", "if (a) { // so\n  ‸\n}\n", True),
+        ("javascript", "switch (a) {\n  case 1:\n    ‸\n}\n", True),
+        ("javascript", "function f(a) {\n  ‸\n  return a;\n}\n", False),
+        ("javascript", "// see {\n‸\n", False),
+        ("javascript", "/* {\n  ‸\n*/\n", False),
+        ("typescript", "interface A {\n  ‸\n}\n", True),
+        ("go", "func f(a int) int {\n\t‸\n}\n", True),
+        ("sql", "begin {\n  ‸\n}\n", False),  # no grammar
+        (None, "def f(a):\n    ‸\n", False),
+    ],
+)
+def test_block_has_to_begin_where_one_was_opened_that_is_not_there(
+    language, marked, is_block
+) -> None:
+    text, offset = marked.replace("‸", ""), marked.index("‸")
+    assert has_to_begin_block(text, offset, language) == is_block
+    got = asked(text, offset, Settings().completion_params(), language=language)
+    assert (got.wanted == "block") == is_block
+    assert got.stop == ("\n\n\n",) or not is_block
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "wanted"),
+    [
+        ("python", "f(‸)\n", "line"),
+        (None, "f(‸)\n", "line"),
+        ("python", "x = f(a,‸\ny = 2\n", "line"),
+        ("python", "x = f(a)‸\n", ""),
+        ("python", "def f(a,‸\n", ""),
+        ("python", "x = 1\n‸\n", ""),
+        ("python", "def f(a):\n    ‸\n", "block"),
+    ],
+)
+def test_what_is_wanted_is_said_where_the_place_tells(language, marked, wanted) -> None:
+    params = Settings().completion_params()
+    assert params.wanted == ""
+    got = asked(marked.replace("‸", ""), marked.index("‸"), params, language=language)
+    assert got.wanted == wanted
+    assert (got.stop == ("\n",)) == (wanted == "line")
 
 
 def test_what_is_offered_is_trimmed_for_the_place() -> None:
