@@ -23,6 +23,7 @@ BINS = {"<500": (60, 499), "500-999": (500, 999), "1000-2000": (1000, 2000)}
 # A longer middle says more about where people stop than about what a model knows.
 MAX_MIDDLE_TOKENS = 80
 _CHARS_PER_TOKEN = 3.7
+_LANGUAGES = LANGUAGES | COMPILED_LANGUAGES
 _ATTEMPTS = 120  # to find a hole of one kind, language and length
 
 
@@ -31,7 +32,7 @@ def reserved_files(documents: Path) -> list[File]:
 
     Args:
         documents: held_compiled.bin.zst, which has packages of Debian's archive in Go, Rust, Java,
-            C and C++.
+            C and C++; or held.bin.zst, with the others. Languages without holes here are left out.
     """
     sys.path.insert(0, str(ROOT))
     try:
@@ -43,7 +44,8 @@ def reserved_files(documents: Path) -> list[File]:
     found = []
     for package, path, text in load_documents(documents):
         name = package.removeprefix("reserved:")
-        if name != package and path not in repeated(name) and is_written(path, text):
+        is_reserved = name != package and path not in repeated(name)
+        if Path(path).suffix in _LANGUAGES and is_reserved and is_written(path, text):
             found.append((package, path, text))
     return sorted(found)
 
@@ -132,7 +134,7 @@ def length_of(task: Task) -> str:
 def _by_language(files: list[File]) -> dict[str, dict[str, list[File]]]:
     found: dict[str, dict[str, list[File]]] = {}
     for file in files:
-        language = (LANGUAGES | COMPILED_LANGUAGES)[Path(file[1]).suffix]
+        language = _LANGUAGES[Path(file[1]).suffix]
         found.setdefault(language, {}).setdefault(file[0], []).append(file)
     return found
 

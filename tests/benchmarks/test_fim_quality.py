@@ -207,7 +207,7 @@ def test_reserved_documents_are_drawn_from_too(tmp_path: Path) -> None:
     )
     path = tmp_path / "held_compiled.bin.zst"
     packages = ("reserved:debian:shop", "debian:shop")
-    names = ("shop/a.go", "shop/a_test.go", "shop/examples/b.go")
+    names = ("shop/a.go", "shop/a_test.go", "shop/examples/b.go", "shop/a.tsx")
     files = [documents.Document(p, name, program) for p in packages for name in names]
     documents.write_documents(path, files)
     found = fim_held_out.reserved_files(path)
