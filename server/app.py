@@ -229,7 +229,7 @@ class KeyturnServer(LanguageServer):
         """Forget a document."""
         uri = params.text_document.uri
         self.documents.pop(uri, None)
-        self._refreshing.pop(uri, None)
+        self._stop_refreshing(uri)
         self._completions.closed(uri)
         self.events.closed(uri)
         self.others.closed(uri)
@@ -343,9 +343,7 @@ class KeyturnServer(LanguageServer):
         invoked: bool,
         on_text: OnText | None,
     ) -> Completion:
-        earlier = self._refreshing.pop(document.uri, None)
-        if earlier is not None:
-            earlier.cancel()
+        self._stop_refreshing(document.uri)
         version = document.version  # what is typed while this waits is not what `offset` is of
         if self.settings.other_files:
             self.others.at(document.uri, offset)
@@ -371,9 +369,15 @@ class KeyturnServer(LanguageServer):
 
     def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:
         """Have the client ask again when the cache is there, of the whole window if `whole`."""
+        self._stop_refreshing(document.uri)
         if self._can_refresh and document.version == version:
             refresh = self._refresh_when_warm(document, offset, version, whole)
             self._refreshing[document.uri] = asyncio.ensure_future(refresh)
+
+    def _stop_refreshing(self, uri: str) -> None:
+        refreshing = self._refreshing.pop(uri, None)
+        if refreshing is not None:
+            refreshing.cancel()
 
     async def _refresh_when_warm(
         self, document: Document, offset: int, version: int, whole: bool
