@@ -233,7 +233,7 @@ class Completions:
     def _comes_back(self, uri: str, offset: int) -> bool:
         """Whether nothing was offered at a place, and somebody who did not type asks there again.
 
-        It is answered as if the user had asked: by what the gate withheld, if there is more.
+        It is answered as if the user had asked, once: by what the gate withheld, if there is more.
         """
         where, asked_at = self._in_vain.get(uri, (-1, 0.0))
         if where != offset:

@@ -8,7 +8,7 @@ from .brackets import leaves_string_open
 
 LENGTH, TIME = "length", "time"
 CUT_OFF = (LENGTH, TIME)
-# The model was no longer sure: what there is is offered, though its last line may go on.
+# The model was no longer sure: its last line was to go on, and is offered as far as it is whole.
 DOUBT = "doubt"
 
 # What asks for more behind it, also where a grammar takes it for a name or a statement; but for a
