@@ -219,7 +219,7 @@ def run(
         about = {"path": SOURCE.stem, "text": text, "version": 1, "model": settings.model}
         about |= {"policy": settings.policy, "layout": settings.layout, "cursor": cursor}
         put("open", {**about, "visible": True})()
-        put("warm", {"version": 1, "cursor": cursor})()
+        put("warm", {"version": 1, "cursor": cursor, "whole": True})()
         _wait_until_idle(scheduler)
         (session,) = engines[0].opened
         rows_before, cpu_before = session.prompt.num_rows_healed, engines[0].heal_cpu_s

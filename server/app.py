@@ -229,7 +229,7 @@ class KeyturnServer(LanguageServer):
         """Forget a document."""
         uri = params.text_document.uri
         self.documents.pop(uri, None)
-        self._refreshing.pop(uri, None)
+        self._stop_refreshing(uri)
         self._completions.closed(uri)
         self.events.closed(uri)
         self.others.closed(uri)
@@ -306,9 +306,9 @@ class KeyturnServer(LanguageServer):
             return []
         offset = document.offset(as_position(params.position))
         invoked = params.context.trigger_kind in _INVOKED
-        if self._refreshed == (document.uri, document.version, offset):
-            # VS Code only asks again as if the user had asked.
-            invoked, self._refreshed = False, None
+        refreshed, self._refreshed = self._refreshed, None
+        if refreshed == (document.uri, document.version, offset):
+            invoked = False  # VS Code only asks again as if the user had asked
         selected = params.context.selected_completion_info
         answer = await self._completions.complete(
             document,
@@ -343,9 +343,7 @@ class KeyturnServer(LanguageServer):
         invoked: bool,
         on_text: OnText | None,
     ) -> Completion:
-        earlier = self._refreshing.pop(document.uri, None)
-        if earlier is not None:
-            earlier.cancel()
+        self._stop_refreshing(document.uri)
         version = document.version  # what is typed while this waits is not what `offset` is of
         if self.settings.other_files:
             self.others.at(document.uri, offset)
@@ -371,20 +369,30 @@ class KeyturnServer(LanguageServer):
 
     def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:
         """Have the client ask again when the cache is there, of the whole window if `whole`."""
+        self._stop_refreshing(document.uri)
         if self._can_refresh and document.version == version:
-            refresh = asyncio.ensure_future(self._refresh_when_warm(document, offset, whole))
-            self._refreshing[document.uri] = refresh
+            refresh = self._refresh_when_warm(document, offset, version, whole)
+            self._refreshing[document.uri] = asyncio.ensure_future(refresh)
 
-    async def _refresh_when_warm(self, document: Document, offset: int, whole: bool) -> None:
+    def _stop_refreshing(self, uri: str) -> None:
+        refreshing = self._refreshing.pop(uri, None)
+        if refreshing is not None:
+            refreshing.cancel()
+
+    async def _refresh_when_warm(
+        self, document: Document, offset: int, version: int, whole: bool
+    ) -> None:
         """Tell the client that asking again is worth it, unless the text has changed by then."""
         try:
-            await self.engine.warm(document.uri, document.version, offset, whole=whole)
+            await self.engine.warm(document.uri, version, offset, whole=whole)
         except EngineError as error:
             log.info("%s is not warmed: %s", document.uri, error)
             return
+        if document.version != version or self.documents.get(document.uri) is not document:
+            return
         position = document.position(offset)._asdict()
         where = {"textDocument": {"uri": document.uri}, "position": position}
-        self._refreshed = (document.uri, document.version, offset)
+        self._refreshed = (document.uri, version, offset)
         self.protocol.notify(REFRESH, where)
 
     def _warm(self, document: Document, offset: int) -> None:

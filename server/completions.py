@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -108,6 +109,7 @@ class Completions:
         """Forget what other settings have given."""
         self._known.clear()
         self._shown.clear()
+        self._in_vain.clear()
         for uri in [*self._begun]:
             self._drop_begun(uri)
 
@@ -200,18 +202,21 @@ class Completions:
         reason = reason or self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        invoked = invoked or self._comes_back(uri, offset)
-        answer = None if invoked else self._reused(uri, text, offset)
+        comes_back = not invoked and self._comes_back(uri, offset)
+        answer = None if invoked or comes_back else self._reused(uri, text, offset)
         if answer is None:
             try:
-                if invoked:
+                if invoked or comes_back:
                     self._drop_begun(uri)
                     answer = await self._wanted(self._asked(document, offset, True, settings))
                 else:
                     answer = await self._after_pause(document, offset, settings, pace)
-                    self._known.put(uri, text, answer)
             except EngineError as error:
                 return Answer("", offset, offset, str(error))
+            if not invoked:
+                self._known.put(uri, text, answer)
+            if comes_back and not answer.is_cut:  # there is no more: from now on it is known
+                self._in_vain[uri] = offset, math.inf
         is_fresh = not invoked and answer.origin != "typed through"
         if is_fresh and pace.was_deleted(offset, answer.text):
             return Answer("", offset, offset, "it was just deleted here")
@@ -228,7 +233,7 @@ class Completions:
     def _comes_back(self, uri: str, offset: int) -> bool:
         """Whether nothing was offered at a place, and somebody who did not type asks there again.
 
-        It is answered as if the user had asked: by what the gate withheld, if there is more.
+        It is answered as if the user had asked, once: by what the gate withheld, if there is more.
         """
         where, asked_at = self._in_vain.get(uri, (-1, 0.0))
         if where != offset:

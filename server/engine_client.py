@@ -256,7 +256,7 @@ class EngineClient:
             whole: wait for the whole window, where a narrow one comes first.
 
         Raises:
-            Cancelled: the text has changed since, or the cursor moved.
+            Cancelled: the text has changed since; a cursor that has moved does not end the wait.
             EngineError: whatever stands against it.
         """
         link = await self._connection.ready()

@@ -39,8 +39,8 @@ _HEADER = re.compile(
 _OPENERS = (":", "{", "(", "[")
 # The last line of a header of several, and what closes a block.
 _HEADER_END, _BLOCK_CLOSED = re.compile(r"[)\]]"), re.compile(r"[)\]}]")
-# Behind code; what has a quote in it may be a part of a string.
-_COMMENT = re.compile(r"(?:^|\s)(?:#|//)[^'\"]*\Z")
+# Behind code, of Python and of others; what has a quote in it may be a part of a string.
+_COMMENT, _COMMENT_OF_OTHERS = (re.compile(rf"(?:^|\s){mark}[^'\"]*\Z") for mark in ("#", "//"))
 # Of the first token behind a word that looks unfinished: then it is a name that is new.
 _SURE = 0.9
 # An ideograph takes several.
@@ -97,7 +97,8 @@ def has_to_begin_block(text: str, offset: int, language: str | None) -> bool:
     rest = unified(text[offset : offset + _MAX_REST])
     if indent.strip() or rest.split("\n", 1)[0].strip():
         return False
-    opener = _COMMENT.sub("", above[above.rfind("\n") + 1 :]).strip()
+    comment = _COMMENT if language == "python" else _COMMENT_OF_OTHERS
+    opener = comment.sub("", above[above.rfind("\n") + 1 :]).strip()
     if opener.endswith(":"):
         is_opened = bool(_HEADER.match(opener) or _HEADER_END.match(opener))
     else:  # of Python a brace opens no block

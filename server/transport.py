@@ -93,10 +93,11 @@ class Framed:
     def _header(self) -> bytes | None:
         """Return what stands before a body; None where the stream ends or no header begins.
 
-        A first line that is none of a header is enough: whoever typed it waits for an answer.
+        A first line that is none of a header is enough: whoever typed it waits for an answer. Line
+        ends behind a message are passed over: some clients print it as a line.
         """
         held = self._buffer
-        while (end := held.find(_END_OF_HEADER)) < 0:
+        while (end := self._end_of_header()) < 0:
             is_field = _FIELD.match(held) is not None and len(held) <= _MAX_HEADER_BYTES
             if not is_field and (b"\n" in held or len(held) > _MAX_HEADER_BYTES):
                 self._note_no_header(held)
@@ -108,6 +109,11 @@ class Framed:
                     self._note_no_header(held)
                 return None
         return self._take(end + len(_END_OF_HEADER))
+
+    def _end_of_header(self) -> int:
+        if self.problem is None:
+            del self._buffer[: len(self._buffer) - len(self._buffer.lstrip(b"\r\n"))]
+        return self._buffer.find(_END_OF_HEADER)
 
     def _note_no_header(self, data: bytes | bytearray) -> None:
         self.problem = f"{bytes(data[:80])!r} is no header with a Content-Length"

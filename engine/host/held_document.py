@@ -195,10 +195,12 @@ class HeldDocument:
         """Answer the jobs that wait for a warm cache, all if it is that of the whole window."""
         waiting, self.until_warm = self.until_warm, []
         for job in waiting:
-            if job.request.params["whole"] and not is_whole:
+            if job.cancelled is not None:
+                job.on_result(Cancelled(job.cancelled))
+            elif is_whole or not job.request.params["whole"]:
+                job.on_result(result)
+            else:
                 self.until_warm.append(job)
-                continue
-            job.on_result(result if job.cancelled is None else Cancelled(job.cancelled))
 
     def complete_file(
         self,

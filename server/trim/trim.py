@@ -16,6 +16,7 @@ from .cut_off import (
     TIME,
     drop_comments_at_end,
     drop_partial_line,
+    waits_for_more,
     without_last_token,
 )
 from .indentation import drop_beyond_block, drop_excess_indent
@@ -150,11 +151,14 @@ def _readable(
 def _readable_so_far(kept: str, around: Sides, syntax: Surroundings | None) -> str | None:
     """Return the most of `kept` that can be read, of a text whose last line was to go on.
 
-    Whoever takes it has a statement that is whole: neither an open string or bracket nor a point or
-    an operator that waits for more.
+    Whoever takes it has a statement that is whole: neither an open string or bracket nor a point,
+    an operator or a keyword that waits for more.
     """
     for candidate in chain(_shorter_lines(kept), _candidates(kept, around)):
-        if not (leaves_open(candidate) if syntax is None else not syntax.accepts(candidate)):
+        if leaves_open(candidate) if syntax is None else not syntax.accepts(candidate):
+            continue
+        is_read = syntax is not None and syntax.parses_with(candidate)
+        if around.rest.strip() or not waits_for_more(around.before + candidate.rstrip(), is_read):
             return candidate
     return None
 

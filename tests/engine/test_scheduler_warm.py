@@ -138,3 +138,15 @@ def test_who_waits_for_the_whole_window_hears_when_it_has_grown(driver):
     driver.engine.go_on.set()
     driver.result(whole)
     assert driver.engine.sessions["c", "a"].grown == "narrow held-grow"
+
+
+def test_who_waits_no_longer_for_the_whole_window_is_let_go_before_it_has_grown(driver):
+    driver.result(driver.open("a", "narrow held-grow", visible=True))
+    waiting = [driver.put("warm", doc="a", version=1, cursor=0, whole=True) for _ in range(2)]
+    driver.scheduler.cancel(driver.jobs[waiting[0]], "cancelled by the client")
+    driver.result(driver.complete("a", 1, 3))
+    driver.error(waiting[0], errors.Cancelled)
+    assert driver.engine.sessions["c", "a"].grown is None
+    assert waiting[1] not in driver.results
+    driver.engine.go_on.set()
+    assert driver.result(waiting[1]) is None

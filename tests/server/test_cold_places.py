@@ -111,6 +111,37 @@ async def test_no_refresh_when_the_text_has_changed_or_a_newer_request_came(clie
     assert refreshes(client) == []
 
 
+@scenario(ColdEngine)
+async def test_no_refresh_of_a_place_whose_text_changes_as_the_cache_is_there(client) -> None:
+    await client.initialize(REFRESHES)
+    for change in ("edit", "close"):
+        client.open("x = \n")
+        await client.reply(client.ask(0, 4, kind=2))
+        await settle()
+        client.server.engine.warmth.set()
+        if change == "edit":
+            client.change(2, {"text": ""})
+        else:
+            client.notify("textDocument/didClose", {"textDocument": {"uri": URI}})
+            client.open("")
+        await settle()
+        assert refreshes(client) == []
+        client.server.engine.warmth.clear()
+
+
+@scenario(ColdEngine)
+async def test_who_asks_after_a_refresh_that_came_too_late_is_heard(client) -> None:
+    await client.initialize(REFRESHES)
+    client.open("x = \ny = \n")
+    await client.reply(client.ask(0, 4, kind=2))
+    client.server.engine.warmth.set()
+    await settle()
+    assert len(refreshes(client)) == 1
+    await client.reply(client.ask(1, 4, kind=2))
+    await client.reply(client.ask(0, 4))
+    assert client.server.engine.waits[-1] is None, "as of what the user asks for"
+
+
 class NarrowEngine(ColdEngine):
     """Answers at once from a narrow window, and is not sure before `warmth` is set."""
 

@@ -496,6 +496,63 @@ def test_who_comes_back_without_a_key_gets_what_the_gate_withheld(
     assert engine.asked[-1][3] == is_asked
 
 
+@pytest.mark.parametrize(
+    ("withheld", "is_narrow", "num_asked"), [("f(a)", False, 2), ("", False, 2), ("f(a)", True, 4)]
+)
+def test_what_was_withheld_is_asked_for_once_and_stays(withheld, is_narrow, num_asked) -> None:
+    class Doubtful(FakeEngine):
+        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
+            self.asked.append((document.text, offset, params.stop, invoked))
+            is_sure = not params.min_probability
+            return Completion(
+                *(withheld * is_sure, (), 0, 0, 0.0, 0.0, 1, "end" if is_sure else "doubt", ()),
+                is_narrow=is_narrow and is_sure,
+            )
+
+    engine = Doubtful()
+    answers = completions(engine, confidence="balanced")
+    document, offset = at("x = |\ny = \n")
+
+    async def scenario() -> list[str]:
+        texts = [(await answers.complete(document, offset, invoked=False)).text]
+        loop = asyncio.get_running_loop()
+        real = loop.time
+        for number in range(1, 4):
+            loop.time = lambda passed=5.0 * number: real() + passed
+            texts.append((await answers.complete(document, offset, invoked=False)).text)
+        return texts
+
+    assert asyncio.run(scenario()) == ["", withheld, withheld, withheld]
+    assert len(engine.asked) == num_asked
+
+
+def test_who_comes_back_is_not_offered_what_was_just_deleted() -> None:
+    class Doubtful(FakeEngine):
+        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
+            is_sure = not params.min_probability
+            reason = "end" if is_sure else "doubt"
+            return Completion("foo(a)" * is_sure, (), 0, 0, 0.0, 0.0, 1, reason, ())
+
+    answers = completions(Doubtful(), confidence="balanced")
+    document, offset = at("x = |foo(a)\n")
+
+    async def scenario() -> list[str | None]:
+        before = document.text
+        start, end = document.position(offset), document.position(offset + 6)
+        answers.edited(document.uri, document.change([Change("", start, end)], 2), before)
+        reasons = [(await answers.complete(document, offset, invoked=False)).reason]
+        loop = asyncio.get_running_loop()
+        real = loop.time
+        loop.time = lambda: real() + 5.0
+        for _ in range(2):
+            reasons.append((await answers.complete(document, offset, invoked=False)).reason)
+        return reasons
+
+    reasons = asyncio.run(scenario())
+    assert reasons[0] == "the model was not sure of any word"
+    assert reasons[1:] == ["it was just deleted here"] * 2
+
+
 def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_noted() -> None:
     class Doubtful(FakeEngine):
         async def ask(self, document, offset, params, invoked, on_text) -> Completion:

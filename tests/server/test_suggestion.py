@@ -153,6 +153,12 @@ def test_rest_of_a_statement_that_is_not_whole_is_one_line(language, marked, is_
         ("python", "def f(a):\r\n    ‸\r\n", True),
         ("python", "def f(a):  # so:\n    ‸\n", True),
         ("python", "for a in b:\n    if a:\n        ‸\n    c()\n", True),
+        ("python", "if a // b == c:\n    ‸\n", True),
+        (
+            "javascript",
+            "class A {\n  #b;\n  f(c) {\n    if (c && #b in c) {\n      ‸\n    }\n  }\n}\n",
+            True,
+        ),
         ("python", "try:\n    ‸\nexcept E:\n    pass\n", True),
         ("python", "def f(a):\n    ‸\n    return a\n", False),  # it is there
         ("python", "class A:\n‸\n    x = 1\n", False),

@@ -65,6 +65,14 @@ def test_what_begins_no_header_is_not_waited_on(line) -> None:
     assert "is no header" in (frames.problem or "")
 
 
+@pytest.mark.parametrize("piece", [1, 10_000])
+def test_line_ends_between_two_messages_are_passed_over(piece) -> None:
+    data = framed(b"a") + b"\n" + framed(b"b") + b"\r\n\r\n" + framed(b"c") + b"\n"
+    frames = frames_of(data, piece)
+    assert [frames.next() for _ in range(4)] == [b"a", b"b", b"c", None]
+    assert frames.problem is None
+
+
 def test_an_end_between_two_messages_is_no_problem() -> None:
     frames = frames_of(framed(b"a"))
     assert [frames.next(), frames.next(), frames.problem] == [b"a", None, None]
