@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 import re
+
+from .brackets import QUOTES, STRING
 
 LENGTH, TIME = "length", "time"
 CUT_OFF = (LENGTH, TIME)
@@ -10,6 +13,24 @@ CUT_OFF = (LENGTH, TIME)
 DOUBT = "doubt"
 
 _LAST_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])\s*\Z")
+# Behind these something has to come, but for steps up and down and an ellipsis.
+_OPERATOR = re.compile(r"[.,=+\-*/%<&|^~@\\]\Z")
+_WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
+_COMMENT = re.compile(r"(?:#|//).*")
+_LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
+# `return` and the like, which may stand alone, are among them: what is to end there ends the line.
+_OF_JAVASCRIPT = frozenset(
+    "async await case catch class const delete do else enum export extends finally for function if "
+    "implements import in instanceof interface let new return switch throw try typeof var void "
+    "while with yield".split()
+)
+_OF_PYTHON = frozenset(keyword.kwlist) - {"True", "False", "None", "pass", "break", "continue"}
+_KEYWORDS = {
+    "python": _OF_PYTHON,
+    **dict.fromkeys(
+        ("javascript", "javascriptreact", "typescript", "typescriptreact"), _OF_JAVASCRIPT
+    ),
+}
 
 
 def without_last_token(text: str) -> str:
@@ -37,3 +58,34 @@ def drop_comments_at_end(text: str) -> str:
     while len(lines) > 1 and (not lines[-1].strip() or lines[-1].lstrip().startswith(("#", "//"))):
         lines.pop()
     return "\n".join(lines)
+
+
+def waits_for_more(before: str, text: str) -> bool:
+    """Whether a text ends in what has no end yet: a string that it opens, or an operator.
+
+    A grammar says so too where it can read what is around; this does where the place is broken.
+
+    Args:
+        before: what stands before it on its line.
+        text: without white space at its end.
+    """
+    line = _last_line(before, text)
+    if _opens_string(line):  # where it was open before, this is prose
+        return "\n" in text or not _opens_string(before)
+    return bool(_OPERATOR.search(line)) and not _WHOLE.search(line)
+
+
+def ends_in_keyword(before: str, text: str, language: str | None) -> bool:
+    """Whether a text ends in a keyword behind which there is more as a rule; arguments likewise."""
+    word = _LAST_WORD.search(_last_line(before, text))
+    return word is not None and word[0] in _KEYWORDS.get(language or "", ())
+
+
+def _last_line(before: str, text: str) -> str:
+    return text.rpartition("\n")[2] if "\n" in text else before + text
+
+
+def _opens_string(line: str) -> bool:
+    """Whether a quote of a line has no partner on it, comments left out."""
+    code = _COMMENT.sub("", STRING.sub("", line))
+    return any(quote in code for quote in QUOTES)
