@@ -19,7 +19,15 @@ from .activity import Pace
 from .answers import Answer, Begun, KnownAnswers, OnText, Selected, Shown, continuing, heard_out
 from .documents import Document, Edit
 from .settings import Settings
-from .suggestion import asked, is_inside_word, offered, others_offered, untrained
+from .suggestion import (
+    ONE_KEY,
+    asked,
+    is_inside_word,
+    is_one_key,
+    offered,
+    others_offered,
+    untrained,
+)
 
 log = logging.getLogger(__name__)
 
@@ -275,6 +283,8 @@ class Completions:
         begin_at = now() + before_s
         begun = self._begun.get(document.uri)
         answer = await begun.rest() if begun is not None and begun.is_at(offset) else None
+        if answer is not None and is_one_key(answer.text):  # what is left of more
+            return Answer("", offset, offset, ONE_KEY)
         if answer is not None:
             return answer
         self._drop_begun(document.uri)

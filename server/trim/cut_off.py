@@ -12,7 +12,7 @@ CUT_OFF = (LENGTH, TIME)
 # The model was no longer sure: what there is is offered, though its last line may go on.
 DOUBT = "doubt"
 
-_LAST_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])\s*\Z")
+_LAST_TOKEN = re.compile(r"\s*(?:\w+|\"{3}|'{3}|[^\w\s])\s*\Z")
 # Behind these something has to come, but for steps up and down and an ellipsis.
 _OPERATOR = re.compile(r"[.,=+\-*/%<&|^~@\\]\Z")
 _WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
@@ -21,8 +21,8 @@ _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.
 _OF_JAVASCRIPT = frozenset(
     "async await case catch class const delete do else enum export extends finally for function if "
-    "implements import in instanceof interface let new return switch throw try typeof var void "
-    "while with yield".split()
+    "implements import in instanceof interface let new private protected public readonly return "
+    "static switch throw try typeof var void while with yield".split()
 )
 _OF_PYTHON = frozenset(keyword.kwlist) - {"True", "False", "None", "pass", "break", "continue"}
 _KEYWORDS = {
@@ -34,7 +34,7 @@ _KEYWORDS = {
 
 
 def without_last_token(text: str) -> str:
-    """Drop the last word, or the last character that is in none, and the white space around it."""
+    """Drop the last word or mark, three quotes being one, and the white space around it."""
     return _LAST_TOKEN.sub("", text)
 
 

@@ -624,6 +624,14 @@ def test_key_that_the_model_is_writing_does_not_end_the_request(delay_s) -> None
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
+def test_what_is_left_for_one_key_of_what_the_model_writes_is_not_offered(delay_s) -> None:
+    engine = Writer("()", delay_s=delay_s)
+    answers = completions(engine, debounce_ms=200, speculate=True)
+    assert asyncio.run(typed_while_asked(answers, "(")) == ""
+    assert answers.last_reason == "one key would write it, and one would take it"
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
 def test_other_key_than_the_model_is_writing_asks_anew(delay_s) -> None:
     engine = Writer("foo()", delay_s=delay_s)
     answers = completions(engine, debounce_ms=200, speculate=True)
