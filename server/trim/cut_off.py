@@ -25,11 +25,16 @@ _OF_JAVASCRIPT = frozenset(
     "static switch throw try typeof var void while with yield".split()
 )
 _OF_PYTHON = frozenset(keyword.kwlist) - {"True", "False", "None", "pass", "break", "continue"}
-_KEYWORDS = {
-    "python": _OF_PYTHON,
-    **dict.fromkeys(
-        ("javascript", "javascriptreact", "typescript", "typescriptreact"), _OF_JAVASCRIPT
-    ),
+_JAVASCRIPT = ("javascript", "javascriptreact", "typescript", "typescriptreact")
+_KEYWORDS = {"python": _OF_PYTHON, **dict.fromkeys(_JAVASCRIPT, _OF_JAVASCRIPT)}
+# What a line begins with that has to end with what opens its block, or with a statement.
+_PYTHON_HEADER = re.compile(
+    r"\s*(?:async )?(?:def|class|if|elif|else|for|while|with|try|except|finally)\b"
+)
+_HEADER = re.compile(r"[\s}]*(?:if|else|for|while|switch|function|class|try|catch|do)\b")
+_HEADERS = {
+    "python": (_PYTHON_HEADER, ":"),
+    **dict.fromkeys(_JAVASCRIPT, (_HEADER, ";}{")),
 }
 
 
@@ -60,19 +65,25 @@ def drop_comments_at_end(text: str) -> str:
     return "\n".join(lines)
 
 
-def waits_for_more(before: str, text: str) -> bool:
-    """Whether a text ends in what has no end yet: a string that it opens, or an operator.
+def waits_for_more(before: str, text: str, language: str | None) -> bool:
+    """Whether a text ends in what has no end yet: a string or header it begins, or an operator.
 
     A grammar says so too where it can read what is around; this does where the place is broken.
 
     Args:
         before: what stands before it on its line.
         text: without white space at its end.
+        language: an LSP identifier, for the headers.
     """
-    line = _last_line(before, text)
+    line, is_new = _last_line(before, text), "\n" in text or not before.strip()
     if _opens_string(line):  # where it was open before, this is prose
-        return "\n" in text or not _opens_string(before)
-    return bool(_OPERATOR.search(line)) and not _WHOLE.search(line)
+        return is_new or not _opens_string(before)
+    if _OPERATOR.search(line) and not _WHOLE.search(line):
+        return True
+    if not is_new or language not in _HEADERS:
+        return False
+    header, ends = _HEADERS[language]
+    return header.match(line) is not None and line[-1] not in ends
 
 
 def ends_in_keyword(before: str, text: str, language: str | None) -> bool:

@@ -170,11 +170,12 @@ def _readable_so_far(kept: str, raw: str, around: Sides, syntax: Surroundings | 
 def _is_unfinished(text: str, before: str, syntax: Surroundings | None, *, is_line: bool) -> bool:
     """Whether a statement ends in the middle with `text`, which ends a line if `is_line`."""
     in_code = not is_line and (syntax is None or syntax.kind == "code")
-    if in_code and syntax is not None and ends_in_keyword(before, text, syntax.language):
+    language = None if syntax is None else syntax.language
+    if in_code and ends_in_keyword(before, text, language):
         return True
     if syntax is not None and syntax.parses_with(text):
         return False
-    return leaves_open(text) or (in_code and waits_for_more(before, text))
+    return leaves_open(text) or (in_code and waits_for_more(before, text, language))
 
 
 def _shorter_lines(kept: str) -> Iterator[str]:
