@@ -32,8 +32,6 @@ from .suggestion import (
 log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
-# An editor that asks anew so soon, for the same text and place, only looks again.
-_COMES_BACK_S = 2.0
 _REPLACED = "a newer request or edit took its place"
 _DOUBTFUL = "shown as it was asked for, though its first line is likely to be wrong"
 
@@ -74,7 +72,6 @@ class Completions:
         self._shown: dict[str, Shown] = {}
         self._paces: dict[str, Pace] = {}
         self._known = KnownAnswers()
-        self._in_vain: dict[str, tuple[int, float]] = {}  # for the text as it is: where, and when
         self._paused: set[str | None] = set()  # None: everywhere
         self._counts: Counter[str] = Counter()
         self._recent_reasons: deque[str] = deque(maxlen=_NUM_RECENT)
@@ -100,7 +97,6 @@ class Completions:
         begun = self._begun.get(uri)
         if begun is not None and (edits is None or not begun.follow(edits)):
             self._drop_begun(uri)
-        self._in_vain.pop(uri, None)
         self._paces.setdefault(uri, Pace()).edited(edits, before)
         self._stop(uri)
 
@@ -108,7 +104,6 @@ class Completions:
         """Forget a document."""
         self._shown.pop(uri, None)
         self._paces.pop(uri, None)
-        self._in_vain.pop(uri, None)
         self._drop_begun(uri)
         self._stop(uri)
 
@@ -208,7 +203,6 @@ class Completions:
         reason = reason or self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        invoked = invoked or self._comes_back(uri, offset)
         answer = None if invoked else self._reused(uri, text, offset)
         if answer is None:
             try:
@@ -223,26 +217,13 @@ class Completions:
         is_fresh = not invoked and answer.origin != "typed through"
         if is_fresh and pace.was_deleted(offset, answer.text):
             return Answer("", offset, offset, "it was just deleted here")
-        if not answer.text:
-            self._in_vain.setdefault(uri, (offset, asyncio.get_running_loop().time()))
-        else:
+        if answer.text:
             if answer.origin != "typed through":
                 self._shown[uri] = Shown(answer.text, offset, answer.is_cut)
             if settings.speculate and not answer.is_cut:
                 ahead = asyncio.ensure_future(self._look_ahead(document, answer, settings))
                 self._ahead[uri] = ahead
         return continuing(selected, text, answer)
-
-    def _comes_back(self, uri: str, offset: int) -> bool:
-        """Whether nothing was offered at a place, and somebody who did not type asks there again.
-
-        It is answered as if the user had asked: by what the gate withheld, if there is more.
-        """
-        where, asked_at = self._in_vain.get(uri, (-1, 0.0))
-        if where != offset:
-            self._in_vain.pop(uri, None)
-            return False
-        return asyncio.get_running_loop().time() - asked_at >= _COMES_BACK_S
 
     def _reused(self, uri: str, text: str, offset: int) -> Answer | None:
         """Return what needs no model: what is left of the last suggestion, or a known answer."""

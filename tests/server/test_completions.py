@@ -462,38 +462,31 @@ def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
     assert [asked[2] > 0 for asked in engine.asked] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("waited_s", "change", "is_asked"),
-    [(0.0, "", False), (5.0, "", True), (5.0, "elsewhere", False), (5.0, "edit", False)],
-)
-def test_who_comes_back_without_a_key_gets_what_the_gate_withheld(
-    waited_s, change, is_asked
+def test_who_comes_back_without_a_key_finds_the_same_silence_and_the_model_is_not_asked(
+    monkeypatch,
 ) -> None:
     class Doubtful(FakeEngine):
         async def ask(self, document, offset, params, invoked, on_text) -> Completion:
-            self.asked.append((document.text, offset, params.max_tokens, invoked))
+            self.asked.append((document.text, offset, params.stop, invoked))
             is_sure = not params.min_probability
-            return Completion(
-                "f(a)" * is_sure, (), 0, 0, 0.0, 0.0, 1, "end" if is_sure else "doubt", ()
-            )
+            reason = "end" if is_sure else "doubt"
+            return Completion("f(a)" * is_sure, (), 0, 0, 0.0, 0.0, 1, reason, ())
 
     engine = Doubtful()
-    answers = completions(engine, confidence="balanced", debounce_ms=0)
-    document, offset = at("x = |\ny = \n")
+    answers = completions(engine, confidence="balanced")
+    document, offset = at("x = |\n")
 
-    async def scenario() -> str:
-        assert not (await answers.complete(document, offset, invoked=False)).text
+    async def run() -> list[str | None]:
         loop = asyncio.get_running_loop()
-        began, real = waited_s, loop.time
-        loop.time = lambda: real() + began
-        if change == "elsewhere":
-            await answers.complete(document, offset + 5, invoked=False)
-        elif change == "edit":
-            changed(answers, document, 0, 1, "z")
-        return (await answers.complete(document, offset, invoked=False)).text
+        first = await answers.complete(document, offset, invoked=False)
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 60)
+        later = await answers.complete(document, offset, invoked=False)
+        return [first.text, later.text, first.reason, later.reason]
 
-    assert asyncio.run(scenario()) == ("f(a)" if is_asked else "")
-    assert engine.asked[-1][3] == is_asked
+    reason = "the model was not sure of any word"
+    assert asyncio.run(run()) == ["", "", reason, reason]
+    assert len(engine.asked) == 1
 
 
 def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_noted() -> None:
