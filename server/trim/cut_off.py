@@ -12,7 +12,7 @@ CUT_OFF = (LENGTH, TIME)
 # The model was no longer sure: what there is is offered, though its last line may go on.
 DOUBT = "doubt"
 
-_LAST_TOKEN = re.compile(r"\s*(?:\w+|\"{3}|'{3}|[^\w\s])\s*\Z")
+_LAST_TOKEN = re.compile(r"\s*(?:\w+|(?:(?<!\w)[rbfuRBFU]{1,2})?(?:\"{3}|'{3}|[\"'])|[^\w\s])\s*\Z")
 # Behind these something has to come, but for steps up and down and an ellipsis.
 _OPERATOR = re.compile(r"[.,=+\-*/%<&|^~@\\]\Z")
 _WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
@@ -39,7 +39,7 @@ _HEADERS = {
 
 
 def without_last_token(text: str) -> str:
-    """Drop the last word or mark, three quotes being one, and the white space around it."""
+    """Drop the last word or mark, what begins a string being one, and the white space around it."""
     return _LAST_TOKEN.sub("", text)
 
 
