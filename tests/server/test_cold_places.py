@@ -139,6 +139,26 @@ async def test_what_a_narrow_window_is_not_sure_of_waits_for_the_whole_one(clien
     assert reply["result"][0]["insertText"] == "done()"
 
 
+@scenario(NarrowEngine)
+async def test_a_client_that_asks_no_more_by_itself_waits_for_the_whole_window(client) -> None:
+    await client.initialize()
+    client.open("x = \n")
+    asked = client.ask(0, 4, kind=2)
+    await settle()
+    assert ("until warm", "whole") in client.server.engine.calls
+    client.server.engine.warmth.set()
+    assert (await client.reply(asked))["result"][0]["insertText"] == "done()"
+
+
+@scenario(NarrowEngine)
+async def test_a_client_that_asks_no_more_by_itself_waits_so_long_at_most(client) -> None:
+    await client.initialize(options={"cold_wait_ms": 1})
+    client.open("x = \n")
+    await client.reply(client.ask(0, 4, kind=2))
+    calls = [call[0] for call in client.server.engine.calls]
+    assert calls.count("complete") == calls.count("until warm") == 1
+
+
 class HurriedEngine(FakeEngine):
     """Has no time for more than `text`."""
 
