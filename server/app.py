@@ -12,7 +12,7 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from ..engine.wire.config import Completion, CompletionParams
-from ..engine.wire.errors import EngineError, WarmingUp
+from ..engine.wire.errors import EngineError, HostUnavailable, WarmingUp
 from .activity import Focus
 from .answers import OnText
 from .client_settings import ClientSettings
@@ -80,6 +80,7 @@ class KeyturnServer(LanguageServer):
         self._base_settings = Settings()
         self._encoding = UTF16
         self._can_refresh = False
+        self._lost_at: tuple[str, int, int] | None = None  # the engine, during an automatic request
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._refreshed: tuple[str, int, int] | None = None
         self._focus = Focus(self._show)
@@ -361,6 +362,11 @@ class KeyturnServer(LanguageServer):
             )
         except WarmingUp:
             self._ask_again(document, offset, version, whole=False)
+            raise
+        except HostUnavailable:  # another is on its way; what brings it down is not asked twice
+            lost_at, self._lost_at = self._lost_at, place[:3]
+            if not invoked and lost_at != self._lost_at:
+                self._ask_again(document, offset, version, whole=False)
             raise
         doubts = completion.is_narrow and completion.stop_reason in ("doubt", "low_confidence")
         if doubts and not invoked and not params.assumed:

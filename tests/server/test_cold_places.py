@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyturn.engine.wire.errors import Cancelled, WarmingUp
+from keyturn.engine.wire.errors import Cancelled, HostUnavailable, WarmingUp
 from keyturn.server.lsp_items import path_of
 
 from .test_app import URI, FakeEngine, scenario, settle
@@ -109,6 +109,36 @@ async def test_no_refresh_when_the_text_has_changed_or_a_newer_request_came(clie
     client.server.engine.warmth.set()
     await settle()
     assert refreshes(client) == []
+
+
+class LostEngine(ColdEngine):
+    """Is lost while it completes, and there again when `warmth` is set."""
+
+    async def complete(self, *args, **options):
+        if not self.warmth.is_set():
+            raise HostUnavailable("the engine host did not answer")
+        return await super().complete(*args, **options)
+
+
+@scenario(LostEngine)
+async def test_where_the_engine_was_lost_the_client_asks_again_once(client) -> None:
+    await client.initialize(REFRESHES)
+    client.open("x = \n")
+    warmth = client.server.engine.warmth
+    assert (await client.reply(client.ask(0, 4, kind=2)))["result"] == []
+    await settle()
+    assert refreshes(client) == []
+    warmth.set()
+    await settle()
+    assert len(refreshes(client)) == 1
+    # It is lost again by the same request: that is no chance.
+    warmth.clear()
+    assert (await client.reply(client.ask(0, 4, kind=2)))["result"] == []
+    warmth.set()
+    await settle()
+    assert len(refreshes(client)) == 1
+    reply = await client.reply(client.ask(0, 4, kind=2))
+    assert reply["result"][0]["insertText"] == "done()"
 
 
 class NarrowEngine(ColdEngine):
