@@ -219,11 +219,20 @@ class Completions:
             return Answer("", offset, offset, "it was just deleted here")
         if answer.text:
             if answer.origin != "typed through":
+                self._keep_shown(uri, text)
                 self._shown[uri] = Shown(answer.text, offset, answer.is_cut)
             if settings.speculate and not answer.is_cut:
                 ahead = asyncio.ensure_future(self._look_ahead(document, answer, settings))
                 self._ahead[uri] = ahead
         return continuing(selected, text, answer)
+
+    def _keep_shown(self, uri: str, text: str) -> None:
+        """Remember what is left of the last suggestion, whose place the cursor has left."""
+        shown = self._shown.get(uri)
+        at = 0 if shown is None else shown.offset + shown.num_typed
+        rest = None if shown is None else shown.rest(at)
+        if rest is not None:
+            self._known.put(uri, text, Answer(rest, at, at))
 
     def _reused(self, uri: str, text: str, offset: int) -> Answer | None:
         """Return what needs no model: what is left of the last suggestion, or a known answer."""

@@ -374,6 +374,22 @@ def test_typing_on_ends_what_is_computed_ahead() -> None:
     assert engine.num_stopped == 1
 
 
+def test_what_is_left_of_a_suggestion_is_there_again_when_the_cursor_comes_back() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |\ny = \n")
+
+    async def run() -> list[str]:
+        found = [await answers.complete(document, offset, invoked=False)]
+        changed(answers, document, offset, offset, "fo")
+        engine.text = "bar()"
+        for place in (offset + 7, offset + 2):
+            found.append(await answers.complete(document, place, invoked=False))
+        return [answer.text for answer in found]
+
+    assert asyncio.run(run()) == ["foo()", "bar()", "o()"]
+
+
 def test_undo_brings_the_suggestion_back_without_asking() -> None:
     engine = FakeEngine("foo()")
     answers = completions(engine)
