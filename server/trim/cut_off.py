@@ -18,6 +18,7 @@ _OPERATOR = re.compile(r"[.,=+\-*/%<&|^~@\\]\Z")
 _WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
 _COMMENT = re.compile(r"(?:#|//).*")
 _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
+_PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.
 _OF_JAVASCRIPT = frozenset(
     "async await case catch class const delete do else enum export extends finally for function if "
@@ -90,6 +91,15 @@ def ends_in_keyword(before: str, text: str, language: str | None) -> bool:
     """Whether a text ends in a keyword behind which there is more as a rule; arguments likewise."""
     word = _LAST_WORD.search(_last_line(before, text))
     return word is not None and word[0] in _KEYWORDS.get(language or "", ())
+
+
+def begins_string(above: str, text: str) -> bool:
+    """Whether a text of Python ends in the prefix of a string, a letter that is no name `above`."""
+    prefix = _PREFIX.search(text)
+    if prefix is None:
+        return False
+    name = re.compile(rf"\b{prefix[0]}\b(?!['\"])")
+    return name.search(above) is None and name.search(text, 0, prefix.start()) is None
 
 
 def _last_line(before: str, text: str) -> str:

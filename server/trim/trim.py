@@ -15,6 +15,7 @@ from .cut_off import (
     CUT_OFF,
     DOUBT,
     TIME,
+    begins_string,
     drop_comments_at_end,
     drop_partial_line,
     ends_in_keyword,
@@ -160,22 +161,24 @@ def _readable_so_far(kept: str, raw: str, around: Sides, syntax: Surroundings | 
     """
     for candidate in chain(_shorter_lines(kept), _candidates(kept, around)):
         is_line = raw.startswith(candidate) and _LINE_END.match(raw, len(candidate))
-        if _is_unfinished(candidate, around.before, syntax, is_line=bool(is_line)):
+        if _is_unfinished(candidate, around, syntax, is_line=bool(is_line)):
             continue
         if syntax is None or syntax.accepts(candidate):
             return candidate
     return None
 
 
-def _is_unfinished(text: str, before: str, syntax: Surroundings | None, *, is_line: bool) -> bool:
+def _is_unfinished(text: str, around: Sides, syntax: Surroundings | None, *, is_line: bool) -> bool:
     """Whether a statement ends in the middle with `text`, which ends a line if `is_line`."""
     in_code = not is_line and (syntax is None or syntax.kind == "code")
     language = None if syntax is None else syntax.language
-    if in_code and ends_in_keyword(before, text, language):
+    if in_code and ends_in_keyword(around.before, text, language):
+        return True
+    if in_code and language == "python" and begins_string(around.prefix, text):
         return True
     if syntax is not None and syntax.parses_with(text):
         return False
-    return leaves_open(text) or (in_code and waits_for_more(before, text, language))
+    return leaves_open(text) or (in_code and waits_for_more(around.before, text, language))
 
 
 def _shorter_lines(kept: str) -> Iterator[str]:
