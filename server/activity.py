@@ -22,6 +22,8 @@ _TENTHS = 9
 _MOST_TIMES, _FIRST_TIMES = 4.0, 2.0
 # So many deletions in a row are a burst, and none is begun so long after the last of them.
 _BURST, _BURST_S = 3, 0.7
+# So often, and so long apart, somebody asks in vain at a place before they are taken to insist.
+_TIMES_IN_VAIN, _IN_VAIN_S = 2, 2.0
 # Documents opened or changed within so short a time are a burst: only the last is looked at.
 _BURST_SECONDS = 0.05
 
@@ -32,6 +34,15 @@ class _Deleted:
 
     offset: int
     text: str
+
+
+@dataclass
+class _InVain:
+    """How often somebody who does not type was offered nothing at one place, and when last."""
+
+    offset: int = -1
+    times: int = 0
+    at: float = 0.0
 
 
 class Pace:
@@ -45,6 +56,7 @@ class Pace:
         self._pauses: deque[float] = deque(maxlen=_NUM_KEYS)
         self._num_deletions = 0
         self._deleted: _Deleted | None = None
+        self._in_vain = _InVain()
 
     def edited(self, edits: Sequence[Edit] | None, before: str) -> None:
         """Note an edit.
@@ -54,6 +66,7 @@ class Pace:
             before: the text before them.
         """
         now = self._clock()
+        self._in_vain = _InVain()
         if self._last_at is not None and now - self._last_at < _LONGEST_PAUSE_S:
             self._pauses.append(now - self._last_at)
         self._last_at = now
@@ -120,6 +133,23 @@ class Pace:
         if self._last_at is None or offset != self._cursor:
             return pause_s
         return max(0.0, pause_s - (self._clock() - self._last_at))
+
+    def offered_nothing(self, offset: int) -> None:
+        """Note that an automatic request at a place gave nothing."""
+        now = self._clock()
+        if self._in_vain.offset != offset:
+            self._in_vain = _InVain(offset, 1, now)
+        elif now - self._in_vain.at >= _IN_VAIN_S:
+            self._in_vain = _InVain(offset, self._in_vain.times + 1, now)
+
+    def insists(self, offset: int) -> bool:
+        """Whether somebody asks for the third time at a place where nothing was offered.
+
+        Without a key between, and not as editors do that only look again.
+        """
+        last = self._in_vain
+        is_again = last.offset == offset and self._clock() - last.at >= _IN_VAIN_S
+        return is_again and last.times == _TIMES_IN_VAIN
 
     def was_deleted(self, offset: int, text: str) -> bool:
         """Whether a suggestion at a place is what was just deleted there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from ..engine.wire.config import Completion, CompletionParams
-from ..engine.wire.errors import EngineError, WarmingUp
+from ..engine.wire.errors import EngineError, HostUnavailable, WarmingUp
 from .activity import Focus
 from .answers import OnText
 from .client_settings import ClientSettings
@@ -79,6 +80,7 @@ class KeyturnServer(LanguageServer):
         self._base_settings = Settings()
         self._encoding = UTF16
         self._can_refresh = False
+        self._lost_at: tuple[str, int, int] | None = None  # the engine, during an automatic request
         self._refreshing: dict[str, asyncio.Task[None]] = {}
         self._refreshed: tuple[str, int, int] | None = None
         self._focus = Focus(self._show)
@@ -351,20 +353,28 @@ class KeyturnServer(LanguageServer):
         await self._texts.sent(document.uri)
         self._focus.at(document.uri)
         wait_ms = None if invoked else self.settings.cold_wait_ms or None
+        place = (document.uri, version, offset, params)
         try:
             completion = await self.engine.complete(
-                *(document.uri, version, offset, params),
-                invoked=invoked,
-                wait_ms=wait_ms,
-                on_text=on_text,
+                *place, invoked=invoked, wait_ms=wait_ms, on_text=on_text
             )
         except WarmingUp:
             self._ask_again(document, offset, version, whole=False)
             raise
+        except HostUnavailable:  # another is on its way; what brings it down is not asked twice
+            lost_at, self._lost_at = self._lost_at, place[:3]
+            if not invoked and lost_at != self._lost_at:
+                self._ask_again(document, offset, version, whole=False)
+            raise
         doubts = completion.is_narrow and completion.stop_reason in ("doubt", "low_confidence")
         if doubts and not invoked and not params.assumed:
-            self._ask_again(document, offset, version, whole=True)
-            raise WarmingUp("warming up: the model is not sure before it has seen more of the file")
+            if self._can_refresh:
+                self._ask_again(document, offset, version, whole=True)
+                raise WarmingUp("warming up: the model is not sure before it has seen more")
+            with contextlib.suppress(TimeoutError):  # it asks no more before the next key
+                warm = self.engine.warm(document.uri, version, offset, whole=True)
+                await asyncio.wait_for(warm, wait_ms and wait_ms / 1000)
+                completion = await self.engine.complete(*place, invoked=False, wait_ms=wait_ms)
         return self._texts.offered(document.uri, completion)
 
     def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:

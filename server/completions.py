@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import Counter, deque
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -20,13 +20,19 @@ from .activity import Pace
 from .answers import Answer, Begun, KnownAnswers, OnText, Selected, Shown, continuing, heard_out
 from .documents import Document, Edit
 from .settings import Settings
-from .suggestion import asked, is_inside_word, offered, others_offered, untrained
+from .suggestion import (
+    ONE_KEY,
+    asked,
+    is_inside_word,
+    is_one_key,
+    offered,
+    others_offered,
+    untrained,
+)
 
 log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
-# An editor that asks anew so soon, for the same text and place, only looks again.
-_COMES_BACK_S = 2.0
 _REPLACED = "a newer request or edit took its place"
 _DOUBTFUL = "shown as it was asked for, though its first line is likely to be wrong"
 
@@ -45,6 +51,7 @@ class Completions:
         model_languages: returns what the model was trained on, as LSP identifiers; nothing while
             that is not known, or of a model that does not say.
         on_change: called when a request begins or has ended.
+        clock: seconds, of what somebody types.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Completions:
         settings: Callable[[], Settings],
         model_languages: Callable[[], Sequence[str]] = tuple,
         on_change: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start with nothing asked."""
         self._on_change = on_change
@@ -65,9 +73,8 @@ class Completions:
         self._ahead: dict[str, asyncio.Task[None]] = {}
         self._begun: dict[str, Begun] = {}
         self._shown: dict[str, Shown] = {}
-        self._paces: dict[str, Pace] = {}
+        self._paces: defaultdict[str, Pace] = defaultdict(lambda: Pace(clock))
         self._known = KnownAnswers()
-        self._in_vain: dict[str, tuple[int, float]] = {}  # for the text as it is: where, and when
         self._paused: set[str | None] = set()  # None: everywhere
         self._counts: Counter[str] = Counter()
         self._recent_reasons: deque[str] = deque(maxlen=_NUM_RECENT)
@@ -93,15 +100,13 @@ class Completions:
         begun = self._begun.get(uri)
         if begun is not None and (edits is None or not begun.follow(edits)):
             self._drop_begun(uri)
-        self._in_vain.pop(uri, None)
-        self._paces.setdefault(uri, Pace()).edited(edits, before)
+        self._paces[uri].edited(edits, before)
         self._stop(uri)
 
     def closed(self, uri: str) -> None:
         """Forget a document."""
         self._shown.pop(uri, None)
         self._paces.pop(uri, None)
-        self._in_vain.pop(uri, None)
         self._drop_begun(uri)
         self._stop(uri)
 
@@ -109,7 +114,6 @@ class Completions:
         """Forget what other settings have given."""
         self._known.clear()
         self._shown.clear()
-        self._in_vain.clear()
         for uri in [*self._begun]:
             self._drop_begun(uri)
 
@@ -193,7 +197,7 @@ class Completions:
         self, document: Document, offset: int, invoked: bool, selected: Selected | None
     ) -> Answer:
         settings, uri, text = self._settings(), document.uri, document.text
-        pace = self._paces.setdefault(uri, Pace())
+        pace = self._paces[uri]
         reason = _reason_not_to_ask(document, offset, invoked, selected, settings)
         if reason is None and self.is_paused(uri):
             reason = "suggestions are paused here"
@@ -202,11 +206,12 @@ class Completions:
         reason = reason or self._untrained(document, settings)
         if reason is not None:
             return Answer("", offset, offset, reason)
-        comes_back = not invoked and self._comes_back(uri, offset)
-        answer = None if invoked or comes_back else self._reused(uri, text, offset)
+        # Answered as what is asked for is, once: by what the gate withheld, if there is more.
+        insists = not invoked and pace.insists(offset)
+        answer = None if invoked or insists else self._reused(uri, text, offset)
         if answer is None:
             try:
-                if invoked or comes_back:
+                if invoked or insists:
                     self._drop_begun(uri)
                     answer = await self._wanted(self._asked(document, offset, True, settings))
                 else:
@@ -215,31 +220,27 @@ class Completions:
                 return Answer("", offset, offset, str(error))
             if not invoked:
                 self._known.put(uri, text, answer)
-            if comes_back and not answer.is_cut:  # there is no more: from now on it is known
-                self._in_vain[uri] = offset, math.inf
         is_fresh = not invoked and answer.origin != "typed through"
         if is_fresh and pace.was_deleted(offset, answer.text):
             return Answer("", offset, offset, "it was just deleted here")
-        if not answer.text:
-            self._in_vain.setdefault(uri, (offset, asyncio.get_running_loop().time()))
-        else:
+        if not invoked and (not answer.text or (insists and not answer.is_cut)):
+            pace.offered_nothing(offset)
+        if answer.text:
             if answer.origin != "typed through":
+                self._keep_shown(uri, text)
                 self._shown[uri] = Shown(answer.text, offset, answer.is_cut)
             if settings.speculate and not answer.is_cut:
                 ahead = asyncio.ensure_future(self._look_ahead(document, answer, settings))
                 self._ahead[uri] = ahead
         return continuing(selected, text, answer)
 
-    def _comes_back(self, uri: str, offset: int) -> bool:
-        """Whether nothing was offered at a place, and somebody who did not type asks there again.
-
-        It is answered as if the user had asked, once: by what the gate withheld, if there is more.
-        """
-        where, asked_at = self._in_vain.get(uri, (-1, 0.0))
-        if where != offset:
-            self._in_vain.pop(uri, None)
-            return False
-        return asyncio.get_running_loop().time() - asked_at >= _COMES_BACK_S
+    def _keep_shown(self, uri: str, text: str) -> None:
+        """Remember what is left of the last suggestion, whose place the cursor has left."""
+        shown = self._shown.get(uri)
+        at = 0 if shown is None else shown.offset + shown.num_typed
+        rest = None if shown is None else shown.rest(at)
+        if rest is not None:
+            self._known.put(uri, text, Answer(rest, at, at))
 
     def _reused(self, uri: str, text: str, offset: int) -> Answer | None:
         """Return what needs no model: what is left of the last suggestion, or a known answer."""
@@ -280,6 +281,8 @@ class Completions:
         begin_at = now() + before_s
         begun = self._begun.get(document.uri)
         answer = await begun.rest() if begun is not None and begun.is_at(offset) else None
+        if answer is not None and is_one_key(answer.text):  # what is left of more
+            return Answer("", offset, offset, ONE_KEY)
         if answer is not None:
             return answer
         self._drop_begun(document.uri)
@@ -319,7 +322,7 @@ class Completions:
         params = asked(text, offset, settings.completion_params(), confidence, language)
         if invoked:
             params = replace(params, num_candidates=settings.num_candidates)
-        pace, now = self._paces.setdefault(document.uri, Pace()), asyncio.get_running_loop().time
+        pace, now = self._paces[document.uri], asyncio.get_running_loop().time
         waited_s, asked_at = pace.since_key_s(), now()
         raw = await self._ask(document, offset, params, invoked, on_text)
         self._latest = _figures(raw, waited_s, now() - asked_at)

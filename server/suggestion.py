@@ -43,6 +43,7 @@ _HEADER_END, _BLOCK_CLOSED = re.compile(r"[)\]]"), re.compile(r"[)\]}]")
 _COMMENT, _COMMENT_OF_OTHERS = (re.compile(rf"(?:^|\s){mark}[^'\"]*\Z") for mark in ("#", "//"))
 # Of the first token behind a word that looks unfinished: then it is a name that is new.
 _SURE = 0.9
+ONE_KEY = "one key would write it, and one would take it"
 # An ideograph takes several.
 _KEY = re.compile(r"[ -~]")
 _WORD = re.compile(r"\w")
@@ -169,8 +170,8 @@ def offered(
         reason = DOUBT
     kept = trim(completion.text, text, offset, offset, reason, language)
     if kept.text and not invoked:
-        if _KEY.fullmatch(kept.text):
-            return Trimmed("", "one key would write it, and one would take it")
+        if is_one_key(kept.text):
+            return Trimmed("", ONE_KEY)
         doubts = completion.probabilities[:1] < (_SURE,)
         if doubts and not _WORD.match(kept.text) and is_unfinished_word(text, offset):
             return Trimmed("", "it leaves the word before the cursor unfinished")
@@ -200,6 +201,11 @@ def others_offered(
     if syntax is None:
         return tuple(found)
     return tuple(sorted(found, key=lambda kept: not syntax.parses_with(unified(kept))))
+
+
+def is_one_key(text: str) -> bool:
+    """Whether a text is as soon typed as taken."""
+    return _KEY.fullmatch(text) is not None
 
 
 def is_inside_word(text: str, offset: int) -> bool:

@@ -9,7 +9,7 @@ OPENERS = frozenset(PAIRS.values())
 QUOTES = "\"'`"
 _MAX_CLOSERS = 20
 # Strings of one line, and what is left of comments behind them.
-_STRING = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`")
+STRING = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`")
 _TRIPLE = re.compile(r"'''|\"\"\"")
 
 
@@ -67,7 +67,7 @@ def leaves_open(text: str) -> bool:
     if len(_TRIPLE.findall(text)) % 2:
         return True
     stack: list[str] = []
-    for char in _STRING.sub("", _TRIPLE.sub("", text)):
+    for char in STRING.sub("", _TRIPLE.sub("", text)):
         if char in OPENERS:
             stack.append(char)
         elif char in PAIRS and stack:
@@ -82,7 +82,7 @@ def leaves_string_open(line: str) -> bool:
 
 def first_item(text: str) -> str:
     """Return `text` up to its first comma that is in no bracket and in no string."""
-    masked = _STRING.sub(lambda match: "_" * len(match.group()), text)
+    masked = STRING.sub(lambda match: "_" * len(match.group()), text)
     depth = 0
     for index, char in enumerate(masked):
         depth += (char in OPENERS) - (char in PAIRS)

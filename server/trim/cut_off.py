@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 
-from .brackets import leaves_string_open
+from .brackets import QUOTES, STRING
 
 LENGTH, TIME = "length", "time"
 CUT_OFF = (LENGTH, TIME)
-# The model was no longer sure: its last line was to go on, and is offered as far as it is whole.
+# The model was no longer sure: what there is is offered, though its last line may go on.
 DOUBT = "doubt"
 
-# What asks for more behind it, also where a grammar takes it for a name or a statement; but for a
-# member that is called so.
-_WORDS = (
-    r"(?<![.\w$@#-])(?:return|raise|yield|throw|await|async|new|typeof|delete|const|let|var|def|class|"
-    r"import|from|export|in|is|not|and|or|if|elif|for|while|with|as|lambda|del|assert)"
+_LAST_TOKEN = re.compile(r"\s*(?:\w+|(?:(?<!\w)[rbfuRBFU]{1,2})?(?:\"{3}|'{3}|[\"'])|[^\w\s])\s*\Z")
+# Behind these something has to come, but for steps up and down and an ellipsis.
+_OPERATOR = re.compile(r"[.,=+\-*/%<&|^~@\\]\Z")
+_WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
+_COMMENT = re.compile(r"(?:#|//).*")
+_LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
+_PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
+# `return` and the like, which may stand alone, are among them: what is to end there ends the line.
+_OF_OTHERS = frozenset(
+    "and as assert async await case class const def delete elif else enum export extends fn for from "
+    "func if impl import in is let match mut new not or pub raise return select static struct "
+    "switch throw typeof union use var where while with yield".split()
 )
-# Such that may be names are looked at only where they stand alone.
-_ALONE = r"^[ \t]*(?:match|type|case|static|declare|abstract|namespace|public|private|protected)"
-_WAITS = re.compile(rf"(?:{_WORDS}|{_ALONE})\Z", re.MULTILINE)
-# The same of characters: where no grammar tells. Neither `i++` nor `a >` of a tag waits.
-_OPERATOR = re.compile(r"(?:[\w)\]\"'`}]\.|,|=|->|::|&&|\|\||(?<!\+)\+|(?<!-)-|\\)\Z")
-_LAST_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])\s*\Z")
+_OF_JAVASCRIPT = frozenset(
+    "async await case catch class const delete do else enum export extends finally for function if "
+    "implements import in instanceof interface let new private protected public readonly return "
+    "static switch throw try typeof var void while with yield".split()
+)
+_OF_PYTHON = frozenset(keyword.kwlist) - {"True", "False", "None", "pass", "break", "continue"}
+_JAVASCRIPT = ("javascript", "javascriptreact", "typescript", "typescriptreact")
+_KEYWORDS = {"python": _OF_PYTHON, **dict.fromkeys(_JAVASCRIPT, _OF_JAVASCRIPT)}
+# What may be a name is a keyword where it stands alone.
+_ALONE = frozenset(("match", "case", "type", "declare", "abstract", "namespace"))
+# What a line begins with that has to end with what opens its block, or with a statement.
+_PYTHON_HEADER = re.compile(
+    r"\s*(?:async )?(?:def|class|if|elif|else|for|while|with|try|except|finally)\b"
+)
+_HEADER = re.compile(r"[\s}]*(?:if|else|for|while|switch|function|class|try|catch|do)\b")
+_HEADERS = {
+    "python": (_PYTHON_HEADER, ":"),
+    **dict.fromkeys(_JAVASCRIPT, (_HEADER, ";}{")),
+}
 
 
 def without_last_token(text: str) -> str:
-    """Drop the last word, or the last character that is in none, and the white space around it."""
+    """Drop the last word or mark, what begins a string being one, and the white space around it."""
     return _LAST_TOKEN.sub("", text)
-
-
-def waits_for_more(text: str, is_read: bool) -> bool:
-    """Whether a text ends with what a statement does not end with.
-
-    Args:
-        text: without white space at its end.
-        is_read: a grammar reads the text with it, and so has seen operators and strings.
-    """
-    if _WAITS.search(text):
-        return True
-    line = text[text.rfind("\n") + 1 :]
-    return not is_read and bool(_OPERATOR.search(line) or leaves_string_open(line))
 
 
 def drop_partial_line(lines: list[str], stop_reason: str) -> list[str]:
@@ -63,3 +71,53 @@ def drop_comments_at_end(text: str) -> str:
     while len(lines) > 1 and (not lines[-1].strip() or lines[-1].lstrip().startswith(("#", "//"))):
         lines.pop()
     return "\n".join(lines)
+
+
+def waits_for_more(before: str, text: str, language: str | None) -> bool:
+    """Whether a text ends in what has no end yet: a string or header it begins, or an operator.
+
+    A grammar says so too where it can read what is around; this does where the place is broken.
+
+    Args:
+        before: what stands before it on its line.
+        text: without white space at its end.
+        language: an LSP identifier, for the headers.
+    """
+    line, is_new = _last_line(before, text), "\n" in text or not before.strip()
+    if _opens_string(line):  # where it was open before, this is prose
+        return is_new or not _opens_string(before)
+    if _OPERATOR.search(line) and not _WHOLE.search(line):
+        return True
+    if not is_new or language not in _HEADERS:
+        return False
+    header, ends = _HEADERS[language]
+    return header.match(line) is not None and line[-1] not in ends
+
+
+def ends_in_keyword(before: str, text: str, language: str | None) -> bool:
+    """Whether a text ends in a keyword behind which there is more as a rule; arguments likewise."""
+    line = _last_line(before, text)
+    word = _LAST_WORD.search(line)
+    if word is None:
+        return False
+    is_alone = line.strip() == word[0] and word[0] in _ALONE
+    return is_alone or word[0] in _KEYWORDS.get(language or "", _OF_OTHERS)
+
+
+def begins_string(above: str, text: str) -> bool:
+    """Whether a text of Python ends in the prefix of a string, a letter that is no name `above`."""
+    prefix = _PREFIX.search(text)
+    if prefix is None:
+        return False
+    name = re.compile(rf"\b{prefix[0]}\b(?!['\"])")
+    return name.search(above) is None and name.search(text, 0, prefix.start()) is None
+
+
+def _last_line(before: str, text: str) -> str:
+    return text.rpartition("\n")[2] if "\n" in text else before + text
+
+
+def _opens_string(line: str) -> bool:
+    """Whether a quote of a line has no partner on it, comments left out."""
+    code = _COMMENT.sub("", STRING.sub("", line))
+    return any(quote in code for quote in QUOTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -14,8 +15,10 @@ from .cut_off import (
     CUT_OFF,
     DOUBT,
     TIME,
+    begins_string,
     drop_comments_at_end,
     drop_partial_line,
+    ends_in_keyword,
     waits_for_more,
     without_last_token,
 )
@@ -30,6 +33,7 @@ _MAX_SINGLE_TRIES = 4
 _MAX_TOKEN_TRIES = 8
 # What was cut to less than this, such as `self`, is as soon typed.
 _MIN_CHARS = 5
+_LINE_END = re.compile(r"[ \t]*\n")
 
 
 class Trimmed(NamedTuple):
@@ -98,7 +102,7 @@ def trim(
     if syntax is not None and syntax.num_errors == 0 and syntax.kind == "comment":
         kept = drop_after_comment(kept, around)
     if goes_on:
-        right = _readable_so_far(kept, around, syntax)
+        right = _readable_so_far(kept, raw, around, syntax)
     else:
         right = _readable(kept, around, syntax, is_cut_off and not is_inside_line)
     if right is None and goes_on:
@@ -148,19 +152,33 @@ def _readable(
     return None
 
 
-def _readable_so_far(kept: str, around: Sides, syntax: Surroundings | None) -> str | None:
+def _readable_so_far(kept: str, raw: str, around: Sides, syntax: Surroundings | None) -> str | None:
     """Return the most of `kept` that can be read, of a text whose last line was to go on.
 
-    Whoever takes it has a statement that is whole: neither an open string or bracket nor a point,
-    an operator or a keyword that waits for more.
+    Whoever takes it has a statement that is whole: neither an open string or bracket nor a point or
+    an operator that waits for more, also where the text around it is broken as it is. What the
+    model itself went on from to another line does not wait.
     """
     for candidate in chain(_shorter_lines(kept), _candidates(kept, around)):
-        if leaves_open(candidate) if syntax is None else not syntax.accepts(candidate):
+        is_line = raw.startswith(candidate) and _LINE_END.match(raw, len(candidate))
+        if _is_unfinished(candidate, around, syntax, is_line=bool(is_line)):
             continue
-        is_read = syntax is not None and syntax.parses_with(candidate)
-        if around.rest.strip() or not waits_for_more(around.before + candidate.rstrip(), is_read):
+        if syntax is None or syntax.accepts(candidate):
             return candidate
     return None
+
+
+def _is_unfinished(text: str, around: Sides, syntax: Surroundings | None, *, is_line: bool) -> bool:
+    """Whether a statement ends in the middle with `text`, which ends a line if `is_line`."""
+    in_code = not is_line and (syntax is None or syntax.kind == "code")
+    language = None if syntax is None else syntax.language
+    if in_code and ends_in_keyword(around.before, text, language):
+        return True
+    if in_code and language == "python" and begins_string(around.prefix, text):
+        return True
+    if syntax is not None and syntax.parses_with(text):
+        return False
+    return leaves_open(text) or (in_code and waits_for_more(around.before, text, language))
 
 
 def _shorter_lines(kept: str) -> Iterator[str]:

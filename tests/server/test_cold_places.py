@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyturn.engine.wire.errors import Cancelled, WarmingUp
+from keyturn.engine.wire.errors import Cancelled, HostUnavailable, WarmingUp
 from keyturn.server.lsp_items import path_of
 
 from .test_app import URI, FakeEngine, scenario, settle
@@ -142,6 +142,36 @@ async def test_who_asks_after_a_refresh_that_came_too_late_is_heard(client) -> N
     assert client.server.engine.waits[-1] is None, "as of what the user asks for"
 
 
+class LostEngine(ColdEngine):
+    """Is lost while it completes, and there again when `warmth` is set."""
+
+    async def complete(self, *args, **options):
+        if not self.warmth.is_set():
+            raise HostUnavailable("the engine host did not answer")
+        return await super().complete(*args, **options)
+
+
+@scenario(LostEngine)
+async def test_where_the_engine_was_lost_the_client_asks_again_once(client) -> None:
+    await client.initialize(REFRESHES)
+    client.open("x = \n")
+    warmth = client.server.engine.warmth
+    assert (await client.reply(client.ask(0, 4, kind=2)))["result"] == []
+    await settle()
+    assert refreshes(client) == []
+    warmth.set()
+    await settle()
+    assert len(refreshes(client)) == 1
+    # It is lost again by the same request: that is no chance.
+    warmth.clear()
+    assert (await client.reply(client.ask(0, 4, kind=2)))["result"] == []
+    warmth.set()
+    await settle()
+    assert len(refreshes(client)) == 1
+    reply = await client.reply(client.ask(0, 4, kind=2))
+    assert reply["result"][0]["insertText"] == "done()"
+
+
 class NarrowEngine(ColdEngine):
     """Answers at once from a narrow window, and is not sure before `warmth` is set."""
 
@@ -168,6 +198,26 @@ async def test_what_a_narrow_window_is_not_sure_of_waits_for_the_whole_one(clien
     assert len(refreshes(client)) == 1
     reply = await client.reply(client.ask(0, 4, kind=2))
     assert reply["result"][0]["insertText"] == "done()"
+
+
+@scenario(NarrowEngine)
+async def test_a_client_that_asks_no_more_by_itself_waits_for_the_whole_window(client) -> None:
+    await client.initialize()
+    client.open("x = \n")
+    asked = client.ask(0, 4, kind=2)
+    await settle()
+    assert ("until warm", "whole") in client.server.engine.calls
+    client.server.engine.warmth.set()
+    assert (await client.reply(asked))["result"][0]["insertText"] == "done()"
+
+
+@scenario(NarrowEngine)
+async def test_a_client_that_asks_no_more_by_itself_waits_so_long_at_most(client) -> None:
+    await client.initialize(options={"cold_wait_ms": 1})
+    client.open("x = \n")
+    await client.reply(client.ask(0, 4, kind=2))
+    calls = [call[0] for call in client.server.engine.calls]
+    assert calls.count("complete") == calls.count("until warm") == 1
 
 
 class HurriedEngine(FakeEngine):

@@ -5,7 +5,7 @@ import pytest
 
 from keyturn.engine.wire.config import Completion
 from keyturn.engine.wire.errors import HostUnavailable
-from keyturn.server.answers import Selected
+from keyturn.server.answers import Answer, Selected
 from keyturn.server.completions import Completions
 from keyturn.server.documents import Change, Document, Limits
 from keyturn.server.settings import Settings, with_values
@@ -21,6 +21,7 @@ class FakeEngine:
         self.asked: list[tuple[str, int, tuple[str, ...], bool]] = []
         self.ahead = ("", 0.0)  # text and delay of what is asked ahead
         self.num_stopped = 0
+        self.now = 0.0
         self.warmed: list[int] = []
 
     def warm(self, document, offset) -> None:
@@ -49,7 +50,7 @@ def at(marked: str, language_id: str = "") -> tuple[Document, int]:
 def completions(engine: FakeEngine, **values) -> Completions:
     defaults = {"debounce_ms": 0, "speculate": False, "confidence": "any"}
     settings = with_values(Settings(), **{**defaults, **values})
-    return Completions(engine.ask, engine.warm, lambda: settings)
+    return Completions(engine.ask, engine.warm, lambda: settings, clock=lambda: engine.now)
 
 
 def type_text(answers: Completions, document: Document, offset: int, text: str) -> None:
@@ -374,6 +375,22 @@ def test_typing_on_ends_what_is_computed_ahead() -> None:
     assert engine.num_stopped == 1
 
 
+def test_what_is_left_of_a_suggestion_is_there_again_when_the_cursor_comes_back() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |\ny = \n")
+
+    async def run() -> list[str]:
+        found = [await answers.complete(document, offset, invoked=False)]
+        changed(answers, document, offset, offset, "fo")
+        engine.text = "bar()"
+        for place in (offset + 7, offset + 2):
+            found.append(await answers.complete(document, place, invoked=False))
+        return [answer.text for answer in found]
+
+    assert asyncio.run(run()) == ["foo()", "bar()", "o()"]
+
+
 def test_undo_brings_the_suggestion_back_without_asking() -> None:
     engine = FakeEngine("foo()")
     answers = completions(engine)
@@ -462,95 +479,68 @@ def test_model_in_doubt_about_the_first_word_is_a_reason() -> None:
     assert [asked[2] > 0 for asked in engine.asked] == [True, False]
 
 
+class Doubtful(FakeEngine):
+    """Is sure of `text` only where somebody asks for it, and then perhaps of a narrow window."""
+
+    is_narrow = False
+
+    async def ask(self, document, offset, params, invoked, on_text) -> Completion:
+        self.asked.append((document.text, offset, params.stop, invoked))
+        is_sure = not params.min_probability
+        text, reason = (self.text, "end") if is_sure else ("", "doubt")
+        is_narrow = self.is_narrow and is_sure
+        return Completion(text, (), 0, 0, 0.0, 0.0, 1, reason, (), is_narrow=is_narrow)
+
+
+async def asked_at(
+    answers: Completions, engine: FakeEngine, document: Document, offset: int, times: list[float]
+) -> list[Answer]:
+    """Ask for an automatic suggestion at some seconds from now."""
+    found = []
+    for engine.now in times:
+        found.append(await answers.complete(document, offset, invoked=False))
+    return found
+
+
 @pytest.mark.parametrize(
-    ("waited_s", "change", "is_asked"),
-    [(0.0, "", False), (5.0, "", True), (5.0, "elsewhere", False), (5.0, "edit", False)],
+    ("times", "shown", "num_asked"),
+    [
+        ([0, 5], [0, 0], 1),  # Esc and back
+        ([0, 5, 10], [0, 0, 1], 2),
+        ([0, 5, 10, 15, 20], [0, 0, 1, 1, 1], 2),
+        ([0, 0.1, 0.2, 0.3], [0, 0, 0, 0], 1),  # an editor that only looks again
+    ],
 )
-def test_who_comes_back_without_a_key_gets_what_the_gate_withheld(
-    waited_s, change, is_asked
+def test_who_asks_for_the_third_time_without_a_key_gets_what_the_gate_withheld(
+    times, shown, num_asked
 ) -> None:
-    class Doubtful(FakeEngine):
-        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
-            self.asked.append((document.text, offset, params.max_tokens, invoked))
-            is_sure = not params.min_probability
-            return Completion(
-                "f(a)" * is_sure, (), 0, 0, 0.0, 0.0, 1, "end" if is_sure else "doubt", ()
-            )
-
-    engine = Doubtful()
-    answers = completions(engine, confidence="balanced", debounce_ms=0)
-    document, offset = at("x = |\ny = \n")
-
-    async def scenario() -> str:
-        assert not (await answers.complete(document, offset, invoked=False)).text
-        loop = asyncio.get_running_loop()
-        began, real = waited_s, loop.time
-        loop.time = lambda: real() + began
-        if change == "elsewhere":
-            await answers.complete(document, offset + 5, invoked=False)
-        elif change == "edit":
-            changed(answers, document, 0, 1, "z")
-        return (await answers.complete(document, offset, invoked=False)).text
-
-    assert asyncio.run(scenario()) == ("f(a)" if is_asked else "")
-    assert engine.asked[-1][3] == is_asked
-
-
-@pytest.mark.parametrize(
-    ("withheld", "is_narrow", "num_asked"), [("f(a)", False, 2), ("", False, 2), ("f(a)", True, 4)]
-)
-def test_what_was_withheld_is_asked_for_once_and_stays(withheld, is_narrow, num_asked) -> None:
-    class Doubtful(FakeEngine):
-        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
-            self.asked.append((document.text, offset, params.stop, invoked))
-            is_sure = not params.min_probability
-            return Completion(
-                *(withheld * is_sure, (), 0, 0, 0.0, 0.0, 1, "end" if is_sure else "doubt", ()),
-                is_narrow=is_narrow and is_sure,
-            )
-
-    engine = Doubtful()
+    engine = Doubtful("f(a)")
     answers = completions(engine, confidence="balanced")
     document, offset = at("x = |\ny = \n")
-
-    async def scenario() -> list[str]:
-        texts = [(await answers.complete(document, offset, invoked=False)).text]
-        loop = asyncio.get_running_loop()
-        real = loop.time
-        for number in range(1, 4):
-            loop.time = lambda passed=5.0 * number: real() + passed
-            texts.append((await answers.complete(document, offset, invoked=False)).text)
-        return texts
-
-    assert asyncio.run(scenario()) == ["", withheld, withheld, withheld]
+    found = asyncio.run(asked_at(answers, engine, document, offset, times))
+    assert [answer.text for answer in found] == ["f(a)" * is_shown for is_shown in shown]
     assert len(engine.asked) == num_asked
 
 
-def test_who_comes_back_is_not_offered_what_was_just_deleted() -> None:
-    class Doubtful(FakeEngine):
-        async def ask(self, document, offset, params, invoked, on_text) -> Completion:
-            is_sure = not params.min_probability
-            reason = "end" if is_sure else "doubt"
-            return Completion("foo(a)" * is_sure, (), 0, 0, 0.0, 0.0, 1, reason, ())
+def test_where_nothing_was_withheld_the_model_is_asked_once_more_only() -> None:
+    engine = Doubtful("")
+    answers = completions(engine, confidence="balanced")
+    document, offset = at("x = |\n")
+    times = [5.0 * number for number in range(6)]
+    found = asyncio.run(asked_at(answers, engine, document, offset, times))
+    assert not any(answer.text for answer in found) and len(engine.asked) == 2
 
-    answers = completions(Doubtful(), confidence="balanced")
+
+def test_who_asks_for_the_third_time_is_not_offered_what_was_just_deleted() -> None:
+    engine = Doubtful("foo(a)")
+    answers = completions(engine, confidence="balanced")
     document, offset = at("x = |foo(a)\n")
-
-    async def scenario() -> list[str | None]:
-        before = document.text
-        start, end = document.position(offset), document.position(offset + 6)
-        answers.edited(document.uri, document.change([Change("", start, end)], 2), before)
-        reasons = [(await answers.complete(document, offset, invoked=False)).reason]
-        loop = asyncio.get_running_loop()
-        real = loop.time
-        loop.time = lambda: real() + 5.0
-        for _ in range(2):
-            reasons.append((await answers.complete(document, offset, invoked=False)).reason)
-        return reasons
-
-    reasons = asyncio.run(scenario())
-    assert reasons[0] == "the model was not sure of any word"
-    assert reasons[1:] == ["it was just deleted here"] * 2
+    before = document.text
+    start, end = document.position(offset), document.position(offset + 6)
+    answers.edited(document.uri, document.change([Change("", start, end)], 2), before)
+    found = asyncio.run(asked_at(answers, engine, document, offset, [0, 5, 10, 15]))
+    assert not any(answer.text for answer in found)
+    assert found[2].reason == "it was just deleted here"
 
 
 def test_what_was_given_up_is_a_reason_and_a_doubt_about_what_was_asked_for_is_noted() -> None:
@@ -678,6 +668,14 @@ def test_key_that_the_model_is_writing_does_not_end_the_request(delay_s) -> None
     assert all(asked[1] == 4 for asked in engine.asked[:1])
     status = answers.status()
     assert (status["num_asked"], status["num_begun"]) == (1, 1)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05])
+def test_what_is_left_for_one_key_of_what_the_model_writes_is_not_offered(delay_s) -> None:
+    engine = Writer("()", delay_s=delay_s)
+    answers = completions(engine, debounce_ms=200, speculate=True)
+    assert asyncio.run(typed_while_asked(answers, "(")) == ""
+    assert answers.last_reason == "one key would write it, and one would take it"
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05])
