@@ -75,11 +75,6 @@ def leaves_open(text: str) -> bool:
     return bool(stack)
 
 
-def leaves_string_open(line: str) -> bool:
-    """Whether a string of one line is open at its end; an apostrophe may be one of prose."""
-    return '"' in _STRING.sub("", _TRIPLE.sub("", line))
-
-
 def first_item(text: str) -> str:
     """Return `text` up to its first comma that is in no bracket and in no string."""
     masked = STRING.sub(lambda match: "_" * len(match.group()), text)

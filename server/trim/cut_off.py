@@ -21,8 +21,8 @@ _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
 _PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.
 _OF_OTHERS = frozenset(
-    "and as assert async await case class const def delete elif else enum export extends fn for from "
-    "func if impl import in is let match mut new not or pub raise return select static struct "
+    "and as assert async await case class const def delete elif else enum export extends fn for "
+    "from func if impl import in is let match mut new not or pub raise return select static struct "
     "switch throw typeof union use var where while with yield".split()
 )
 _OF_JAVASCRIPT = frozenset(
