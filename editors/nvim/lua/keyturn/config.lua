@@ -6,7 +6,10 @@ M.defaults = {
   -- The server.
   cmd = { "keyturn", "serve" },
   -- Where it is attached; "*" is everywhere. What the model was not trained on it leaves alone.
-  filetypes = { "python", "javascript", "javascriptreact", "typescript", "typescriptreact" },
+  filetypes = {
+    "python", "javascript", "javascriptreact", "typescript", "typescriptreact",
+    "go", "rust", "java", "c", "cpp",
+  },
   -- Settings of the server that differ from its defaults.
   settings = {},
   -- "native" is vim.lsp.inline_completion, "own" is ours, "auto" takes the first where it is.
