@@ -143,8 +143,8 @@ def _readable(
 ) -> str | None:
     """Return the most of `kept` that the document's language can read at the place, if any."""
     for candidate in _candidates(kept, around):
-        if is_cut_off:
-            candidate = drop_comments_at_end(candidate)
+        if is_cut_off and not (candidate := drop_comments_at_end(candidate)).strip():
+            continue
         if is_cut_off and leaves_open(candidate) and not (syntax and syntax.parses_with(candidate)):
             continue
         if syntax is None or syntax.accepts(candidate, may_open=not is_cut_off):

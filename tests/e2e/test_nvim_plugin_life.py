@@ -331,7 +331,13 @@ def test_the_editors_own_inline_completion_is_used_where_it_is(plugin) -> None:
 
 
 # A completion depends on the text alone.
-SETTINGS = {"max_tokens": 16, "debounce_ms": 0, "time_budget_ms": 0, "num_threads": 1}
+SETTINGS = {
+    "max_tokens": 16,
+    "debounce_ms": 0,
+    "confidence": "any",
+    "time_budget_ms": 0,
+    "num_threads": 1,
+}
 SQUARE = "import math\n\n\ndef square(x):\n    return x * x\n\n"
 
 
