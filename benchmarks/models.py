@@ -208,7 +208,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         for attempt in range(args.repeats):
             caches = folder / f"caches-{quant}-{attempt}"
             for number in ("first", "second"):
-                found = start(model, quant, args.device, caches, pieces=args.device != "cpu")
+                pieces = args.device != "cpu" and not args.no_idle
+                found = start(model, quant, args.device, caches, pieces=pieces)
                 packed = sum(path.stat().st_size for path in caches.rglob("*.packed"))
                 if num_weights is not None and quant == "none":
                     packed = 2 * num_weights
@@ -228,6 +229,9 @@ def main() -> None:
     )
     parser.add_argument("--quants", nargs="+", default=None)
     parser.add_argument("--repeats", type=int, default=1, help="pairs of starts")
+    parser.add_argument(
+        "--no-idle", action="store_true", help="leave out what a GPU compiles in idle time"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="has room for the weights")
     args = parser.parse_args()
     if args.quants is None:

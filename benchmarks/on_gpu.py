@@ -30,7 +30,13 @@ import harness
 HERE = harness.ROOT / "benchmarks"
 TESTS = harness.ROOT / "tests" / "engine"
 # Of these only what is marked for a GPU; the launches of a graph are all for one.
-MARKED = ("test_engine_on_gpu.py", "test_families.py", "test_quant.py")
+MARKED = (
+    "test_engine_on_gpu.py",
+    "test_families.py",
+    "test_quant.py",
+    "test_attention.py",
+    "test_adapter.py",
+)
 
 
 class Piece(NamedTuple):

@@ -17,12 +17,14 @@ from keyturn.engine.files.weights import load_model
 from keyturn.engine.model import passes
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
-from keyturn.engine.model.passes import EagerPass
+from keyturn.engine.model.passes import EagerPass, Rows
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import ModelLoadError, ModelNotFound
 from keyturn.kernels import dispatch
 from keyturn.kernels.cpu import library
 from keyturn.kernels.weights.blocks import BlockMatrix
+
+from ..tolerance import assert_close
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": False}
 PARTS = {
@@ -347,3 +349,41 @@ def test_an_adapter_that_cannot_be_served_leaves_the_one_before(tiny_model, tmp_
     write_adapter(adapter, tiny_model, seed=9)  # trained on
     engine.adapt(str(tiny_model), str(adapter))
     assert session.num_stale > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("dtype", "quant"),
+    [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "q4"), ("bfloat16", "b4")],
+)
+def test_on_a_gpu_by_every_pass_beside_every_kind_of_weights(tiny_model, tmp_path, dtype, quant):
+    """Launches against merged weights; captured graphs against them too, or against launches."""
+    engine = Engine(EngineConfig("cuda", dtype, 0, 1 << 28, 0, 256, quant))
+    session = engine.open("d", TEXT, path="a.py", model=str(tiny_model), policy="repair")
+    session.complete(100, PARAMS, lambda: None)
+    decoder, files = session.model.decoder, load_model(tiny_model, torch.float32)
+    seen = []
+    for seed in (1, 2, None):
+        adapter = None
+        if seed is not None:
+            adapter = write_adapter(tmp_path / "a", tiny_model, strength=0.05, seed=seed)
+        engine.adapt(str(tiny_model), None if adapter is None else str(adapter))
+        assert session.num_stale > 0
+        healed(session)
+        cache = KVCache(decoder.config, 32, decoder.dtype, decoder.device)
+        slots = cache.append(np.arange(20) * 7 % 300, np.arange(20))
+        rows = Rows(slots, range(decoder.config.num_layers))
+        hidden = EagerPass(decoder.stack).run(cache, rows, lambda: None)
+        wanted = decoder.logits(hidden).cpu()
+        if quant == "none":
+            launched = wanted
+            oracle = files if adapter is None else merged(files, adapter, lambda _, rank: 8 / rank)
+            wanted = logits(decoder_of(oracle), 20)
+            assert_close(launched, wanted, decoder.dtype)
+        assert_close(logits(decoder, 20).cpu(), wanted, decoder.dtype)
+        for count in (1, 1, 1, 3, 3, 3):  # launched one by one, captured, replayed
+            found = decoder.decode(cache, slots[-count:], lambda: None).rows.cpu()
+            assert_close(found, wanted[-count:], decoder.dtype)
+        assert all((wanted - other).norm() > 0.1 * other.norm() for other in seen)
+        seen.append(wanted)
