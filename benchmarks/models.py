@@ -216,6 +216,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 elif num_weights is not None and quant.startswith("b"):
                     packed = planes_bytes(SHAPES[args.shape], int(quant[1:]))
                 rows.append({"quant": quant, "start": number, "packed_bytes": packed, **found})
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # a run may be cut
             shutil.rmtree(caches, ignore_errors=True)
     return rows
 

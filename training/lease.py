@@ -117,6 +117,7 @@ class Lease:
                 common = [settings["tokenizer"], str(shards), str(documents)]
                 units = ["--units", str(settings["units"])]
                 more = ["--passes", "1", "--first-pass", str(number), *settings["prepare"]]
+                more += settings["late"] if part >= settings["parts"] // 2 else []
                 self.execute("prepare", *common, *more, *units, *workers)
         except (subprocess.SubprocessError, OSError) as error:
             self.say(f"preparing ended with {error!r}")
@@ -163,7 +164,7 @@ def start(work: Path, args: argparse.Namespace) -> None:
             link.symlink_to(Path.cwd() / layer)
     named = ("weights", "tokenizer", "parts", "units", "held_units", "gpus", "workers")
     settings = {name: getattr(args, name) for name in named}
-    settings |= {"train": args.train.split(), "prepare": args.prepare.split()}
+    settings |= {name: getattr(args, name).split() for name in ("train", "prepare", "late")}
     (work / "lease.json").write_text(json.dumps(settings))
     (work / DEADLINE).write_text(str(time.time() + 60 * args.minutes))
     with (work / "start.log").open("ab") as log:
@@ -234,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--workers", type=int, default=max(1, cores - 6), help="processes that prepare")
     add("--train", default="", help="further options of training.train, as one argument")
     add("--prepare", default="", help="further options of training.prepare, likewise")
+    add("--late", default="", help="more of them, for the second half of the parts")
     looking.add_argument("--wait", type=float, default=0, help="seconds")
     bringing.add_argument("out", type=Path)
     bringing.add_argument("--first", type=int, default=0)

@@ -15,6 +15,7 @@ import torch
 from keyturn.engine.files.weights import load_model as load_files
 from training import carry, lease
 from training.data.documents import write_documents
+from training.prepare import parse_args
 
 from .conftest import ROOT
 
@@ -110,3 +111,16 @@ def test_daemon_is_a_session_of_its_own(tmp_path, monkeypatch):
     assert (
         seen["start_new_session"] and (tmp_path / "work" / "site" / "keyturn" / "engine").exists()
     )
+
+
+def test_the_second_half_of_the_parts_has_options_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease.subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=1))
+    args = ["start", str(tmp_path / "work"), "--minutes", "1", "--parts", "3"]
+    lease.main([*args, "--prepare", "--seed 3 --small 1", "--late", "--small 3"])
+    ran = []
+    monkeypatch.setattr(lease.Lease, "execute", lambda self, *command, **_: ran.append(command))
+    monkeypatch.setattr(lease.Lease, "wait_for", lambda self, path: path)
+    lease.Lease(tmp_path / "work").prepare()
+    of_parts = [parse_args(list(command[1:])) for command in ran[1:]]
+    assert [args.small for args in of_parts] == [1, 3, 3, 1, 3, 3]
+    assert all(args.seed == 3 for args in of_parts)
