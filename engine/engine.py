@@ -97,7 +97,7 @@ class Engine:
                     *(resolve(model), self.dtype, progress),
                     packing=self._packing,
                     device=self.device,
-                    streams=self._plane_bits is not None,
+                    streams=self.device.type != "cpu",
                 )
                 most = self._most_rows(files.config)
                 spare = min(_SPARE_TOKENS, most // 2)

@@ -169,11 +169,15 @@ def _write(file: BinaryIO, tensors: Iterable[tuple[str, Matrix]], max_bytes: int
     def put(data: Tensor | bytes) -> int:
         nonlocal crc
         start = file.tell()
-        view = memoryview(data) if isinstance(data, bytes) else data.view(torch.uint8).numpy().data
-        if start + view.nbytes > max_bytes:
+        size = len(data) if isinstance(data, bytes) else data.nbytes
+        if start + size > max_bytes:
             raise OSError(f"more than the {max_bytes} bytes that {VARIABLE} allows")
-        crc = zlib.crc32(view, crc)
-        file.write(view)
+        # What is on a GPU is on the host a piece at a time.
+        pieces = [data] if isinstance(data, bytes) else _flat(data).split(_PIECE_BYTES)
+        for piece in pieces:
+            view = memoryview(piece) if isinstance(piece, bytes) else piece.cpu().numpy().data
+            crc = zlib.crc32(view, crc)
+            file.write(view)
         return start
 
     def align() -> None:
@@ -183,13 +187,13 @@ def _write(file: BinaryIO, tensors: Iterable[tuple[str, Matrix]], max_bytes: int
     align()
     for name, tensor in tensors:
         if isinstance(tensor, BlockMatrix):
-            start = put(tensor.blocks.cpu().contiguous().view(-1))
+            start = put(tensor.blocks)
             entries[name] = [tensor.kind, list(tensor.shape), start]
         else:
             plain.append((name, tensor))
     for name, tensor in plain:
         align()
-        start = put(tensor.cpu().contiguous().view(-1))
+        start = put(tensor)
         kind = str(tensor.dtype).removeprefix("torch.")
         entries[name] = [kind, list(tensor.shape), start]
     description = json.dumps(entries).encode()
@@ -200,6 +204,11 @@ def _write(file: BinaryIO, tensors: Iterable[tuple[str, Matrix]], max_bytes: int
     file.flush()
     os.fsync(file.fileno())
     return size
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor, (n,) uint8."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _mapped(file: BinaryIO) -> dict[str, Matrix]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def load_model(
         packing: how matrices are rounded; None: not at all.
         device: where the tensors go; None: the CPU.
         streams: read each tensor when it is taken, with what this raises, and not before; for those
-            who make something smaller of it. Not with a packing.
+            who make something else of it, as on a GPU.
 
     Raises:
         ModelLoadError: files are missing, damaged or of a kind that is not supported.
@@ -302,9 +303,7 @@ def _tensors(
         if found is None and cache.keep(key, _each(wanted, read, how)):
             found = cache.load(key, wanted)
         if found is not None:
-            if how.progress is not None:
-                how.progress("reading weights", 100)
-            return {name: found.pop(name).to(how.device) for name in wanted}
+            read, how = found.__getitem__, dataclasses.replace(how, packing=None)
     if how.streams:
         return _streamed(files[0], wanted, read, how)
     return dict(_each(wanted, read, how))
@@ -314,8 +313,7 @@ def _each(
     names: Iterable[str], read: Callable[[str], Matrix], how: _Load
 ) -> Iterator[tuple[str, Matrix]]:
     """Yield name and tensor, one after another, rounded if asked for."""
-    names, percent = list(names), -1
-    what = "reading weights" if how.packing is None else "packing weights"
+    names, percent, what = list(names), -1, _doing(how)
     for number, name in enumerate(names):
         if how.progress is not None and number * 100 // len(names) > percent:
             percent = number * 100 // len(names)
@@ -329,18 +327,23 @@ def _each(
 def _streamed(
     path: Path, names: Iterable[str], read: Callable[[str], Matrix], how: _Load
 ) -> StreamedTensors:
-    names, left = list(names), set(names)
+    names, left, what = list(names), set(names), _doing(how)
 
     def read_one(name: str) -> Matrix:
         before = 100 - len(left) * 100 // len(names)
         left.discard(name)
         percent = 100 - len(left) * 100 // len(names)
         if how.progress is not None and percent > before:
-            how.progress("packing weights", percent)
+            how.progress(what, percent)
         with _named_errors(path):
-            return read(name).to(how.device)
+            tensor = read(name).to(how.device)
+            return tensor if how.packing is None else _packed(how.packing, name, tensor)
 
     return StreamedTensors(names, read_one)
+
+
+def _doing(how: _Load) -> str:
+    return "reading weights" if how.packing is None else "packing weights"
 
 
 def _packed(packing: Packing, name: str, tensor: Matrix) -> Matrix:

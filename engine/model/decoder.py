@@ -15,7 +15,7 @@ from ...kernels.cpu.step import CpuStep
 from ...kernels.cpu.step_weights import StepLayer, StepWeights
 from ...kernels.weights.linear import Linear, Matrix
 from ...kernels.weights.low_rank import FusedUpdate, LowRank, adapted
-from ...kernels.weights.packed import BitWeight
+from ...kernels.weights.packed import BitWeight, QuantWeight, RowSource
 from ..wire.errors import ModelLoadError
 from . import tensors as names
 from .captured_pass import DECODE_ROWS, PATCH_ROWS, sees_every_slot
@@ -81,8 +81,12 @@ class Decoder:
                 return kernels.bit_linear(weight, bias, self.dtype)
             return kernels.linear(weight, bias, self.dtype)
 
-        embedding = tensors.pop(names.EMBEDDING)
+        embedding: RowSource = tensors.pop(names.EMBEDDING)
         head = tensors.pop(names.HEAD, embedding)
+        to_logits = kernels.head(head, self.dtype)
+        if isinstance(packed := getattr(to_logits, "weight", None), QuantWeight):
+            # Rows are taken of what was packed: the blocks are let go before the layers are read.
+            embedding, head = (packed if part is head else part for part in (embedding, head))
         head_bias = tensors.pop(names.HEAD_BIAS, None)
         assert head_bias is None or isinstance(head_bias, Tensor), "a vector is never in blocks"
         blocks = config.blocks()
@@ -98,9 +102,11 @@ class Decoder:
                 in_step.append(StepLayer.of(taken.norms, taken.matrices, window))
         final = norm_of(config, kernels, norm, norm_bias)
         self.stack = stack = LayerStack(
-            config, kernels, embedding, layers, final, kernels.head(head, self.dtype), head_bias
+            config, kernels, embedding, layers, final, to_logits, head_bias
         )
-        step = self._step(kernels, in_step, final, head) if has_step else None
+        step = None
+        if has_step and not isinstance(head, QuantWeight):
+            step = self._step(kernels, in_step, final, head)
         self._in_c, self._head_rows = step, head
         self._head = head_of(stack, step)
         passes: list[Pass] = [EagerPass(stack)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...kernels.cpu.step import CpuStep
-from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Matrix
+from ...kernels.weights.packed import QuantWeight, RowSource
 from .attention import capped
 from .kv_cache import Slots
 from .layers import LayerStack
@@ -86,7 +86,7 @@ def head_of(stack: LayerStack, step: CpuStep | None) -> Head:
     return lambda hidden: (few if len(hidden) <= _STEP_LOGITS else stack.logits)(hidden)
 
 
-def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: Tensor) -> Head:
+def head_over(stack: LayerStack, step: CpuStep | None, head: RowSource, token_ids: Tensor) -> Head:
     """Return what gives (n, m) float32 logits of (m,) int64 tokens alone; their rows are copied.
 
     Args:
@@ -96,11 +96,11 @@ def head_over(stack: LayerStack, step: CpuStep | None, head: Matrix, token_ids: 
         token_ids: (m,) int64, on the host.
     """
     at = token_ids.to(stack.device)
-    rows = BlockMatrix(head.blocks[at], head.kind) if isinstance(head, BlockMatrix) else head[at]
+    rows = _part(head, at)
     cap, bias = stack.config.logit_cap, stack.head_bias
-    if step is not None and cap is None and bias is None:
+    if step is not None and not isinstance(rows, QuantWeight) and cap is None and bias is None:
         return functools.partial(step.logits, head=rows)
-    dense = rows.values(stack.dtype) if isinstance(rows, BlockMatrix) else rows
+    dense = rows if isinstance(rows, Tensor) else rows.values(stack.dtype)
 
     def logits(hidden: Tensor) -> Tensor:
         found = functional.linear(stack.norm(hidden.to(stack.dtype)), dense).float()
@@ -125,7 +125,7 @@ class DraftHead:
         self,
         whole: Head,
         step: CpuStep | None,
-        head: Matrix,
+        head: RowSource,
         token_ids: Slots,
     ) -> None:
         """Choose the tokens.
@@ -139,7 +139,7 @@ class DraftHead:
         self._whole, self._step = whole, step
         self._parts: list[tuple[Matrix, Slots | None]] = []
         vocab_size = head.shape[0]
-        if step is None or vocab_size <= _COMMONEST:
+        if step is None or isinstance(head, QuantWeight) or vocab_size <= _COMMONEST:
             self._step, self.share = None, 1.0
             return
         more = np.unique(token_ids[(token_ids >= _COMMONEST) & (token_ids < vocab_size)])
@@ -168,7 +168,9 @@ class DraftHead:
         return best, math.exp(largest - log_sum)
 
 
-def _part(matrix: Matrix, rows: slice | Tensor) -> Matrix:
-    if isinstance(matrix, BlockMatrix):
-        return BlockMatrix(matrix.blocks[rows], matrix.kind)
-    return matrix[rows]
+@overload
+def _part(matrix: Matrix, rows: slice | Tensor) -> Matrix: ...
+@overload
+def _part(matrix: RowSource, rows: slice | Tensor) -> RowSource: ...
+def _part(matrix: RowSource, rows: slice | Tensor) -> RowSource:
+    return matrix[rows] if isinstance(matrix, Tensor) else matrix.at(rows)

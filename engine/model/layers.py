@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from ...kernels.cpu.step import SKIP_ATTENTION, SKIP_MLP
 from ...kernels.dispatch import Kernels
-from ...kernels.weights.blocks import BlockMatrix
 from ...kernels.weights.linear import Linear, Matrix
-from ...kernels.weights.packed import BitWeight
+from ...kernels.weights.packed import BitWeight, RowSource
 from .attention import capped
 from .config import ModelConfig
 from .kv_cache import KVCache
@@ -149,7 +148,7 @@ class LayerStack:
 
     config: ModelConfig
     kernels: Kernels
-    embedding: Matrix
+    embedding: RowSource
     layers: list[Layer]
     norm: Norm
     head: Linear
@@ -167,10 +166,10 @@ class LayerStack:
 
     def embed(self, token_ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return (n, hidden_size) embeddings of (n,) tokens, by default in the model's dtype."""
-        if isinstance(self.embedding, BlockMatrix):
-            found = self.embedding.rows(token_ids, dtype or self.dtype)
-        else:
+        if isinstance(self.embedding, Tensor):
             found = functional.embedding(token_ids, self.embedding).to(dtype or self.dtype)
+        else:
+            found = self.embedding.at(token_ids).values(dtype or self.dtype)
         multiplier = self.config.embedding_multiplier
         return found if multiplier == 1 else found * multiplier
 

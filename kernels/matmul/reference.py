@@ -5,21 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..weights.packed import BitWeight, QuantWeight, unpack_codes, unpack_planes
+from ..weights.packed import BitWeight, QuantWeight, unpack_planes
 
 
 def dequantize(weight: QuantWeight | BitWeight, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the (N, K) values of a packed weight, rounded once from float32."""
-    scales = weight.scales.float()[..., None]
-    if isinstance(weight, BitWeight):
-        values = 2.0 * unpack_planes(weight) - (2**weight.bits - 1)
-    else:
-        values = unpack_codes(weight).float()
-        if weight.minimums is None:
-            values -= 2 ** (weight.bits - 1)
-    groups = values.reshape(values.shape[0], -1, weight.group) * scales
-    if isinstance(weight, QuantWeight) and weight.minimums is not None:
-        groups += weight.minimums.float()[..., None]
+    if isinstance(weight, QuantWeight):
+        return weight.values(dtype)
+    values = 2.0 * unpack_planes(weight) - (2**weight.bits - 1)
+    groups = values.reshape(values.shape[0], -1, weight.group) * weight.scales.float()[..., None]
     return groups.flatten(1).to(dtype)
 
 

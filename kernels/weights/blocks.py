@@ -83,9 +83,9 @@ class BlockMatrix:
         minimums = halves[..., 1].contiguous() if self.kind == "Q4_1" else None
         return codes.flatten(1), halves[..., 0].contiguous(), minimums
 
-    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the (n, K) values of the rows at (n,) int64, rounded once from float32."""
-        return BlockMatrix(self.blocks[index], self.kind).values(dtype)
+    def at(self, index: Tensor | slice) -> BlockMatrix:
+        """Return the rows at (n,) int64, or of a slice."""
+        return BlockMatrix(self.blocks[index], self.kind)
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """Return the (N, K) values, rounded once from float32."""

@@ -88,7 +88,7 @@ def with_exact_top(rough: Tensor, x: Tensor, matrix: Matrix) -> Tensor:
     """
     top = rough.topk(min(_NUM_EXACT, rough.shape[1])).indices
     if isinstance(matrix, BlockMatrix):
-        chosen = matrix.rows(top.flatten(), torch.float32).view(*top.shape, -1)
+        chosen = matrix.at(top.flatten()).values(torch.float32).view(*top.shape, -1)
     else:
         chosen = matrix[top].float()
     return rough.scatter(1, top, torch.einsum("nkd,nd->nk", chosen, x.float()))

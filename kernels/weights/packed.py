@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .blocks import BlockMatrix
+from .linear import Matrix
 
 # A program of the split kernels covers at least this many output features; each needs a lock.
 _MIN_BLOCK_N = 16
@@ -63,6 +64,23 @@ class QuantWeight:
         """What one product reads of it."""
         parts = (self.words, self.scales, self.minimums)
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    def at(self, index: Tensor | slice) -> QuantWeight:
+        """Return rows, at (n,) int64 or of a slice, to take values of: locks stay the whole's."""
+        minimums = None if self.minimums is None else self.minimums[index]
+        return QuantWeight(
+            self.words[index], self.scales[index], minimums, self.bits, self.group, self.locks
+        )
+
+    def values(self, dtype: torch.dtype) -> Tensor:
+        """Return the (N, K) values, rounded once from float32."""
+        values = unpack_codes(self).float()
+        if self.minimums is None:
+            values -= 2 ** (self.bits - 1)
+        groups = values.view(len(values), -1, self.group) * self.scales.float()[..., None]
+        if self.minimums is not None:
+            groups += self.minimums.float()[..., None]
+        return groups.flatten(1).to(dtype)
 
     def to(self, device: torch.device | str) -> QuantWeight:
         """Return it on another device."""
@@ -118,6 +136,9 @@ class BitWeight:
         """Return it on another device."""
         planes, scales = self.planes.to(device), self.scales.to(device)
         return BitWeight(planes, scales, self.bits, self.group, self.locks.to(device))
+
+
+RowSource = Matrix | QuantWeight  # what rows are taken of
 
 
 def pack_gguf(matrix: BlockMatrix) -> QuantWeight:

@@ -8,8 +8,10 @@ from torch import Tensor
 from .blocks import GGUF_BLOCKS, GGUF_GROUP, BlockMatrix
 from .threads import one_thread
 
-# Values rounded at a time on the CPU: so many stay in its cache from one step to the next.
+# Values rounded at a time. On the CPU so many stay in its cache from one step to the next; on a GPU
+# what is needed meanwhile takes some 16 bytes for each, and an embedding has hundreds of millions.
 _PIECE_VALUES = 1 << 16
+_GPU_PIECE_VALUES = 1 << 22
 
 
 def to_blocks(weight: Tensor, kind: str) -> BlockMatrix:
@@ -29,7 +31,7 @@ def to_blocks(weight: Tensor, kind: str) -> BlockMatrix:
     size, _ = GGUF_BLOCKS[kind]
     num_blocks = columns // GGUF_GROUP
     blocks = torch.empty(rows, num_blocks * size, dtype=torch.uint8, device=weight.device)
-    step = rows if weight.is_cuda else max(1, _PIECE_VALUES // columns)
+    step = max(1, (_GPU_PIECE_VALUES if weight.is_cuda else _PIECE_VALUES) // columns)
     round_piece = _round_q4_1 if kind == "Q4_1" else _round_q8_0
     is_finite = True
     with one_thread():

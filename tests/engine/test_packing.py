@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.files import packed_cache
 from keyturn.engine.files.packed_cache import PackedCache, user_cache
 from keyturn.engine.files.packing import Packing
 from keyturn.engine.files.weights import load_model
@@ -35,9 +36,8 @@ def cache(tmp_path):
     return PackedCache(tmp_path / "packed", 1 << 30)
 
 
-def load(path, quant, cache, dtype=torch.float32, seen=None):
-    packing = Packing(quant, cache)
-    return load_model(path, dtype, None if seen is None else seen.append, packing=packing)
+def load(path, quant, cache, dtype=torch.float32, *, streams=False):
+    return load_model(path, dtype, packing=Packing(quant, cache), streams=streams)
 
 
 def logits(files, rows=6):
@@ -99,7 +99,10 @@ def test_without_a_cache_or_with_one_the_result_is_the_same(
 ):
     monkeypatch.setenv(dispatch.VARIABLE, backend)
     expected = logits(load(tiny_model, "q8", None))
-    assert torch.equal(logits(load(tiny_model, "q8", cache)), expected)
+    monkeypatch.setattr(packed_cache, "_PIECE_BYTES", 1000)
+    assert torch.equal(logits(load(tiny_model, "q8", None, streams=True)), expected)
+    assert torch.equal(logits(load(tiny_model, "q8", cache, streams=True)), expected)
+    assert torch.equal(logits(load(tiny_model, "q8", cache, streams=True)), expected)
     assert torch.equal(logits(load(tiny_model, "q8", cache)), expected)
 
 

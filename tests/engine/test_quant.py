@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from keyturn.engine.engine import Engine
+from keyturn.engine.files.packing import Packing
 from keyturn.engine.files.streamed import StreamedTensors
 from keyturn.engine.files.weights import load_model
 from keyturn.engine.model.decoder import Decoder
 from keyturn.engine.model.kv_cache import KVCache
-from keyturn.engine.model.tensors import PROJECTIONS, expected_shapes
+from keyturn.engine.model.tensors import EMBEDDING, PROJECTIONS, expected_shapes
 from keyturn.engine.wire.config import CompletionParams, EngineConfig
 from keyturn.engine.wire.errors import BadRequest, ModelLoadError
 from keyturn.kernels import dispatch
@@ -107,12 +108,29 @@ def test_weights_are_read_as_they_are_rounded_and_a_matrix_at_a_time(
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
     decoder = Decoder(files.config, files.tensors, 4)
     assert len(files.tensors) == 0
-    assert told[-1] == ("packing weights", 100)
+    assert told[-1] == ("reading weights", 100)
     assert 0 < alive["most"] <= size_of_largest
     whole = Decoder(files.config, dict(load_model(tiny_model, torch.bfloat16).tensors), 4)
     for streamed, other in zip(decoder.stack.layers, whole.stack.layers, strict=True):
         assert torch.equal(streamed.qkv.weight.planes, other.qkv.weight.planes)
         assert torch.equal(streamed.mlp.down.weight.scales, other.mlp.down.weight.scales)
+
+
+@pytest.mark.parametrize("quant", ["q4", "q8"])
+def test_an_embedding_that_is_the_head_too_is_there_once(monkeypatch, tiny_model, quant):
+    files, again = (
+        load_model(tiny_model, torch.bfloat16, packing=Packing(quant, None), streams=True)
+        for _ in range(2)
+    )
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    decoder, blocks = Decoder(files.config, files.tensors), again.tensors[EMBEDDING]
+    assert decoder.stack.embedding is decoder.stack.head.weight
+    token_ids = torch.tensor([3, 3, 0, files.config.vocab_size - 1])
+    assert torch.equal(decoder.stack.embed(token_ids), blocks.at(token_ids).values(torch.bfloat16))
+    random = torch.Generator().manual_seed(1)
+    hidden = torch.randn(3, files.config.hidden_size, generator=random)
+    found = decoder.head_over(token_ids)(hidden)
+    assert_close(found, decoder.logits(hidden)[:, token_ids], torch.bfloat16)
 
 
 def test_a_tensor_that_cannot_be_used_is_named_when_it_is_taken(tiny_model, tmp_path):

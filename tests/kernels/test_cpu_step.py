@@ -322,7 +322,7 @@ def test_embedded_model_gives_the_same_logits_and_tokens_when_decoding():
         positions = torch.from_numpy(caches[1].positions.copy())
         cos, sin = caches[1].table.at(positions[index])
         hidden = step.forward(
-            head.rows(torch.tensor([token]), torch.float32),
+            head.at(torch.tensor([token])).values(torch.float32),
             *caches[1].storage,
             index,
             caches[1].num_rows,

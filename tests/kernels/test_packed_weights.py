@@ -72,7 +72,7 @@ def test_values_equal_gguf_when_packed_from_its_blocks(kind):
     found = dequantize(weight)
     assert torch.equal(matrix.values(torch.float32), found)
     some = torch.tensor([3, 0, 3])
-    assert torch.equal(matrix.rows(some, torch.bfloat16), found[some].bfloat16())
+    assert torch.equal(matrix.at(some).values(torch.bfloat16), found[some].bfloat16())
     # gguf, too, multiplies and adds in float32; a fused add may differ by one rounding.
     tolerance = 0 if kind != "Q4_1" else 2**-22
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
