@@ -47,7 +47,7 @@ def written(text: str) -> str:
 
 
 def newest(path: Path) -> Iterator[tuple[str, Run]]:
-    """Yield the last run in a file, for each layout, section or device if it names some."""
+    """Yield the last run in a file, for each layout, section, device or shape if it names some."""
     runs: dict[str, Run] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         run = json.loads(line)
@@ -57,6 +57,7 @@ def newest(path: Path) -> Iterator[tuple[str, Run]]:
         only = f" --only {' '.join(found)}" if found else ""
         busy = " --busy" if run.get("busy") else ""
         device = " --device cuda" if run.get("device") == "cuda" else ""
+        device += " --shape none" if run.get("shape") == "none" else ""
         runs[run["benchmark"] + layout + only + busy + device] = run
     yield from runs.items()
 

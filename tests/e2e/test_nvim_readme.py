@@ -107,8 +107,8 @@ PLACES = [
         "console.log(square(2));\nconst b = squ",
     ),
     ("c.ts", "interface Item { name: string }\n\n", "export function nameOf(item: I"),
-    ("d.jsx", "import React from 'react';\n\n", "const a = React.us"),
-    ("e.tsx", "import React from 'react';\n\n", "const a = React.us"),
+    ("d.jsx", "import React from 'react';\n\n", "const [count, setCount] = React.us"),
+    ("e.tsx", "import React from 'react';\n\n", "const [count, setCount] = React.us"),
 ]
 
 
@@ -154,7 +154,7 @@ def test_the_documented_keys_take_leave_and_ask(nvim, tmp_path, hosts) -> None:
     (tmp_path / "a.py").write_text(SQUARE)
     set_up(nvim, tmp_path / "a.py", hosts)
     nvim.type("Go")
-    for key in keys_of("x = squ"):
+    for key in keys_of("area = squ"):
         nvim.type(key)
     (entry,) = entries(nvim)
     typed = lines(nvim)[-1]
