@@ -37,7 +37,7 @@ _MAGIC = b"KEYTURN\0"
 # Magic, version, CRC-32 of all that follows, start and size of the description at the end.
 _PREFACE = struct.Struct("<8sIIQQ")
 _ALIGNMENT = 64
-_PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 22
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 _LEFT_OVER_S = 86_400.0
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -173,7 +173,7 @@ def _write(file: BinaryIO, tensors: Iterable[tuple[str, Matrix]], max_bytes: int
         if start + size > max_bytes:
             raise OSError(f"more than the {max_bytes} bytes that {VARIABLE} allows")
         # What is on a GPU is on the host a piece at a time.
-        pieces = [data] if isinstance(data, bytes) else _flat(data).split(_PIECE_BYTES)
+        pieces = [data] if isinstance(data, bytes) else _flat(data).split(PIECE_BYTES)
         for piece in pieces:
             view = memoryview(piece) if isinstance(piece, bytes) else piece.cpu().numpy().data
             crc = zlib.crc32(view, crc)
@@ -224,8 +224,8 @@ def _mapped(file: BinaryIO) -> dict[str, Matrix]:
         raise ValueError("it is of another version, or cut")
     crc = 0
     with memoryview(data) as view:
-        for at in range(_PREFACE.size, len(data), _PIECE_BYTES):
-            crc = zlib.crc32(view[at : at + _PIECE_BYTES], crc)
+        for at in range(_PREFACE.size, len(data), PIECE_BYTES):
+            crc = zlib.crc32(view[at : at + PIECE_BYTES], crc)
     if crc != wanted:
         raise ValueError("its checksum is wrong")
     whole = torch.frombuffer(data, dtype=torch.uint8)

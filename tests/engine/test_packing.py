@@ -99,7 +99,7 @@ def test_without_a_cache_or_with_one_the_result_is_the_same(
 ):
     monkeypatch.setenv(dispatch.VARIABLE, backend)
     expected = logits(load(tiny_model, "q8", None))
-    monkeypatch.setattr(packed_cache, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(packed_cache, "PIECE_BYTES", 1000)
     assert torch.equal(logits(load(tiny_model, "q8", None, streams=True)), expected)
     assert torch.equal(logits(load(tiny_model, "q8", cache, streams=True)), expected)
     assert torch.equal(logits(load(tiny_model, "q8", cache, streams=True)), expected)
