@@ -271,8 +271,8 @@ def checks(args: argparse.Namespace, rows: list[dict[str, Any]]) -> list[dict[st
         if row["packed_bytes"] > _MUCH:
             ratio = (row["anonymous_bytes"] + row["device_bytes"]) / row["packed_bytes"]
             where = "" if args.device == "cpu" else " on a GPU"
-            what = f"memory of loading{where}, {name}"
-            made.append(harness.check(what, ratio, "x packed", "<= 1.2"))
+            memory = f"memory of loading{where}, {name}"
+            made.append(harness.check(memory, ratio, "x packed", "<= 1.2"))
         if args.shape == "none" and args.device != "cpu":
             target = "<= 15" if row["start"] == "first" else "<= 5"
             made.append(harness.check(f"first token, {name}", row["first_token"], "s", target))

@@ -86,7 +86,8 @@ class Decoder:
         to_logits = kernels.head(head, self.dtype)
         if isinstance(packed := getattr(to_logits, "weight", None), QuantWeight):
             # Rows are taken of what was packed: the blocks are let go before the layers are read.
-            embedding, head = (packed if part is head else part for part in (embedding, head))
+            embedding = packed if embedding is head else embedding
+            head = packed
         head_bias = tensors.pop(names.HEAD_BIAS, None)
         assert head_bias is None or isinstance(head_bias, Tensor), "a vector is never in blocks"
         blocks = config.blocks()
