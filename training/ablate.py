@@ -93,6 +93,7 @@ class Queue:
         held = variant.get("held", config["held"])
         evaluate += ["--held", held, "--edited", config["edited"]]
         evaluate += ["--tokenizer", config["tokenizer"], *config.get("evaluate", [])]
+        evaluate += variant.get("evaluate", [])
         return [*found, evaluate]
 
     def execute(self, command: list[str], environment: dict[str, str], log: Any) -> None:  # noqa: ANN401
@@ -133,18 +134,24 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 def report(out: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a line of figures for each variant, against the first one that was trained."""
     rows = read_results(out)
-    items = {row["name"]: dict(np.load(out / f"{row['name']}.items.npz")) for row in rows}
+    items = {row["name"]: _items(out / f"{row['name']}.items.npz") for row in rows}
     base = next((row["name"] for row in rows if not row.get("start")), None)
     found = []
     for row in rows:
         figures, mine = row["figures"], items[row["name"]]
         held = Path(row.get("held", config["held"])).name
         line = {"name": row["name"], "loss": figures[held]["all"]["loss"]}
+        line["losses"] = {k: v["loss"] for k, v in figures[held]["languages"].items()}
         for layout in ("spm", "psm"):
-            lines = figures[f"{held} lines {layout}"]
+            if (lines := figures.get(f"{held} lines {layout}")) is None:
+                continue
             line |= {f"{layout}_exact": lines["exact"], f"{layout}_se": lines["se"]}
             line[f"{layout}_ece"] = lines["ece_joint"]
-        line |= {name: figures["edited"][name] for name in ("kl", "kl_se", "same")}
+            line |= {
+                f"{layout}_{k}": v["exact"] for k, v in lines.items() if k.startswith("any_of")
+            }
+        if "edited" in figures:
+            line |= {name: figures["edited"][name] for name in ("kl", "kl_se", "same")}
         line["ends"] = {
             cell: (value["end_right"], value["end_early"])
             for cell, value in figures[held]["lengths"].items()
@@ -159,6 +166,8 @@ def report(out: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
                 for name, key in (
                     ("spm_exact", f"{held}.spm.exact"),
                     ("psm_exact", f"{held}.psm.exact"),
+                    ("spm_any", f"{held}.spm.any"),
+                    ("psm_any", f"{held}.psm.any"),
                     ("kl", "edited.kl"),
                     ("loss_fresh", "edited.loss_fresh"),
                 )
@@ -166,6 +175,10 @@ def report(out: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
             }
         found.append(line)
     return found
+
+
+def _items(path: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(path)) if path.exists() else {}
 
 
 def paired_z(mine: np.ndarray, base: np.ndarray) -> float:

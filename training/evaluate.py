@@ -63,6 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--edited", type=Path, help="held-out shards of `prepare --edited 1`: what turning costs")
     add("--edits", type=int, default=1000, help="samples of --edited at most")
     add("--lines", type=int, default=0, help="first lines to write, of each layout, in --held")
+    add("--candidates", type=int, default=1, help="of which one may be right, of --lines")
     add("--humaneval", type=Path, help="HumanEval-SingleLineInfilling.jsonl.gz")
     add("--tokenizer", type=Path, help="tokenizer.json, for --humaneval")
     add("--runs", default="spm.30,psm.30", help="layouts and numbers of layers")
@@ -105,10 +106,12 @@ def main(argv: list[str] | None = None) -> None:
         if not (args.lines and tokenizer):
             continue
         for layout in ("spm", "psm"):
-            figures, found = held_lines(model, tokenizer, folder, layout, args.lines, args.batch)
+            figures, found = held_lines(
+                model, tokenizer, folder, layout, args.lines, args.batch, args.candidates
+            )
             result[f"{folder.name} lines {layout}"] = figures
             items |= {f"{folder.name}.{layout}.{name}": part for name, part in found.items()}
-    if args.edited:
+    if args.edited and args.edits:
         result["edited"], found = held_edits(model, args.edited, args.size, args.edits)
         items |= {f"edited.{name}": part for name, part in found.items()}
     if items:

@@ -6,7 +6,9 @@ r"""Fit what each pool of data is worth, and how fast repeating it loses that; c
 After "Scaling Laws for Data Filtering" (arXiv 2404.07177, sections 3 and 4): the loss above its
 floor falls with the tokens seen as a power law whose exponent, the utility b of a pool, shrinks
 with every repeat by 2^(-1/tau), tau being its half-life in epochs; a mix has the weighted mean of
-its pools' exponents. As training goes on from a model, n0 tokens count as seen before.
+its pools' exponents. As training goes on from a model, n0 tokens count as seen before; and as the
+rate first rises, which costs a trained model something, the loss falls from above where it was, as
+the fit finds. A pool may harm a loss: then its exponent is negative.
 
 runs.json: [{"tokens": 19e6, "pools": {"python": [share, repeats], ...}, "loss": {"py": 1.2, ...}}].
 One run, marked "held_out": true, is predicted and not fitted. `ablate.py` writes the file.
@@ -37,7 +39,7 @@ class Law(NamedTuple):
         half_life: (pools,) tau, in epochs.
         floor: the loss that no amount of data undercuts.
         seen: n0, tokens that count as seen before.
-        start: the loss before any of it.
+        start: the loss from which it falls.
     """
 
     pools: tuple[str, ...]
@@ -45,7 +47,7 @@ class Law(NamedTuple):
     half_life: Tensor
     floor: Tensor
     seen: Tensor
-    start: float
+    start: Tensor
 
     def loss(self, tokens: float, shares: Tensor, repeats: Tensor) -> Tensor:
         """Return the loss after so many tokens of a mix.
@@ -74,11 +76,11 @@ def _law(x: Tensor, pools: tuple[str, ...], start: float) -> Law:
     p = len(pools)
     return Law(
         pools,
-        0.2 * torch.exp(x[:p]),
+        0.2 * x[:p],
         2 * torch.exp(x[p : 2 * p]),
         start * 0.5 * torch.sigmoid(x[2 * p]),
         5e7 * torch.exp(x[2 * p + 1]),
-        start,
+        start * (1 + 0.02 * torch.exp(x[2 * p + 2])),
     )
 
 
@@ -95,7 +97,7 @@ def fit(runs: list[Run], name: str, start: float) -> Law:
     Args:
         runs: at least as many as there are pools.
         name: of the loss.
-        start: the loss before training.
+        start: the loss before training, without a raised rate.
 
     Raises:
         ValueError: too few runs.
@@ -108,14 +110,17 @@ def fit(runs: list[Run], name: str, start: float) -> Law:
     best: tuple[float, Tensor] | None = None
     for seed in range(_STARTS):
         torch.manual_seed(seed)
-        x = (0.7 * torch.randn(2 * len(pools) + 2, dtype=torch.float64)).requires_grad_()
+        x = (0.7 * torch.randn(2 * len(pools) + 3, dtype=torch.float64)).requires_grad_()
         begin = torch.zeros_like(x)
+        begin[: len(pools)] = 1.0
         solver = torch.optim.LBFGS([x], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
         def miss(x: Tensor = x, begin: Tensor = begin) -> Tensor:
             law = _law(x, pools, start)
             found = torch.stack([law.loss(*mix) for mix in mixes])
-            scale = (start - wanted).abs().mean().clamp(min=1e-6)
+            scale = wanted.std().clamp(
+                min=1e-6
+            )  # of the runs: what they have in common tells nothing
             return ((found - wanted) / scale).pow(2).mean() + _PRIOR * (x - begin).pow(2).mean()
 
         def closure(solver: Any = solver, miss: Any = miss) -> Tensor:  # noqa: ANN401

@@ -45,6 +45,8 @@ def place(tmp_path_factory, documents, tokenizer_path):
         "variants": [
             {"name": "start", "start": True},
             {"name": "turned", "train": ["--turned-share", "0.5"], "fit": "held out"},
+            {"name": "three", "evaluate": ["--candidates", "3", "--edits", "0"]},
+            {"name": "none", "evaluate": ["--lines", "0"]},
         ],
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -64,7 +66,7 @@ def test_variants_are_run_once_and_reported_in_pairs(place, tmp_path, monkeypatc
     assert not ablate.read_results(tmp_path)
     ablate.main([*command, "--minutes", "10"])
     names = [row["name"] for row in ablate.read_results(tmp_path)]
-    assert names == ["start", "turned"]
+    assert names == ["start", "turned", "three", "none"]
     assert not list(tmp_path.glob("*/"))  # weights and mixes are gone
     before = (tmp_path / ablate.RESULTS).read_text()
     capsys.readouterr()
@@ -73,6 +75,8 @@ def test_variants_are_run_once_and_reported_in_pairs(place, tmp_path, monkeypatc
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["name"] for line in lines] == names and "z" not in lines[1]
     assert set(lines[0]["z"]) == {"spm_exact", "psm_exact", "kl", "loss_fresh"}
+    assert lines[2]["spm_any_of_3"] >= lines[2]["spm_exact"] and "kl" not in lines[2]
+    assert "spm_exact" not in lines[3] and lines[3]["kl"] >= 0
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [run["held_out"] for run in runs["runs"]] == [True] and runs["start"]["py"] > 0
 

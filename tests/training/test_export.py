@@ -54,7 +54,7 @@ def test_engine_gives_the_training_models_logits(exported, raw, layout):
     mine = last_logits(model, asked + token_ids)[len(asked) - 1 : -1]
     engines = session.prompt.score(token_ids, check)
     torch.testing.assert_close(mine, engines, rtol=1e-4, atol=1e-4)
-    found = greedy(model, [asked, asked[:1]], 6, model.shape.num_layers)[0][0]
+    found = greedy(model, [asked, asked[:1]], 6, model.shape.num_layers).ids[0]
     assert found[: len(token_ids)] == token_ids[: len(found)]
 
 
@@ -100,12 +100,32 @@ def test_packed_and_plain_checkpoints_give_the_same_file(tmp_path, tiny):
 
 def test_greedy_answers_do_not_depend_on_the_batch(tiny, raw):
     prompts = [prompt(raw, BEFORE[:n], AFTER, "spm") for n in (0, 5, 20)]
-    together, logs = greedy(tiny, prompts, 5, 30)
-    alone = [greedy(tiny, [p], 5, 30) for p in prompts]
-    assert together == [answers[0] for answers, _ in alone]
-    assert logs == pytest.approx([log[0] for _, log in alone], abs=1e-3)
+    together = greedy(tiny, prompts, 5, 30, num_forks=2)
+    alone = [greedy(tiny, [p], 5, 30, num_forks=2) for p in prompts]
+    assert together.ids == [answers.ids[0] for answers in alone]
+    assert together.logs == pytest.approx([answers.logs[0] for answers in alone], abs=1e-3)
+    assert together.forks == [answers.forks[0] for answers in alone]
     halt = torch.ones(layouts.VOCABULARY, dtype=torch.bool)
-    assert all(len(ids) <= 1 for ids in greedy(tiny, prompts, 5, 30, halt=halt)[0])
+    assert all(len(ids) <= 1 for ids in greedy(tiny, prompts, 5, 30, halt=halt).ids)
+
+
+def test_forks_are_the_likeliest_other_beginnings(tiny, raw):
+    asked = prompt(raw, BEFORE, AFTER, "spm")
+    answers = greedy(tiny, [asked], 4, 30, num_forks=9)
+    ids, found = answers.ids[0], answers.forks[0]
+    assert len(found) == len({tuple(fork) for fork in found}) == min(4, len(ids) + 1)
+    expected = []
+    for at in range(len(found)):
+        logs = last_logits(tiny, asked + ids[:at])[-1].log_softmax(-1)
+        first, second = logs.topk(2).indices.tolist()
+        assert [first] == ids[at : at + 1] or first == layouts.END
+        expected.append((sum_of_logs(tiny, asked, [*ids[:at], second]), [*ids[:at], second]))
+    assert found == [fork for _, fork in sorted(expected, reverse=True)]
+
+
+def sum_of_logs(model, asked, ids):
+    logs = last_logits(model, asked + ids)[len(asked) - 1 : -1].log_softmax(-1)
+    return logs.gather(1, torch.tensor(ids)[:, None]).sum().item()
 
 
 def test_programs_run_apart():

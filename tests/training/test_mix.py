@@ -19,14 +19,14 @@ TRUE = Law(
     torch.tensor([2.0, 8.0], dtype=torch.float64),
     torch.tensor(0.4, dtype=torch.float64),
     torch.tensor(6e7, dtype=torch.float64),
-    1.3,
+    torch.tensor(1.3, dtype=torch.float64),
 )
 
 
-def run(python, script, tokens=19e6, **more):
+def run(python, script, tokens=19e6, law=TRUE, **more):
     pools = {"python": python, "script": script}
     seen = {"pools": pools, "tokens": tokens, **more}
-    return seen | {"loss": {"py": float(TRUE.loss(tokens, *of_run(seen, TRUE.pools)))}}
+    return seen | {"loss": {"py": float(law.loss(tokens, *of_run(seen, law.pools)))}}
 
 
 RUNS = [
@@ -49,6 +49,21 @@ def test_fit_predicts_a_mix_that_it_has_not_seen():
     assert law.utility[0] > 2 * law.utility[1]  # which pool is worth more
     with pytest.raises(ValueError, match="tell nothing"):
         fit(RUNS[:1], "py", 1.3)
+
+
+def test_a_raised_rate_and_a_pool_that_harms_are_within_the_law():
+    harms = torch.tensor([0.30, -0.05], dtype=torch.float64)
+    law = TRUE._replace(utility=harms, start=TRUE.start * 1.02)
+    runs = [run(*(made["pools"].values()), made["tokens"], law) for made in RUNS]
+    assert max(made["loss"]["py"] for made in runs) > 1.3  # above where it was before training
+    found = fit(runs, "py", 1.3)
+    new = run([0.65, 3], [0.35, 2], law=law)
+    spread = np.std([r["loss"]["py"] for r in runs])
+    assert (
+        abs(float(found.loss(new["tokens"], *of_run(new, law.pools))) - new["loss"]["py"])
+        < 0.1 * spread
+    )
+    assert found.utility[1] < 0 < found.utility[0]
 
 
 def test_repeats_are_worth_less_and_the_better_pool_is_chosen_until_it_is_worn_out():

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.layouts import END
 from ..model.decoder import HEAD_DIM, Layer, Model, rms_norm, rotary_table, rotate
+
+
+class Answers(NamedTuple):
+    """What `greedy` wrote.
+
+    Attributes:
+        ids: the new ids of each prompt, without the stop token.
+        logs: logarithm of their joint probability, the stop token's included.
+        forks: of each prompt its likeliest other beginnings, the likelier first: the ids up to a
+            place, and there the second likeliest token.
+    """
+
+    ids: list[list[int]]
+    logs: list[float]
+    forks: list[list[list[int]]]
 
 
 class _Cache:
@@ -66,7 +83,8 @@ def greedy(
     depth: int,
     stop: int = END,
     halt: Tensor | None = None,
-) -> tuple[list[list[int]], list[float]]:
+    num_forks: int = 0,
+) -> Answers:
     """Decode a batch greedily.
 
     Args:
@@ -76,10 +94,7 @@ def greedy(
         depth: number of layers.
         stop: token that ends an answer.
         halt: (vocabulary,) bool, tokens after which an answer ends.
-
-    Returns:
-        The new ids of each prompt, without the stop token, and the logarithm of their joint
-        probability, the stop token's included.
+        num_forks: other beginnings to return of each.
     """
     device = model.embedding.device
     longest = max(map(len, prompts))
@@ -92,10 +107,14 @@ def greedy(
     out = torch.full((len(prompts), max_new), stop, device=device)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     logs = torch.zeros(len(prompts), device=device)
+    others = torch.full_like(out, stop)
+    other_logs = torch.full((len(prompts), max_new), -torch.inf, device=device)
     for step in range(max_new):
-        best, token = cache.step(model, ids).float().log_softmax(-1).max(-1)
-        token = torch.where(alive, token, stop)
-        logs += torch.where(alive, best, 0.0)
+        best, two = cache.step(model, ids).float().log_softmax(-1).topk(2)
+        others[:, step] = two[:, 1]
+        other_logs[:, step] = torch.where(alive, logs + best[:, 1], -torch.inf)
+        token = torch.where(alive, two[:, 0], stop)
+        logs += torch.where(alive, best[:, 0], 0.0)
         out[:, step] = token
         alive &= token != stop
         if halt is not None:
@@ -104,4 +123,15 @@ def greedy(
         if step % 8 == 7 and not alive.any():  # asking makes the GPU wait
             break
     rows = [row[: row.index(stop)] if stop in row else row for row in out.tolist()]
-    return rows, logs.tolist()
+    places = other_logs.topk(min(num_forks, max_new))
+    forks = [
+        [
+            [*row[:at], int(others[i, at])]
+            for at, log in zip(*found, strict=True)
+            if log > -torch.inf
+        ]
+        for i, (row, *found) in enumerate(
+            zip(rows, places.indices.tolist(), places.values.tolist(), strict=True)
+        )
+    ]
+    return Answers(rows, logs.tolist(), forks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..data.documents import LANGUAGES
-from ..data.layouts import FIRST, LAYOUTS
+from ..data.layouts import END, FIRST, LAYOUTS
 from ..data.shards import read_shards
 from ..model.decoder import Model
 from .calibration import calibration
@@ -21,7 +22,13 @@ MAX_NEW = 72  # tokens of an answer
 
 
 def held_lines(
-    model: Model, tokenizer: Tokenizer, folder: Path, layout: str, most: int, batch_size: int
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    layout: str,
+    most: int,
+    batch_size: int,
+    candidates: int = 1,
 ) -> tuple[dict[str, Any], dict[str, NDArray]]:
     """Return how often the first line is exactly the true one, by language, with standard errors.
 
@@ -32,10 +39,13 @@ def held_lines(
         layout: one of `layouts.LAYOUTS`; other samples are left out.
         most: places at most, always the same ones.
         batch_size: places decoded together.
+        candidates: lines to write of each place: the others take the second likeliest token where
+            that is likeliest, as the product's do (`engine/generation/candidates.py`).
 
     Returns:
-        Figures, the calibration of the line's joint probability among them; and for each place
-        "exact" bool, "probability" float32 and "language" uint8.
+        Figures, the calibration of the first line's joint probability among them; and for each
+        place "exact" bool, "probability" float32 and "language" uint8, and of several candidates
+        "any" bool, whether one is exact.
     """
     shards = read_shards(sorted(folder.glob("p*.npz")))
     fits = np.flatnonzero(shards.columns["layout"] == LAYOUTS.index(layout))
@@ -44,19 +54,37 @@ def held_lines(
     order = np.argsort(cuts).tolist()  # those of a length together
     breaks = ["\n" in tokenizer.decode([i]) for i in range(model.shape.vocabulary)]
     halt = torch.tensor(breaks, device=model.embedding.device)
+    depth = model.shape.num_layers
     exact, probability = np.zeros(len(fits), bool), np.zeros(len(fits), np.float32)
+    any_exact = np.zeros(len(fits), bool)
+
+    def line(ids: Sequence[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False).split("\n")[0].strip()
+
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         tokens = [shards.sample(fits[i])[0].tolist() for i in part]
         prompts = [ids[: cuts[i]] for i, ids in zip(part, tokens, strict=True)]
-        answers, logs = greedy(model, prompts, MAX_NEW, model.shape.num_layers, halt=halt)
-        for i, ids, answer, log in zip(part, tokens, answers, logs, strict=True):
-            true = tokenizer.decode(ids[cuts[i] : -1], skip_special_tokens=False)
-            mine = tokenizer.decode(answer, skip_special_tokens=False)
-            exact[i] = mine.split("\n")[0].strip() == true.split("\n")[0].strip()
-            probability[i] = np.exp(log)
+        true = [line(ids[cuts[i] : -1]) for i, ids in zip(part, tokens, strict=True)]
+        first = greedy(model, prompts, MAX_NEW, depth, halt=halt, num_forks=candidates - 1)
+        exact[part] = [line(ids) == goal for ids, goal in zip(first.ids, true, strict=True)]
+        any_exact[part] = exact[part]
+        probability[part] = np.exp(first.logs)
+        begun = [(row, fork) for row, forks in enumerate(first.forks) for fork in forks]
+        for at in range(0, len(begun), batch_size):
+            some = begun[at : at + batch_size]
+            more = greedy(
+                model, [prompts[row] + fork for row, fork in some], MAX_NEW, depth, halt=halt
+            )
+            for (row, fork), ids in zip(some, more.ids, strict=True):
+                whole = [*fork, *ids, END]
+                any_exact[part[row]] |= line(whole[: whole.index(END)]) == true[row]
     languages = shards.columns["language"][fits]
     figures: dict[str, Any] = {"n": len(fits), **_share(exact)}
+    places = {"exact": exact, "probability": probability}
+    if candidates > 1:
+        places["any"] = any_exact
+        figures[f"any_of_{candidates}"] = _share(any_exact)
     for number, name in enumerate(LANGUAGES):
         if len(mine := exact[languages == number]):
             figures[name] = {"n": len(mine), **_share(mine)}
@@ -64,7 +92,7 @@ def held_lines(
     figures["ece_joint"] = round(found.error, 4)
     figures["ece_joint_se"] = round(found.standard_error, 4)
     figures["bins_joint"] = found.bins
-    return figures, {"exact": exact, "probability": probability, "language": languages}
+    return figures, places | {"language": languages}
 
 
 def _share(right: NDArray[np.bool_]) -> dict[str, float]:

@@ -65,8 +65,8 @@ def infill(
     out = [("", False)] * len(rows)
     for start in tqdm(range(0, len(order), batch_size), f"{layout}.{depth}", unit=" batches"):
         part = order[start : start + batch_size]
-        answers, _ = greedy(model, [prompts[i] for i in part], MAX_NEW, depth, halt=halt)
-        for i, ids in zip(part, answers, strict=True):
+        answers = greedy(model, [prompts[i] for i in part], MAX_NEW, depth, halt=halt)
+        for i, ids in zip(part, answers.ids, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=False)
             out[i] = text.split("\n")[0], "\n" not in text and len(ids) < MAX_NEW
     return out
