@@ -1,9 +1,9 @@
 """What the gate shows and withholds, by threshold: right and wrong characters, for its calibration.
 
 At held-out places of three kinds (a new line, the rest of a line, a gap before other text) the
-model writes without a gate; then each threshold is tried on the same answers, before trimming: how
-often something is shown, how much of it is right up to the first difference, how often the first
-word is wrong.
+model writes without a gate; then thresholds for all of it and for its first word are tried on the
+same answers, before trimming: how often something is shown, how much of it is right up to the first
+difference, how often the first word is wrong.
 
     python benchmarks/bench_gate.py --places 90
 """
@@ -32,7 +32,8 @@ from keyturn.server.suggestion import asked, kind_of
 NUM_PLACES = 90
 WINDOW = 512
 KINDS = ("line", "rest", "gap")
-THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+FIRST_WORD = (0.0, 0.5, 0.6, 0.7, 0.8)
 
 
 class Answered(NamedTuple):
@@ -56,9 +57,11 @@ def main() -> None:
     else:
         answers = answered(args)
     rows = [
-        summarised([each for each in answers if each.kind == kind], kind, threshold)
+        summarised([each for each in answers if each.kind == kind], kind, threshold, first)
         for kind in KINDS
         for threshold in THRESHOLDS
+        for first in FIRST_WORD
+        if first == 0 or first > threshold
     ]
     harness.table(list(rows[0]), [list(row.values()) for row in rows])
     harness.finish("gate", args, {"num_places": len(answers), "runs": rows}, [])
@@ -99,15 +102,18 @@ def answered(args: argparse.Namespace) -> list[Answered]:
     return found
 
 
-def gated(pieces: list[tuple[str, float]], threshold: float) -> str:
+def gated(pieces: list[tuple[str, float]], threshold: float, first: float = 0.0) -> str:
     """Return the text before the token with which the joint probability falls below a threshold.
 
-    Of a word that would have gone on nothing is left, as in `generate`.
+    Of a word that would have gone on nothing is left, as in `write`; `first` is the threshold of
+    the first word.
     """
     text, joint = "", 1.0
     for piece, probability in pieces:
         joint *= probability
-        if joint < threshold:
+        word = text.strip()
+        is_first = not word or (word_start(word) == 0 and _is_word(piece[:1]))
+        if joint < (max(threshold, first) if is_first else threshold):
             return text[: word_start(text)] if _is_word(piece[:1]) else text
         text += piece
     return text
@@ -125,11 +131,13 @@ def _is_word(char: str) -> bool:
     return char.isalnum() or char == "_"
 
 
-def summarised(answers: list[Answered], kind: str, threshold: float) -> dict[str, Any]:
-    """Return what a threshold shows at places of one kind."""
+def summarised(
+    answers: list[Answered], kind: str, threshold: float, first: float
+) -> dict[str, Any]:
+    """Return what two thresholds show at places of one kind."""
     num_shown = num_exact = num_wrong_first = num_right = num_wrong = 0
     for answer in answers:
-        shown = gated(answer.pieces, threshold).rstrip()
+        shown = gated(answer.pieces, threshold, first).rstrip()
         if not shown.strip():
             continue
         right = len(os.path.commonprefix([shown, answer.truth]))
@@ -142,6 +150,7 @@ def summarised(answers: list[Answered], kind: str, threshold: float) -> dict[str
     return {
         "kind": kind,
         "least": threshold,
+        "of the first word": first,
         "shown": num_shown / len(answers),
         "exact": num_exact / len(answers),
         "wrong first word, of shown": num_wrong_first / max(num_shown, 1),

@@ -199,7 +199,7 @@ def _offered(
     """Return what is offered of an answer, and how many tokens had to be decoded for it."""
     place, pieces, reason = answer
     language = language_of("", place.path)
-    written = gated(pieces, LEAST[confidence][place.kind])
+    written = gated(pieces, *LEAST[confidence][place.kind])
     if len(written) < sum(len(piece) for piece, _ in pieces):
         reason = "doubt"
     ends_here = ends_lines and place.kind == "rest"

@@ -2,8 +2,9 @@
 
 A file that the model was not trained on is open; a few lines of it are deleted and typed again, key
 by key, with pauses to think; then the next lines, elsewhere. As an editor does, the client asks
-after every key and never shows what came for an earlier text. In a pause the typist takes what is
-shown if it is what was to be typed: all of it, or word by word as far as it is right.
+after every key, and again when `keyturn/refresh` says so, and never shows what came for an earlier
+text. In a pause the typist takes what is shown if it is what was to be typed: all of it, or word by
+word as far as it is right.
 
     python benchmarks/keystrokes.py
     python benchmarks/keystrokes.py --confidence any      # without the gate
@@ -100,12 +101,14 @@ async def typed(args: argparse.Namespace) -> dict[str, Any]:
                 text_document=types.TextDocumentClientCapabilities(
                     inline_completion=types.InlineCompletionClientCapabilities()
                 ),
+                experimental={"keyturn": {"refresh": True}},
             ),
             initialization_options=options,
         )
     )
     client.initialized(types.InitializedParams())
     typists: list[Typist] = []
+    client.feature("keyturn/refresh")(lambda params: typists[-1].refresh(params))
     num_keys = 0
     while num_keys < args.keys:
         path, text = files[rng.randrange(len(files))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..engine.syntax.languages import language_of
 from ..engine.syntax.region import unified
@@ -22,13 +23,25 @@ _BLOCK_END = "\n\n\n"
 _MAX_REST = 1000
 # Boundaries are found by a few characters on either side.
 _MAX_WORD = 32
-# By the setting `confidence` and the kind of place, the least joint probability of what is offered:
-# `benchmarks/bench_gate.py` shows what each costs and spares.
+
+
+class Least(NamedTuple):
+    """The least joint probability of what is offered, and of its first word.
+
+    A wrong first word leaves nothing to take; behind a right one the rest can be left.
+    """
+
+    whole: float
+    first_word: float
+
+
+# By the setting `confidence` and the kind of place: `benchmarks/bench_gate.py` shows what each
+# costs and spares.
 LEAST = {
-    "any": {"line": 0.0, "rest": 0.0, "gap": 0.0},
-    "eager": {"line": 0.1, "rest": 0.1, "gap": 0.2},
-    "balanced": {"line": 0.3, "rest": 0.3, "gap": 0.4},
-    "reserved": {"line": 0.6, "rest": 0.6, "gap": 0.7},
+    "any": {"line": Least(0.0, 0.0), "rest": Least(0.0, 0.0), "gap": Least(0.0, 0.0)},
+    "eager": {"line": Least(0.1, 0.3), "rest": Least(0.1, 0.3), "gap": Least(0.1, 0.3)},
+    "balanced": {"line": Least(0.25, 0.5), "rest": Least(0.25, 0.5), "gap": Least(0.3, 0.5)},
+    "reserved": {"line": Least(0.6, 0.8), "rest": Least(0.6, 0.8), "gap": Least(0.7, 0.8)},
 }
 # What begins so has a body below it, and what ends so is gone on with there.
 _HEADER = re.compile(
@@ -141,7 +154,14 @@ def asked(
     is_block = kind == "line" and has_to_begin_block(text, offset, language)
     wanted = "line" if is_line else "block" if is_block else ""
     least = LEAST[confidence][kind]
-    return replace(params, stop=stop, min_probability=least, place=kind, wanted=wanted)
+    return replace(
+        params,
+        stop=stop,
+        min_probability=least.whole,
+        min_first_word=least.first_word,
+        place=kind,
+        wanted=wanted,
+    )
 
 
 def offered(

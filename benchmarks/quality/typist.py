@@ -21,6 +21,7 @@ KEY_S, SPREAD = 0.12, 0.45
 THINKS_AFTER, THINKS, THINK_S = "\n =(,.:", 0.12, (0.4, 1.5)
 LONG_PAUSE_S = 0.4
 _REPLY_S = 60.0
+_WARMING = "warming up"
 # What one key writes: editors indent the next line by themselves.
 _KEY = re.compile(r"\n *|[^\n]")
 
@@ -31,7 +32,7 @@ class Pause:
 
     Attributes:
         place: "typing", "accepted" (right after that) or "jump".
-        ms: from the last key to the reply; None if none came before the next key.
+        ms: from the last key to the last reply; None if none came before the next key.
         calls: of the model, for it.
         work: the model's for it, as `keyturn/status` has it: `latest` of its completions.
         reason: why there was nothing.
@@ -63,6 +64,7 @@ class Typist:
     num_stale: int = 0
     pauses: list[Pause] = field(default_factory=list)
     _asking: asyncio.Task[Any] | None = None
+    _refreshed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def retype(self, start: int, end: int, budget: int) -> None:
         """Have a stretch of the text gone, and type it again."""
@@ -76,7 +78,8 @@ class Typist:
             if pause_s < LONG_PAUSE_S and place != "jump":
                 await asyncio.sleep(pause_s)
             else:
-                taken = await self._think(place, asked_at, max(pause_s, 0.6), wanted[at - start :])
+                rest = wanted[at - start :]
+                taken = await self._think(at, place, asked_at, max(pause_s, 0.6), rest)
                 place = "typing"
                 if taken:
                     self.change(at, at, taken)
@@ -120,7 +123,13 @@ class Typist:
         line = self.text.count("\n", 0, offset)
         return types.Position(line=line, character=offset - self.text.rfind("\n", 0, offset) - 1)
 
+    def refresh(self, params: Any) -> None:  # noqa: ANN401 - as pygls makes it of JSON
+        """Hear of `keyturn/refresh`: asking again is worth it."""
+        if params.textDocument.uri == self.uri:
+            self._refreshed.set()
+
     def _ask(self, offset: int) -> None:
+        self._refreshed.clear()
         self._asking = asyncio.ensure_future(self._reply(offset, self.version))
 
     async def _reply(self, offset: int, version: int) -> tuple[str, float]:
@@ -147,22 +156,34 @@ class Typist:
         assert isinstance(item.insert_text, str)
         return item.insert_text, now
 
-    async def _think(self, place: str, asked_at: float, pause_s: float, wanted: str) -> str:
+    async def _think(
+        self, at: int, place: str, asked_at: float, pause_s: float, wanted: str
+    ) -> str:
         """Wait for what comes in a long pause; return what is taken of it."""
         pause = Pause(place)
         self.pauses.append(pause)
         before = await self.counts()
-        asking = self._asking
-        assert asking is not None
-        limit = (
-            _REPLY_S if place == "jump" else max(0.0, pause_s - (time.perf_counter() - asked_at))
-        )
-        await asyncio.wait({asking}, timeout=limit)
-        if not asking.done():
+        until = asked_at + (_REPLY_S if place == "jump" else pause_s)
+        shown, after = "", before
+        while True:
+            asking = self._asking
+            assert asking is not None
+            await asyncio.wait({asking}, timeout=max(0.0, until - time.perf_counter()))
+            if not asking.done():
+                break
+            shown, came_at = asking.result()
+            after = await self.counts()
+            pause.ms = (came_at - asked_at) * 1e3
+            if shown or not after["recent_reasons"][-1].startswith(_WARMING):
+                break
+            # As an editor does: it asks again when it is told that the cache is there.
+            try:
+                await asyncio.wait_for(self._refreshed.wait(), until - time.perf_counter())
+            except TimeoutError:
+                break
+            self._ask(at)
+        if pause.ms is None:
             return ""
-        shown, came_at = asking.result()
-        after = await self.counts()
-        pause.ms = (came_at - asked_at) * 1e3
         pause.calls = after["num_asked"] - before["num_asked"]
         pause.work = after["latest"] if pause.calls else None
         if not shown:

@@ -22,6 +22,7 @@ from ..wire.config import CompletionParams
 from ..wire.errors import ContextTooLong, ModelLoadError
 
 _WORD_CHARACTER = re.compile(r"\w")
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def write(
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
-    output = _Output(params.stop, on_text, holds_words=params.min_probability > 0)
+    is_gated = params.min_probability > 0 or params.min_first_word > 0
+    output = _Output(params.stop, on_text, holds_words=is_gated)
     token_ids: list[int] = []
     probabilities: list[float] = []
     num_forced = 0  # tokens that only wrote what was there: not of the caller's budget
@@ -143,7 +145,10 @@ def write(
             watch.see(piece, probability, allowed, known.entropy if known else None)
         # The gate says what may be shown, the stop what is worth computing: what has passed the
         # gate until then is shown.
-        doubt = _doubt(joint, params.min_probability, watch)
+        least = params.min_probability
+        if params.min_first_word > least and output.is_in_first_word(piece):
+            least = params.min_first_word
+        doubt = _doubt(joint, least, watch)
         if doubt:
             output.drop_word_before(piece)
             reason = doubt
@@ -225,6 +230,13 @@ class _Output:
             return True
         self._send(len(self._text) - self._held_back)
         return False
+
+    def is_in_first_word(self, piece: bytes) -> bool:
+        """Return whether `piece` begins the text, white space aside, or goes on with its word."""
+        word = self._text.strip()
+        if not word or not _WORD.fullmatch(word):
+            return not word
+        return bool(_WORD_CHARACTER.match(piece.decode("utf-8", "replace")))
 
     def drop_word_before(self, piece: bytes) -> None:
         """Drop the word at the end that `piece`, which is not taken, would have gone on with."""

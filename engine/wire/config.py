@@ -70,6 +70,7 @@ class CompletionParams:
         min_probability: decoding ends before the token with which the joint probability of all
             falls below it, and the stop reason is "doubt"; a word is left out as a whole. 0, or
             absent, changes nothing.
+        min_first_word: the same within the first word, or at the first token if that is none.
         assumed: what is taken to have been written at the place already; the completion is what
             comes after it.
         num_candidates: completions to be returned at most, no two alike.
@@ -91,6 +92,7 @@ class CompletionParams:
     stop: tuple[str, ...]
     time_budget_ms: float
     min_probability: float = 0.0
+    min_first_word: float = 0.0
     assumed: str = ""
     num_candidates: int = 1
     depth: str = "full"

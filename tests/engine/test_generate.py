@@ -221,7 +221,7 @@ def test_logits_that_are_no_numbers_are_an_error(temperature):
 WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"(", b"\n"])
 
 
-def doubtful(script, min_probability, on_text=None, watch=None):
+def doubtful(script, min_probability, on_text=None, watch=None, min_first_word=0.0):
     """Decode tokens that have such probabilities; every other token shares the rest."""
 
     def logits(token_id, probability):
@@ -232,7 +232,7 @@ def doubtful(script, min_probability, on_text=None, watch=None):
 
     steps = [logits(*each) for each in script]
     rest = iter(steps[1:])
-    params = CompletionParams(20, 0.0, 1.0, 0, (), 0.0, min_probability)
+    params = CompletionParams(20, 0.0, 1.0, 0, (), 0.0, min_probability, min_first_word)
     writing = write(
         steps[0],
         params,
@@ -262,6 +262,24 @@ def test_doubt_ends_before_the_token_that_brings_it_and_leaves_no_part_of_a_word
 def test_first_token_in_doubt_leaves_nothing():
     result = doubtful([(2, 0.4)], 0.5)
     assert (result.text, result.token_ids, result.stop_reason) == ("", (), "doubt")
+
+
+@pytest.mark.parametrize(
+    "script, text, reason",
+    [
+        ([(2, 0.7), (4, 0.6), (1, 0.9)], "foo = ", "end"),  # .42: enough behind the first word
+        ([(2, 0.7), (3, 0.7), (1, 0.9)], "", "doubt"),  # "foobar" is one word, of .49
+        ([(2, 0.9), (3, 0.7), (4, 0.6), (5, 0.5)], "foobar = ", "doubt"),
+        ([(7, 0.7), (2, 0.7)], "\n", "doubt"),  # white space comes before a word
+        ([(6, 0.5)], "", "doubt"),
+        ([(6, 0.7), (2, 0.7), (1, 0.9)], "(foo", "end"),  # what is no word is first by itself
+    ],
+)
+def test_first_word_has_to_be_surer_than_what_follows(script, text, reason):
+    told = []
+    result = doubtful(script, 0.3, lambda text, p: told.append(text), min_first_word=0.6)
+    assert (result.text, result.stop_reason) == (text, reason)
+    assert "".join(told) == text
 
 
 def test_what_is_given_up_ends_with_what_there_is():

@@ -237,3 +237,17 @@ def test_candidates_that_parse_come_first_and_none_twice() -> None:
     assert others_offered(completion, text, len(text) - 1, None, ", b") == (
         *(",b)", ", b )  # so", " * 2)"),
     )
+
+
+@pytest.mark.parametrize(
+    "marked, kind", [("‸\nx = 1\n", "line"), ("x = ‸\n", "rest"), ("x = (‸)\n", "gap")]
+)
+def test_confidence_sets_what_is_asked_of_all_and_of_the_first_word(marked, kind):
+    text, offset = marked.replace("‸", ""), marked.index("‸")
+    asked_of = []
+    for confidence in ("any", "eager", "balanced", "reserved"):
+        got = asked(text, offset, Settings().completion_params(), confidence)
+        assert got.place == kind
+        asked_of.append((got.min_probability, got.min_first_word))
+    assert asked_of[0] == (0, 0) and asked_of == sorted(asked_of)
+    assert all(whole < first_word for whole, first_word in asked_of[1:])
