@@ -32,8 +32,8 @@ from keyturn.server.suggestion import asked, kind_of
 NUM_PLACES = 90
 WINDOW = 512
 KINDS = ("line", "rest", "gap")
-THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-FIRST_WORD = (0.0, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+FIRST_WORD = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8)
 
 
 class Answered(NamedTuple):
@@ -111,7 +111,7 @@ def gated(pieces: list[tuple[str, float]], threshold: float, first: float = 0.0)
     text, joint = "", 1.0
     for piece, probability in pieces:
         joint *= probability
-        word = text.strip()
+        word = text.lstrip()
         is_first = not word or (word_start(word) == 0 and _is_word(piece[:1]))
         if joint < (max(threshold, first) if is_first else threshold):
             return text[: word_start(text)] if _is_word(piece[:1]) else text

@@ -31,7 +31,7 @@ from keyturn.engine.prompt.growing_window import ColdLimit
 from keyturn.engine.syntax.languages import language_of
 from keyturn.engine.wire.config import Completion
 from keyturn.server.settings import COMMAND_LINE
-from keyturn.server.suggestion import LEAST, asked, is_within_statement, kind_of, offered
+from keyturn.server.suggestion import BLOCK_END, LEAST, asked, is_within_statement, kind_of, offered
 
 NUM_PLACES, WINDOW, MOST_LINES = 540, 512, 6
 _WORD = re.compile(r"\w")
@@ -142,7 +142,9 @@ def answered(args: argparse.Namespace) -> list[Answered]:
         pieces: list[tuple[str, float]] = []
         completion = session.complete(
             place.offset,
-            replace(params, time_budget_ms=0.0),
+            # A stop of several characters would hold back parts of tokens, and with them where
+            # each begins: what ends a text is cut off afterwards.
+            replace(params, stop=params.stop if params.stop == ("\n",) else (), time_budget_ms=0.0),
             lambda: None,
             lambda *each: pieces.append(each),  # noqa: B023
         )
@@ -202,6 +204,8 @@ def _offered(
     written = gated(pieces, *LEAST[confidence][place.kind])
     if len(written) < sum(len(piece) for piece, _ in pieces):
         reason = "doubt"
+    if BLOCK_END in written:
+        written, reason = written[: written.index(BLOCK_END)], "stop"
     ends_here = ends_lines and place.kind == "rest"
     if ends_here and is_within_statement(place.text, place.offset, language) and "\n" in written:
         written, reason = written[: written.index("\n")], "stop"

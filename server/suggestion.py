@@ -18,7 +18,7 @@ from .trim import Trimmed, first_line, trim
 from .trim.cut_off import DOUBT
 
 # Two blank lines mean that a block is left: what a model writes from there on is something else.
-_BLOCK_END = "\n\n\n"
+BLOCK_END = "\n\n\n"
 # Nothing but white space over such a length counts as nothing.
 _MAX_REST = 1000
 # Boundaries are found by a few characters on either side.
@@ -150,7 +150,7 @@ def asked(
     """
     kind = kind_of(text, offset)
     is_line = kind == "gap" or (kind == "rest" and is_within_statement(text, offset, language))
-    stop = ("\n",) if is_line else (_BLOCK_END,)
+    stop = ("\n",) if is_line else (BLOCK_END,)
     is_block = kind == "line" and has_to_begin_block(text, offset, language)
     wanted = "line" if is_line else "block" if is_block else ""
     least = LEAST[confidence][kind]

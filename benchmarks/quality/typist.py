@@ -33,7 +33,7 @@ class Pause:
     Attributes:
         place: "typing", "accepted" (right after that) or "jump".
         ms: from the last key to the last reply; None if none came before the next key.
-        calls: of the model, for it.
+        calls: of the model, for it; 0 while "warming up" is all that came.
         work: the model's for it, as `keyturn/status` has it: `latest` of its completions.
         reason: why there was nothing.
         shown, wrong: characters shown, and of those behind the first that is not to be typed.
@@ -184,10 +184,11 @@ class Typist:
             self._ask(at)
         if pause.ms is None:
             return ""
-        pause.calls = after["num_asked"] - before["num_asked"]
-        pause.work = after["latest"] if pause.calls else None
+        pause.reason = None if shown else after["recent_reasons"][-1]
+        if pause.reason is None or not pause.reason.startswith(_WARMING):
+            pause.calls = after["num_asked"] - before["num_asked"]
+            pause.work = after["latest"] if pause.calls else None
         if not shown:
-            pause.reason = after["recent_reasons"][-1]
             return ""
         right = len(os.path.commonprefix([shown, wanted]))
         pause.shown, pause.wrong = len(shown), len(shown) - right

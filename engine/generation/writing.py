@@ -22,7 +22,7 @@ from ..wire.config import CompletionParams
 from ..wire.errors import ContextTooLong, ModelLoadError
 
 _WORD_CHARACTER = re.compile(r"\w")
-_WORD = re.compile(r"\w+")
+_WORD, _WORD_OR_PART = re.compile(r"\w+"), re.compile("[\\w\ufffd]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,11 @@ def runner_up(logits: Tensor, token_id: int) -> Pick:
     return Pick(other if at == token_id else at, _probability(log_probability))
 
 
+def _goes_on_with_word(piece: bytes) -> bool:
+    """Return whether bytes begin with a character of a word, or with a part of some character."""
+    return bool(_WORD_OR_PART.match(piece.decode("utf-8", "replace")))
+
+
 class _Output:
     """Bytes to text, cut at the first stop string, handed out as far as it is certain."""
 
@@ -233,15 +238,14 @@ class _Output:
 
     def is_in_first_word(self, piece: bytes) -> bool:
         """Return whether `piece` begins the text, white space aside, or goes on with its word."""
-        word = self._text.strip()
+        word = self._text.lstrip()
         if not word or not _WORD.fullmatch(word):
             return not word
-        return bool(_WORD_CHARACTER.match(piece.decode("utf-8", "replace")))
+        return _goes_on_with_word(piece)
 
     def drop_word_before(self, piece: bytes) -> None:
         """Drop the word at the end that `piece`, which is not taken, would have gone on with."""
-        text = self._text + piece.decode("utf-8", "replace")
-        if _WORD_CHARACTER.match(text[len(self._text) :]):
+        if _goes_on_with_word(piece):
             self._text = self._text[: self._word_start(len(self._text))]
 
     def _word_start(self, end: int) -> int:

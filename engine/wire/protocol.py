@@ -17,7 +17,7 @@ import msgpack
 
 from .errors import BadRequest, EngineError, from_code
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 
 # A document of the largest size the server accepts by default (10 MB) fits several times over,
 # and a wrong length read from garbage cannot make either side allocate gigabytes.

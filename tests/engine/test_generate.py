@@ -218,7 +218,7 @@ def test_logits_that_are_no_numbers_are_an_error(temperature):
         run([torch.full((len(PIECES),), float("nan"))], temperature=temperature)
 
 
-WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"(", b"\n"])
+WORDS = TokenBytes([b"", b"", b"foo", b"bar", b" = ", b"1", b"(", b"\n", b"\xc3", b"\xa9"])
 
 
 def doubtful(script, min_probability, on_text=None, watch=None, min_first_word=0.0):
@@ -273,6 +273,8 @@ def test_first_token_in_doubt_leaves_nothing():
         ([(7, 0.7), (2, 0.7)], "\n", "doubt"),  # white space comes before a word
         ([(6, 0.5)], "", "doubt"),
         ([(6, 0.7), (2, 0.7), (1, 0.9)], "(foo", "end"),  # what is no word is first by itself
+        ([(2, 0.9), (7, 0.9), (3, 0.5), (1, 0.9)], "foo\nbar", "end"),  # another word
+        ([(2, 0.9), (8, 0.8), (9, 0.8)], "", "doubt"),  # half a letter goes on with a word
     ],
 )
 def test_first_word_has_to_be_surer_than_what_follows(script, text, reason):

@@ -9,9 +9,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from training import ablate, evaluate, prepare, train
 from training.data.documents import write_documents
+from training.data.shards import read_shards
+from training.evaluation import held_lines
+from training.evaluation.greedy import Answers
 from training.model.decoder import TINY, Model
 
 from .conftest import ROOT
@@ -79,6 +83,30 @@ def test_variants_are_run_once_and_reported_in_pairs(place, tmp_path, monkeypatc
     assert "spm_exact" not in lines[3] and lines[3]["kl"] >= 0
     runs = json.loads((tmp_path / "runs.json").read_text())
     assert [run["held_out"] for run in runs["runs"]] == [True] and runs["start"]["py"] > 0
+
+
+def test_one_of_several_candidates_may_be_the_line(place, tokenizer_path, monkeypatch):
+    shards = read_shards(sorted((place / "held").glob("p*.npz")))
+    samples = [shards.sample(i) for i in range(len(shards.length))]
+    asked = []
+
+    def greedy(model, prompts, max_new, depth, halt, num_forks=0):
+        """Write something else first; where a fork has begun, the rest of what stands there."""
+        asked.append(num_forks)
+        truths = []
+        for prompt in prompts:
+            ids = next(ids.tolist() for ids, _ in samples if ids[: len(prompt)].tolist() == prompt)
+            truths.append(ids[len(prompt) : -1])
+        if not num_forks:
+            return Answers(truths, [0.0] * len(prompts), [[]] * len(prompts))
+        return Answers([[]] * len(prompts), [0.0] * len(prompts), [[t[:1]] for t in truths])
+
+    monkeypatch.setattr(held_lines, "greedy", greedy)
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    model = Model(dataclasses.replace(TINY, vocabulary=1024))
+    figures, found = held_lines.held_lines(model, tokenizer, place / "held", "spm", 9, 2, 3)
+    assert set(asked) == {0, 2} and found["any"].all() and not found["exact"].all()
+    assert figures["any_of_3"]["exact"] == 1.0 > figures["exact"]
 
 
 def test_what_runs_at_the_end_of_the_time_is_stopped(tmp_path):

@@ -53,7 +53,7 @@ def test_fit_predicts_a_mix_that_it_has_not_seen():
 
 def test_a_raised_rate_and_a_pool_that_harms_are_within_the_law():
     harms = torch.tensor([0.30, -0.05], dtype=torch.float64)
-    law = TRUE._replace(utility=harms, start=TRUE.start * 1.02)
+    law = TRUE._replace(utility=harms, start=TRUE.start * 1.06)
     runs = [run(*(made["pools"].values()), made["tokens"], law) for made in RUNS]
     assert max(made["loss"]["py"] for made in runs) > 1.3  # above where it was before training
     found = fit(runs, "py", 1.3)

@@ -124,12 +124,9 @@ def greedy(
             break
     rows = [row[: row.index(stop)] if stop in row else row for row in out.tolist()]
     places = other_logs.topk(min(num_forks, max_new))
+    second = others.tolist()
     forks = [
-        [
-            [*row[:at], int(others[i, at])]
-            for at, log in zip(*found, strict=True)
-            if log > -torch.inf
-        ]
+        [[*row[:at], second[i][at]] for at, log in zip(*found, strict=True) if log > -torch.inf]
         for i, (row, *found) in enumerate(
             zip(rows, places.indices.tolist(), places.values.tolist(), strict=True)
         )

@@ -40,7 +40,7 @@ def held_lines(
         most: places at most, always the same ones.
         batch_size: places decoded together.
         candidates: lines to write of each place: the others take the second likeliest token where
-            that is likeliest, as the product's do (`engine/generation/candidates.py`).
+            that is likeliest, much as the product's do (`engine/generation/candidates.py`).
 
     Returns:
         Figures, the calibration of the first line's joint probability among them; and for each
