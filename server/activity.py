@@ -56,6 +56,7 @@ class Pace:
         self._pauses: deque[float] = deque(maxlen=_NUM_KEYS)
         self._num_deletions = 0
         self._deleted: _Deleted | None = None
+        self._inserted: deque[tuple[int, str]] = deque(maxlen=_NUM_KEYS)
         self._in_vain = _InVain()
 
     def edited(self, edits: Sequence[Edit] | None, before: str) -> None:
@@ -76,12 +77,19 @@ class Pace:
             return
         start, end, text = edits[0]
         self._cursor = start + len(text)
+        gone = before[start:end]
         if text:
             self._num_deletions = 0
             self._written(start, end, text)
+            if start == end and len(text) > 1:
+                self._inserted.append((start, text))
+        elif self._inserted and self._inserted[-1] == (start, gone):
+            # What came at once goes at once: an undo, after which it may come again.
+            self._inserted.pop()
+            self._deleted = None
         elif end > start:
             self._num_deletions += 1
-            self._delete(start, end, before[start:end])
+            self._delete(start, end, gone)
 
     def _written(self, start: int, end: int, text: str) -> None:
         """What is typed at the place may begin what was deleted there: then the rest remains."""

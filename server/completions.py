@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
 _REPLACED = "a newer request or edit took its place"
+_CANCELLED = "cancelled by the editor"
 _DOUBTFUL = "shown as it was asked for, though its first line is likely to be wrong"
 
 Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
@@ -89,7 +90,7 @@ class Completions:
 
     @property
     def last_reason(self) -> str | None:
-        """Why the last request gave nothing; None if it gave something."""
+        """Why the last request that ran its course gave nothing; None if it gave something."""
         return self._last_reason
 
     def edited(self, uri: str, edits: Sequence[Edit] | None, before: str = "") -> None:
@@ -148,7 +149,7 @@ class Completions:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
-            self._count("cancelled by the editor")
+            self._count(_CANCELLED)
             raise
         finally:
             if self._running.get(document.uri) is task:
@@ -176,7 +177,8 @@ class Completions:
 
     def _count(self, reason: str | None) -> None:
         self._counts["requests"] += 1
-        self._last_reason = reason
+        if reason not in (_REPLACED, _CANCELLED):  # of those nobody sees that nothing came
+            self._last_reason = reason
         if reason is None:
             self._counts["suggested"] += 1
         else:

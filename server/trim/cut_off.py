@@ -18,6 +18,8 @@ _OPERATOR = re.compile(r"[.,=+\-*/%<&|^~@\\]\Z")
 _WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
 _COMMENT = re.compile(r"(?:#|//).*")
 _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
+_NAME = re.compile(r"[^\W\d][\w$]*(?:\.[^\W\d][\w$]*)*")
+_STATEMENTS = frozenset(("pass", "break", "continue", "return", "raise", "yield", "debugger"))
 _PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.
 _OF_OTHERS = frozenset(
@@ -85,13 +87,21 @@ def waits_for_more(before: str, text: str, language: str | None) -> bool:
     """
     line, is_new = _last_line(before, text), "\n" in text or not before.strip()
     if _opens_string(line):  # where it was open before, this is prose
-        return is_new or not _opens_string(before)
+        return is_new or not _opens_string(before) or leaves_string(before, text)
     if _OPERATOR.search(line) and not _WHOLE.search(line):
         return True
     if not is_new or language not in _HEADERS:
         return False
     header, ends = _HEADERS[language]
     return header.match(line) is not None and line[-1] not in ends
+
+
+def begins_line(text: str) -> bool:
+    """Whether the last of several lines is a name alone, as a statement begins and none ends."""
+    above, _, line = text.rpartition("\n")
+    above, line = above.rstrip(), line.strip()
+    is_item = not above or above[-1] in ",([{" or _OPERATOR.search(above)
+    return not is_item and _NAME.fullmatch(line) is not None and line not in _STATEMENTS
 
 
 def ends_in_keyword(before: str, text: str, language: str | None) -> bool:
@@ -102,6 +112,13 @@ def ends_in_keyword(before: str, text: str, language: str | None) -> bool:
         return False
     is_alone = line.strip() == word[0] and word[0] in _ALONE
     return is_alone or word[0] in _KEYWORDS.get(language or "", _OF_OTHERS)
+
+
+def leaves_string(before: str, text: str) -> bool:
+    """Whether a text closes the string that is open at the end of a line before it."""
+    code = _without_strings(before)
+    opener = next((char for char in code if char in QUOTES), None)
+    return opener is not None and re.search(rf"(?<!\\){opener}", text) is not None
 
 
 def begins_string(above: str, text: str) -> bool:
@@ -119,5 +136,10 @@ def _last_line(before: str, text: str) -> str:
 
 def _opens_string(line: str) -> bool:
     """Whether a quote of a line has no partner on it, comments left out."""
-    code = _COMMENT.sub("", STRING.sub("", line))
+    code = _without_strings(line)
     return any(quote in code for quote in QUOTES)
+
+
+def _without_strings(line: str) -> str:
+    """Return a line without what is a string on it as a whole, and without its comment."""
+    return _COMMENT.sub("", STRING.sub("", line))

@@ -15,10 +15,12 @@ from .cut_off import (
     CUT_OFF,
     DOUBT,
     TIME,
+    begins_line,
     begins_string,
     drop_comments_at_end,
     drop_partial_line,
     ends_in_keyword,
+    leaves_string,
     waits_for_more,
     without_last_token,
 )
@@ -170,9 +172,10 @@ def _readable_so_far(kept: str, raw: str, around: Sides, syntax: Surroundings | 
 
 def _is_unfinished(text: str, around: Sides, syntax: Surroundings | None, *, is_line: bool) -> bool:
     """Whether a statement ends in the middle with `text`, which ends a line if `is_line`."""
-    in_code = not is_line and (syntax is None or syntax.kind == "code")
+    is_code = syntax is None or syntax.kind == "code" or leaves_string(around.before, text)
+    in_code = not is_line and is_code
     language = None if syntax is None else syntax.language
-    if in_code and ends_in_keyword(around.before, text, language):
+    if in_code and (begins_line(text) or ends_in_keyword(around.before, text, language)):
         return True
     if in_code and language == "python" and begins_string(around.prefix, text):
         return True

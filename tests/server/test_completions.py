@@ -207,6 +207,7 @@ def test_cancelling_stops_the_engine_and_is_raised() -> None:
     asyncio.run(run())
     assert engine.num_stopped == 1
     assert answers.status()["recent_reasons"] == ["cancelled by the editor"]
+    assert answers.last_reason is None  # nobody missed anything
 
 
 def test_typing_within_the_pause_asks_once() -> None:
@@ -405,6 +406,24 @@ def test_undo_brings_the_suggestion_back_without_asking() -> None:
         return (await answers.complete(document, offset, invoked=False)).text
 
     assert asyncio.run(run()) == "foo()"
+
+
+def test_undo_of_what_was_accepted_brings_it_back_though_the_next_was_shown() -> None:
+    engine = FakeEngine("foo()")
+    answers = completions(engine)
+    document, offset = at("x = |\n")
+
+    async def run() -> list[str]:
+        found = [await answers.complete(document, offset, invoked=False)]
+        changed(answers, document, offset, offset, "foo()")
+        engine.text = ".bar()"
+        found.append(await answers.complete(document, offset + 5, invoked=False))
+        engine.text = "not asked"
+        changed(answers, document, offset, offset + 5, "")
+        found.append(await answers.complete(document, offset, invoked=False))
+        return [answer.text for answer in found]
+
+    assert asyncio.run(run()) == ["foo()", ".bar()", "foo()"]
 
 
 def test_other_settings_forget_what_is_known() -> None:

@@ -86,6 +86,20 @@ def test_undo_of_a_deletion_leaves_nothing_deleted(typist):
     assert pace.was_deleted(4, "b +")
 
 
+def test_undo_of_what_came_at_once_leaves_nothing_deleted(typist):
+    pace, type_, _ = typist
+    text = type_("except ():\n", [(8, 8, "OSError")])
+    text = type_(text, [(15, 15, ", ValueError")])
+    text = type_(text, [(15, 27, "")])
+    assert not pace.was_deleted(15, ", ValueError")
+    text = type_(text, [(8, 15, "")])
+    assert not pace.was_deleted(8, "OSError")
+    text = type_(text, [(8, 8, "OSError")])
+    for end in range(15, 8, -1):  # by backspaces it is unwanted
+        text = type_(text, [(end - 1, end, "")])
+    assert pace.was_deleted(8, "OSError")
+
+
 def test_pause_begins_with_the_key_before_the_cursor_and_elsewhere_now(typist):
     pace, type_, clock = typist
     assert pace.left_s(0.2, 0) == 0.2
