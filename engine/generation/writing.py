@@ -111,8 +111,7 @@ def write(
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
-    is_gated = params.min_probability > 0 or params.min_first_word > 0
-    output = _Output(params.stop, on_text, holds_words=is_gated)
+    output = _Output(params.stop, on_text, holds_words=params.is_gated)
     token_ids: list[int] = []
     probabilities: list[float] = []
     num_forced = 0  # tokens that only wrote what was there: not of the caller's budget

@@ -99,6 +99,11 @@ class CompletionParams:
     place: str = ""
     wanted: str = ""
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether decoding ends where the model is not sure."""
+        return self.min_probability > 0 or self.min_first_word > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -100,7 +100,7 @@ def begins_line(text: str) -> bool:
     """Whether the last of several lines is a name alone, as a statement begins and none ends."""
     above, _, line = text.rpartition("\n")
     above, line = above.rstrip(), line.strip()
-    is_item = not above or above[-1] in ",([{" or _OPERATOR.search(above)
+    is_item = not above or above[-1] in "([{" or _OPERATOR.search(above)
     return not is_item and _NAME.fullmatch(line) is not None and line not in _STATEMENTS
 
 
