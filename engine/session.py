@@ -346,7 +346,7 @@ class Session:
             write, end_ids=end_ids, token_bytes=token_bytes, forced=forced, check=check
         )
         # Only `fast` may change what is written; who asked for it is warned at any depth.
-        may_stop = params.depth == "fast" or not params.is_gated
+        may_stop = params.depth == "fast" or not params.min_probability
         rule = model.stop if params.place and may_stop else None
         watch = None if rule is None else StopWatch(rule, params.place)
         others: list[Generated] = []

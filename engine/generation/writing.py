@@ -111,7 +111,7 @@ def write(
     """
     sampler = Sampler(params.temperature, params.top_p, params.seed)
     binding = ForcedPrefix(token_bytes, forced.encode("utf-8", "replace"))
-    output = _Output(params.stop, on_text, holds_words=params.is_gated)
+    output = _Output(params.stop, on_text, holds_words=params.min_probability > 0)
     token_ids: list[int] = []
     probabilities: list[float] = []
     num_forced = 0  # tokens that only wrote what was there: not of the caller's budget
@@ -145,8 +145,8 @@ def write(
         # The gate says what may be shown, the stop what is worth computing: what has passed the
         # gate until then is shown.
         least = params.min_probability
-        if params.min_first_word > least and output.is_in_first_word(piece):
-            least = params.min_first_word
+        if least and output.is_in_first_word(piece):
+            least = max(least, params.min_first_word)
         doubt = _doubt(joint, least, watch)
         if doubt:
             output.drop_word_before(piece)

@@ -70,7 +70,8 @@ class CompletionParams:
         min_probability: decoding ends before the token with which the joint probability of all
             falls below it, and the stop reason is "doubt"; a word is left out as a whole. 0
             changes nothing.
-        min_first_word: the same within the first word, or at the first token if that is none.
+        min_first_word: the same within the first word, or at the first token if that is none;
+            without `min_probability` it changes nothing.
         assumed: what is taken to have been written at the place already; the completion is what
             comes after it.
         num_candidates: completions to be returned at most, no two alike.
@@ -79,7 +80,7 @@ class CompletionParams:
             time; a number decodes with so many of the first layers.
         place: what kind it is of, "line", "rest" or "gap" (other text follows on the line). Where
             it is said and the model has a rule for it, a completion whose first line is likely to
-            be wrong ends with "low_confidence"; where both of the above are 0 it only says so.
+            be wrong ends with "low_confidence"; where `min_probability` is 0 it only says so.
         wanted: what the completion is to be, one of `WANTED`: "line", one line; "block", several;
             "" says nothing. A model that was trained to be told is told by one token behind the
             prompt (`FimTemplate.wanted_ids`); for any other nothing changes.
@@ -98,11 +99,6 @@ class CompletionParams:
     depth: str = "full"
     place: str = ""
     wanted: str = ""
-
-    @property
-    def is_gated(self) -> bool:
-        """Whether decoding ends where the model is not sure."""
-        return self.min_probability > 0 or self.min_first_word > 0
 
 
 @dataclass(frozen=True, slots=True)
