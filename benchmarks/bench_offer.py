@@ -8,6 +8,7 @@ and with it by language. Right is what agrees with the stretch from its beginnin
 
     python benchmarks/bench_offer.py --places 540 --rows answers.jsonl
     python benchmarks/bench_offer.py --words --places 200       # right behind a word, or within one
+    python benchmarks/bench_offer.py --at-end --places 240      # being typed, no bracket closed yet
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     parser.add_argument("--rows", type=Path, help="write answers here, or use those that are there")
     parser.add_argument("--words", action="store_true", help="the cursor is right behind a word")
+    parser.add_argument("--at-end", action="store_true", help="the file ends at the cursor")
     args = parser.parse_args()
     if args.rows and args.rows.exists():
         with args.rows.open(encoding="utf-8") as file:
@@ -132,8 +134,10 @@ def answered(args: argparse.Namespace) -> list[Answered]:
     """Ask at every place, without a gate and without the rule for lines."""
     engine = Engine(COMMAND_LINE.engine_config())
     found: list[Answered] = []
-    kinds = ("word",) if args.words else KINDS
+    kinds = ("word",) if args.words else ("line", "rest") if args.at_end else KINDS
     for place in places(fim_fetch.held_out_files(args.cache), args.seed, kinds):
+        if args.at_end:
+            place = place._replace(text=place.text[: place.offset])
         session = engine.open(
             "offer", place.text, path=place.path, model=args.model, policy="repair"
         )

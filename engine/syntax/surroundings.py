@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import tree_sitter
-
 from . import python
+from .closing import Closing, goes_on
 from .languages import has_grammar, parser_of
-from .region import Region, around, unified
+from .parsed import Parsed, encoded, num_errors_of
+from .region import unified
 
 _STRINGS = {
     "string", "template_string", "string_fragment", "concatenated_string", "regex",
@@ -37,25 +37,23 @@ class Surroundings:
     def __init__(self, text: str, start: int, end: int, language: str) -> None:
         """Parse; see `look`."""
         self.language = language
-        self._region: Region
-        self._region, self._start, self._end = around(text, start, end)
-        self._parser = parser_of(language)
-        source = self._region.text
-        self._tree = self._parser.parse(_encoded(source))
+        self._parsed = parsed = Parsed(text, start, end, parser_of(language))
+        self.num_errors = num_errors_of(parsed.tree)
+        self._closing = Closing(parsed, self.num_errors)
         self._above = ""
-        if language == "python" and not self._region.is_whole:
-            self._above = python.enclosing(source, unified(text[: self._region.start]))
-        self._num_grammar_errors = self.num_errors = _num_errors(self._tree)
-        self._is_python_right = language == "python" and python.parses(source, self._above)
         if language == "python":
-            self.num_errors = 0 if self._is_python_right else max(1, self.num_errors)
-        self._was_tried = False
+            if not parsed.region.is_whole:
+                above = unified(text[: parsed.region.start])
+                self._above = python.enclosing(parsed.region.text, above)
+            is_right = python.parses(parsed.region.text, self._above)
+            self.num_errors = 0 if is_right else max(1, self.num_errors)
 
     def accepts(self, new: str, *, may_open: bool = False) -> bool:
         """Whether `new` may be written at the place: what could be read before still can.
 
         The errors may not become more than the text has as it is or, if that is less, with some
-        word at the place. Of Python its own parser is asked.
+        word at the place; blocks that are still being written are closed first, or everything
+        behind them would be an error. Of Python its own parser is asked.
 
         Args:
             new: with line feeds.
@@ -63,19 +61,19 @@ class Surroundings:
                 bracket, for it is being written.
         """
         may_open = may_open and self.num_errors > 0 and not self._rest_of_line().strip()
-        if self._is_read_by_python():
-            return self.parses_with(new) or (may_open and self._is_open_block(new))
-        is_open = may_open and new.rstrip()[-1:] in ("{", "(", "[", ":")
-        allowed = self._num_grammar_errors
-        if allowed and not is_open:
-            allowed = min(allowed, self._num_errors_with("_"))
-        return self._num_errors_with(new) <= allowed
+        if not self._is_read_by_python:
+            return self._closing.accepts(new, may_open=may_open)
+        if self._is_right_closed(new) or (may_open and self._is_open_block(new)):
+            return True
+        if not (may_open and goes_on(new)):
+            return False
+        return self._is_right_closed(self._closing.completed(self._closing.continued(new)))
 
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""
         if self.language == "python":
-            return python.parses(self._with(new), self._above)
-        return self._num_errors_with(new) == 0
+            return python.parses(self._parsed.with_(new), self._above)
+        return self._parsed.num_errors_with(new) == 0
 
     def normalised(self, new: str) -> tuple[tuple[int, bytes], ...]:
         """Return the tokens that `new` would be at the place, and how deep in the tree they lie.
@@ -83,13 +81,12 @@ class Surroundings:
         They are the same where only white space, comments and commas before a closing bracket
         differ and, where the language does not care, the kind of quotes and semicolons.
         """
-        start = len(_encoded(self._region.text[: self._start]))
-        end = start + len(_encoded(new))
+        inside = self._parsed.bytes_of(new)
         found: list[tuple[int, bytes]] = []
-        stack = [(0, self._tree_with(new).root_node)]
+        stack = [(0, self._parsed.tree_with(new).root_node)]
         while stack:
             depth, node = stack.pop()
-            is_apart = node.end_byte <= start or node.start_byte >= end
+            is_apart = node.end_byte <= inside.start or node.start_byte >= inside.stop
             if is_apart or node.type in _COMMENTS:
                 continue
             if node.child_count:
@@ -108,10 +105,10 @@ class Surroundings:
     @property
     def kind(self) -> str:
         """What the place lies in: "string", "comment" or "code"."""
-        source = self._region.text
+        source = self._parsed.region.text
         # A string or a comment that the text ends with has no byte at the place itself.
-        at = len(_encoded(source[: self._start]))
-        node = self._tree.root_node.descendant_for_byte_range(max(0, at - 1), at)
+        at = len(encoded(source[: self._parsed.start]))
+        node = self._parsed.tree.root_node.descendant_for_byte_range(max(0, at - 1), at)
         while node is not None:
             if node.type in _INTERPOLATIONS and node.start_byte < at < node.end_byte:
                 return "code"
@@ -124,47 +121,33 @@ class Surroundings:
             node = node.parent
         return "code"
 
-    def _with(self, new: str) -> str:
-        source = self._region.text
-        return source[: self._start] + new + source[self._end :]
-
-    def _char(self, byte: int) -> int:
-        return len(_encoded(self._region.text)[:byte].decode("utf-8", "replace"))
-
-    def _num_errors_with(self, new: str) -> int:
-        return _num_errors(self._tree_with(new))
-
-    def _tree_with(self, new: str) -> tree_sitter.Tree:
-        """Parse again what `new` changes."""
-        source = self._region.text
-        start, old = (_encoded(source[: self._start]), _encoded(source[self._start : self._end]))
-        written = _encoded(new)
-        tree = self._tree.copy()
-        tree.edit(
-            len(start),
-            len(start) + len(old),
-            len(start) + len(written),
-            _point(start),
-            _point(start + old),
-            _point(start + written),
-        )
-        return self._parser.parse(_encoded(self._with(new)), tree)
-
+    @functools.cached_property
     def _is_read_by_python(self) -> bool:
         """Whether Python's own parser reads the text as it is, or with a word at the place."""
-        if self.language == "python" and not self._is_python_right and not self._was_tried:
-            self._was_tried = True
-            self._is_python_right = self.parses_with("_")
-        return self._is_python_right
+        if self.language != "python":
+            return False
+        if self.num_errors == 0 or self.parses_with("_"):
+            return True
+        return self._is_right_closed(self._closing.completed("_"))
+
+    def _is_right_closed(self, new: str) -> bool:
+        """Whether Python reads the text with `new` at the place, or does once that is closed."""
+        if self.parses_with(new):
+            return True
+        closers = self._closing.closers(new) if self.num_errors else ""
+        return bool(closers) and self.parses_with(f"{new} {closers}")
+
+    def _char(self, byte: int) -> int:
+        return len(encoded(self._parsed.region.text)[:byte].decode("utf-8", "replace"))
 
     def _is_open_block(self, new: str) -> bool:
         """Whether `new` ends with a header, and parses with a body below it."""
-        line = (self._region.text[: self._start] + new).rsplit("\n", 1)[-1]
+        line = (self._parsed.region.text[: self._parsed.start] + new).rsplit("\n", 1)[-1]
         indent = line[: len(line) - len(line.lstrip())]
         return line.rstrip().endswith(":") and self.parses_with(f"{new}\n{indent} pass")
 
     def _rest_of_line(self) -> str:
-        return _line(self._region.text, self._end)
+        return _line(self._parsed.region.text, self._parsed.end)
 
 
 # A completion's place is looked at before it is asked for and when it has come.
@@ -190,28 +173,7 @@ def num_errors(text: str, language: str) -> int | None:
     """
     if not has_grammar(language):
         return None
-    return _num_errors(parser_of(language).parse(_encoded(unified(text))))
-
-
-def _encoded(text: str) -> bytes:
-    """Return UTF-8; half of a surrogate pair becomes one other character."""
-    return text.encode("utf-8", "replace")
-
-
-def _num_errors(tree: tree_sitter.Tree) -> int:
-    """Count the nodes that are errors or stand for a token that is missing."""
-    count = 0
-    stack = [tree.root_node]
-    while stack:
-        node = stack.pop()
-        count += node.is_error or node.is_missing
-        if node.has_error:
-            stack += node.children
-    return count
-
-
-def _point(data: bytes) -> tuple[int, int]:
-    return data.count(b"\n"), len(data) - data.rfind(b"\n") - 1
+    return num_errors_of(parser_of(language).parse(encoded(unified(text))))
 
 
 def _line(text: str, at: int) -> str:

@@ -120,6 +120,53 @@ def test_a_block_may_be_opened_where_the_text_does_not_parse_as_it_is() -> None:
     assert not at("x = 1\n‸\n", "python").accepts("if x:", may_open=True)
 
 
+_SCRIPT = "function f(a) {\n  for (const b of a) {\n    "
+_BELOW = "\n\nfunction g() {\n  return 1;\n}\n"
+_JAVA = "class A {\n    void f() {\n        "
+
+
+@pytest.mark.parametrize(
+    ("language", "marked", "right", "wrong"),
+    [
+        ("javascript", f"{_SCRIPT}s += b * ‸", "100;", "100);"),
+        ("javascript", f"{_SCRIPT}s += b * ‸", "c +", "c + )"),
+        ("javascript", f"{_SCRIPT}s += b * ‸{_BELOW}", "100;", "100);"),
+        ("javascript", f"{_SCRIPT}if (‸", "b.c(d)) {", "b.c(d {"),
+        ("javascript", f"{_SCRIPT}g(b, ‸", "c); // it's", "c)); // it's"),
+        ("javascript", f"{_SCRIPT}g(b, ‸{_BELOW}", "c => {", "c => }"),
+        ("javascript", f"{_SCRIPT}const c = `it's ${{b}} ‸", "(`;", "(`);"),
+        ("javascript", f"{_SCRIPT}try {{\n  a();\n}} ‸", "catch (error) {", "catch error) {"),
+        ("javascript", "a(‸", "(b) =>", "(b) => )"),
+        ("typescript", "class A {\n  b(c: ‸", "number): string {", "number)): string {"),
+        ("typescriptreact", "const a = () => {\n  return ‸", "<b>c</b>;", "<b>c</b>);"),
+        ("go", "package a\n\nfunc f() {\n\tif err ‸", "!= nil {", "!= nil) {"),
+        ("go", "package a\n\nfunc f() {\n\tg(‸", "a, b)", "a, b))"),
+        ("rust", "fn f() {\n    if let Some(‸", "x) = y {", "x = y {"),
+        ("rust", "fn f() {\n    let x = ‸", "g(1);", "g(1));"),
+        ("c", "int f(void) {\n    int a[‸", "3];", "3);"),
+        ("c", "int f(int a) {\n    if ‸", "(a > 1)", "(a > 1))"),
+        ("cpp", "int f() {\n  auto x = ‸", "std::move(y); // it's", "std::move(y; // it's"),
+        ("java", f"{_JAVA}g(‸", "1, 2);", "1, 2));"),
+        ("java", f"{_JAVA}Object a ‸", "=", "= )"),
+        ("python", "print(f(a, ‸", "b))", "b)))"),
+        ("python", "print(f(a, ‸\n\n\ndef g():\n    return 1\n", "b))", "b)))"),
+        ("python", "x = [\n    1,\n    ‸", "2,", "2)"),
+        ("python", "x = {\n    1: ‸", "f(", "f)"),
+        ("python", 'def f():\n    """Say ‸', "what it does.", '""" what'),
+        ("python", 'def f():\n    """Say ‸\n\n\ndef g():\n    return 1\n', 'it."""', '""" it'),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+def test_what_is_still_open_is_closed_before_it_is_judged(
+    language, marked, right, wrong, line_end
+) -> None:
+    """As it is while somebody types whose editor closes no brackets."""
+    place = at(marked, language, line_end)
+    assert place.num_errors > 0
+    assert place.accepts(right, may_open=True)
+    assert not place.accepts(wrong, may_open=True)
+
+
 @pytest.mark.parametrize("language", ["python", "javascript"])
 def test_characters_of_any_width_are_no_hindrance(language) -> None:
     place = at("x = '日本語 😀 \ud800' + ‸\ny = 'é'\n", language)

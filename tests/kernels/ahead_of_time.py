@@ -1,4 +1,4 @@
-"""Compile kernels for GPUs that are not here, in a process of its own.
+"""Compile kernels for GPUs that are not here, in processes of their own.
 
 A process either interprets kernels or compiles them: Triton decides that at its import, for its own
 library too. Run as a script, this reads cases from stdin and answers on stdout.
@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 CAPABILITIES = (80, 90)
@@ -59,6 +61,13 @@ class Compiled:
 
 def compile_all(cases: list[Case]) -> list[list[Compiled]]:
     """Compile every case for every capability; a list per case, in the order of CAPABILITIES."""
+    num_processes = min(os.cpu_count() or 1, len(cases))
+    with ThreadPoolExecutor(num_processes) as pool:
+        parts = pool.map(_compiled, [cases[first::num_processes] for first in range(num_processes)])
+        return [one for row in zip_longest(*parts) for one in row if one is not None]
+
+
+def _compiled(cases: list[Case]) -> list[list[Compiled]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, __file__],
