@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=fim_fetch.CACHE, help="of fetched packages")
     parser.add_argument("--rows", type=Path, help="write answers here, or use those that are there")
     parser.add_argument("--words", action="store_true", help="the cursor is right behind a word")
+    parser.add_argument("--window", type=int, default=WINDOW, help="rows at most, of 2,048")
     parser.add_argument("--at-end", action="store_true", help="the file ends at the cursor")
     args = parser.parse_args()
     if args.rows and args.rows.exists():
@@ -141,7 +142,7 @@ def answered(args: argparse.Namespace) -> list[Answered]:
         session = engine.open(
             "offer", place.text, path=place.path, model=args.model, policy="repair"
         )
-        session.cold_limit = ColdLimit(max_rows=WINDOW)
+        session.cold_limit = ColdLimit(max_rows=args.window)
         params = asked(place.text, place.offset, COMMAND_LINE.completion_params())
         pieces: list[tuple[str, float]] = []
         completion = session.complete(

@@ -13,6 +13,8 @@ from .documents import Edit
 
 # Keys that are remembered, and how many have to be known before they say anything.
 _NUM_KEYS, _FEWEST_KEYS = 40, 8
+# Characters that came at once and are remembered: a completion, no file that was pasted.
+_LONGEST_UNDONE = 10_000
 # What is longer is no pause between two keys: somebody thinks or reads.
 _LONGEST_PAUSE_S = 1.0
 # So many tenths of the pauses between keys are to be over before a request is begun.
@@ -81,7 +83,7 @@ class Pace:
         if text:
             self._num_deletions = 0
             self._written(start, end, text)
-            if start == end and len(text) > 1:
+            if start == end and 1 < len(text) <= _LONGEST_UNDONE:
                 self._inserted.append((start, text))
         elif self._inserted and self._inserted[-1] == (start, gone):
             # What came at once goes at once: an undo, after which it may come again.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
+from ..engine.syntax.languages import language_of
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, HostUnavailable, WarmingUp
 from .activity import Focus
@@ -35,6 +36,7 @@ from .reports import Reports
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
 from .secrets import EngineTexts
 from .settings import Settings, from_options
+from .suggestion import lacks_context
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -346,7 +348,8 @@ class KeyturnServer(LanguageServer):
         on_text: OnText | None,
     ) -> Completion:
         self._stop_refreshing(document.uri)
-        version = document.version  # what is typed while this waits is not what `offset` is of
+        # What is typed while this waits is not what `offset` is of.
+        version, text = document.version, document.text
         if self.settings.other_files:
             self.others.at(document.uri, offset)
         await self._connected.wait()
@@ -366,8 +369,9 @@ class KeyturnServer(LanguageServer):
             if not invoked and lost_at != self._lost_at:
                 self._ask_again(document, offset, version, whole=False)
             raise
-        doubts = completion.is_narrow and completion.stop_reason in ("doubt", "low_confidence")
-        if doubts and not invoked and not params.assumed:
+        is_first = not invoked and not params.assumed
+        language = language_of(document.language_id, document.uri)
+        if is_first and lacks_context(completion, text, offset, language):
             if self._can_refresh:
                 self._ask_again(document, offset, version, whole=True)
                 raise WarmingUp("warming up: the model is not sure before it has seen more")

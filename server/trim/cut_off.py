@@ -19,6 +19,7 @@ _WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
 _COMMENT = re.compile(r"(?:#|//).*")
 _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
 _NAME = re.compile(r"[^\W\d][\w$]*(?:\.[^\W\d][\w$]*)*")
+_BLOCK = re.compile(r"(?:\)|=>|\b(?:else|try|do|finally))\s*\{\Z")  # and no dictionary
 _STATEMENTS = frozenset(("pass", "break", "continue", "return", "raise", "yield", "debugger"))
 _PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.
@@ -96,11 +97,12 @@ def waits_for_more(before: str, text: str, language: str | None) -> bool:
     return header.match(line) is not None and line[-1] not in ends
 
 
-def begins_line(text: str) -> bool:
+def begins_line(before: str, text: str) -> bool:
     """Whether the last of several lines is a name alone, as a statement begins and none ends."""
-    above, _, line = text.rpartition("\n")
-    above, line = above.rstrip(), line.strip()
+    above, line_end, line = text.rpartition("\n")
+    above, line = (before + above).rstrip() if line_end else "", line.strip()
     is_item = not above or above[-1] in "([{" or _OPERATOR.search(above)
+    is_item = is_item and not _BLOCK.search(above)
     return not is_item and _NAME.fullmatch(line) is not None and line not in _STATEMENTS
 
 

@@ -86,6 +86,10 @@ def trim(
         kept = filled
     else:
         of_block = drop_beyond_block(kept, around)
+        if not of_block.strip():
+            return Trimmed(
+                "", "what the model proposed belongs below the block that the cursor is in"
+            )
         reason_to_stop = stop_reason if of_block == kept else "end"  # whole again
         kept, reason = _whole_lines(of_block, around, reason_to_stop)
         if reason is not None:
@@ -175,7 +179,9 @@ def _is_unfinished(text: str, around: Sides, syntax: Surroundings | None, *, is_
     is_code = syntax is None or syntax.kind == "code" or leaves_string(around.before, text)
     in_code = not is_line and is_code
     language = None if syntax is None else syntax.language
-    if in_code and (begins_line(text) or ends_in_keyword(around.before, text, language)):
+    if in_code and (
+        begins_line(around.before, text) or ends_in_keyword(around.before, text, language)
+    ):
         return True
     if in_code and language == "python" and begins_string(around.prefix, text):
         return True

@@ -173,12 +173,16 @@ async def test_where_the_engine_was_lost_the_client_asks_again_once(client) -> N
 
 
 class NarrowEngine(ColdEngine):
-    """Answers at once from a narrow window, and is not sure before `warmth` is set."""
+    """Answers at once from a narrow window, and is sure of `so_far` before `warmth` is set."""
 
-    async def complete(self, *args, **options):
-        answer = await FakeEngine.complete(self, *args, **options)
-        is_narrow = not self.warmth.is_set()
-        return replace(answer, is_narrow=is_narrow, stop_reason="doubt" if is_narrow else "end")
+    so_far = ""
+
+    async def complete(self, *args, invoked, **options):
+        answer = await FakeEngine.complete(self, *args, invoked=invoked, **options)
+        if self.warmth.is_set():
+            return answer
+        text = answer.text if invoked else self.so_far
+        return replace(answer, text=text, is_narrow=True, stop_reason="doubt")
 
 
 @scenario(NarrowEngine)
@@ -198,6 +202,27 @@ async def test_what_a_narrow_window_is_not_sure_of_waits_for_the_whole_one(clien
     assert len(refreshes(client)) == 1
     reply = await client.reply(client.ask(0, 4, kind=2))
     assert reply["result"][0]["insertText"] == "done()"
+
+
+class SurerEngine(NarrowEngine):
+    so_far = "done"
+
+
+@pytest.mark.parametrize("capabilities", [REFRESHES, {}], ids=["refreshes", "asks once"])
+def test_what_a_narrow_window_is_sure_of_is_offered_and_the_whole_one_says_more(capabilities):
+    @scenario(SurerEngine)
+    async def run(client):
+        await client.initialize(capabilities)
+        client.open("x = \n")
+        reply = await client.reply(client.ask(0, 4, kind=2))
+        assert reply["result"][0]["insertText"] == "done"
+        client.server.engine.warmth.set()
+        await settle()
+        assert refreshes(client) == [], "nothing changes under the user's eyes"
+        reply = await client.reply(client.ask(0, 4, kind=2))
+        assert reply["result"][0]["insertText"] == "done()"
+
+    run()
 
 
 @scenario(NarrowEngine)

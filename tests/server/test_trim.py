@@ -106,6 +106,12 @@ def test_repetition_is_cut(marked, raw, expected) -> None:
     assert trimmed(marked, raw) == expected
 
 
+def test_nothing_but_what_belongs_below_the_block_is_said_so() -> None:
+    text = "class A:\n    def f(self):\n        return 1"
+    result = trim("\n\n    def", text, len(text), len(text), "end")
+    assert (result.text, "below the block" in (result.reason or "")) == ("", True)
+
+
 @pytest.mark.parametrize("stop_reason", ["length", "time"])
 def test_a_last_line_cut_in_the_middle_is_dropped_from_several(stop_reason) -> None:
     assert trimmed("|\n", "a = 1\nb = 2\nc = ", stop_reason) == "a = 1\nb = 2"
