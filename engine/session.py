@@ -28,7 +28,7 @@ from .prompt.policy import find_policy
 from .prompt.repair import BY_SHARE, RepairLimit
 from .syntax.languages import language_of
 from .wire.config import Completion, CompletionParams
-from .wire.errors import BadPosition
+from .wire.errors import BadPosition, Interrupted
 
 Ints = NDArray[np.int64]
 _SHARE_OF_OTHERS = 4  # of the window, one part
@@ -246,8 +246,8 @@ class Session:
     def grow(self, check: Check) -> None:
         """Widen a narrow window until it is whole, a pass at a time; then show other files.
 
-        What is left by `check` is resumed from the last pass that was completed; in between `sync`
-        finds the window as wide as that.
+        What is left by `check` is resumed from the last pass that was completed, in shorter ones;
+        in between `sync` finds the window as wide as before the step.
 
         Raises:
             OutOfMemory, Cancelled, Interrupted: as `sync`.
@@ -260,7 +260,11 @@ class Session:
             self._lay_out(prompt)
             laid_out, self._laid_out = self._laid_out, None  # if it is left, `sync` begins anew
             self._make_room(self, self.prompt.num_tokens)
-            self.prompt.patch(check)
+            try:
+                self.prompt.patch(check, self.window.pass_tokens)
+            except Interrupted:
+                self.window.interrupted()
+                raise
             widened()
             self._laid_out = laid_out
         if others != self.window.whole.others and self.policy.repairs:

@@ -13,7 +13,7 @@ from .documents import Edit
 
 # Keys that are remembered, and how many have to be known before they say anything.
 _NUM_KEYS, _FEWEST_KEYS = 40, 8
-# Characters that came at once and are remembered: a completion, no file that was pasted.
+# Characters that came or went at once and are remembered: a completion, no file that was pasted.
 _LONGEST_UNDONE = 10_000
 # What is longer is no pause between two keys: somebody thinks or reads.
 _LONGEST_PAUSE_S = 1.0
@@ -109,7 +109,7 @@ class Pace:
             text += deleted.text
         elif deleted is not None and start == deleted.offset:
             text = deleted.text + text
-        self._deleted = _Deleted(start, text)
+        self._deleted = _Deleted(start, text) if len(text) <= _LONGEST_UNDONE else None
 
     @property
     def is_deleting(self) -> bool:

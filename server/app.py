@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
-from ..engine.syntax.languages import language_of
 from ..engine.wire.config import Completion, CompletionParams
 from ..engine.wire.errors import EngineError, HostUnavailable, WarmingUp
 from .activity import Focus
@@ -36,7 +35,6 @@ from .reports import Reports
 from .rpc import UNKNOWN_VERSION, Malformed, Protocol, guarded, tolerant_converter
 from .secrets import EngineTexts
 from .settings import Settings, from_options
-from .suggestion import lacks_context
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -88,6 +86,7 @@ class KeyturnServer(LanguageServer):
         self._focus = Focus(self._show)
         self._completions = Completions(
             self._ask,
+            self._ask_of_whole,
             self._warm,
             lambda: self.settings,
             lambda: self.engine.languages,
@@ -348,8 +347,7 @@ class KeyturnServer(LanguageServer):
         on_text: OnText | None,
     ) -> Completion:
         self._stop_refreshing(document.uri)
-        # What is typed while this waits is not what `offset` is of.
-        version, text = document.version, document.text
+        version = document.version  # what is typed while this waits is not what `offset` is of
         if self.settings.other_files:
             self.others.at(document.uri, offset)
         await self._connected.wait()
@@ -369,17 +367,28 @@ class KeyturnServer(LanguageServer):
             if not invoked and lost_at != self._lost_at:
                 self._ask_again(document, offset, version, whole=False)
             raise
-        is_first = not invoked and not params.assumed
-        language = language_of(document.language_id, document.uri)
-        if is_first and lacks_context(completion, text, offset, language):
-            if self._can_refresh:
-                self._ask_again(document, offset, version, whole=True)
-                raise WarmingUp("warming up: the model is not sure before it has seen more")
-            with contextlib.suppress(TimeoutError):  # it asks no more before the next key
-                warm = self.engine.warm(document.uri, version, offset, whole=True)
-                await asyncio.wait_for(warm, wait_ms and wait_ms / 1000)
-                completion = await self.engine.complete(*place, invoked=False, wait_ms=wait_ms)
         return self._texts.offered(document.uri, completion)
+
+    async def _ask_of_whole(
+        self, document: Document, offset: int, params: CompletionParams
+    ) -> Completion:
+        """Ask again, of the whole window: by the client's next request if it sends one, else now.
+
+        Raises:
+            WarmingUp: it is told to when that is there, or it was not in time.
+        """
+        version, wait_ms = document.version, self.settings.cold_wait_ms or None
+        if self._can_refresh:
+            self._ask_again(document, offset, version, whole=True)
+            raise WarmingUp("warming up: the model is not sure before it has seen more")
+        with contextlib.suppress(TimeoutError):  # it asks no more before the next key
+            warm = self.engine.warm(document.uri, version, offset, whole=True)
+            await asyncio.wait_for(warm, wait_ms and wait_ms / 1000)
+            completion = await self.engine.complete(
+                document.uri, version, offset, params, invoked=False, wait_ms=wait_ms
+            )
+            return self._texts.offered(document.uri, completion)
+        raise WarmingUp("warming up: the model is not sure before it has seen more")
 
     def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:
         """Have the client ask again when the cache is there, of the whole window if `whole`."""

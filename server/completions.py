@@ -29,15 +29,18 @@ from .suggestion import (
     others_offered,
     untrained,
 )
+from .trim.cut_off import DOUBT
 
 log = logging.getLogger(__name__)
 
 _NUM_RECENT = 20
+_UNSURE = (DOUBT, "low_confidence")
 _REPLACED = "a newer request or edit took its place"
 _CANCELLED = "cancelled by the editor"
 _DOUBTFUL = "shown as it was asked for, though its first line is likely to be wrong"
 
 Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
+AskOfWhole = Callable[[Document, int, CompletionParams], Awaitable[Completion]]
 Warm = Callable[[Document, int], None]
 
 
@@ -47,6 +50,7 @@ class Completions:
     Args:
         ask: asks the engine: document, offset, parameters, whether the user asked for it, what
             hears the text as it comes. When the task that awaits it is cancelled, the engine stops.
+        ask_of_whole: asks the engine of the whole window, automatically; raises WarmingUp.
         warm: tells the engine where the cursor is, so that the cache is there after the pause.
         settings: returns the settings in force.
         model_languages: returns what the model was trained on, as LSP identifiers; nothing while
@@ -58,6 +62,7 @@ class Completions:
     def __init__(
         self,
         ask: Ask,
+        ask_of_whole: AskOfWhole,
         warm: Warm,
         settings: Callable[[], Settings],
         model_languages: Callable[[], Sequence[str]] = tuple,
@@ -68,6 +73,7 @@ class Completions:
         self._on_change = on_change
         self._model_languages = model_languages
         self._ask = ask
+        self._ask_of_whole = ask_of_whole
         self._warm = warm
         self._settings = settings
         self._running: dict[str, asyncio.Task[Answer]] = {}
@@ -333,6 +339,11 @@ class Completions:
         if reason is not None:
             return Answer("", offset, offset, reason)
         kept = offered(raw, text, offset, language, invoked=invoked)
+        if not kept.text and not invoked and raw.is_narrow and raw.stop_reason in _UNSURE:
+            # What a narrow window is sure of is right as often; where it is of nothing, the whole
+            # one may be.
+            raw = await self._ask_of_whole(document, offset, params)
+            kept = offered(raw, text, offset, language, invoked=False)
         if invoked and raw.is_doubtful and kept.text:
             self._recent_reasons.append(_DOUBTFUL)
         others = others_offered(raw, text, offset, language, kept.text)

@@ -198,16 +198,6 @@ def offered(
     return kept
 
 
-def lacks_context(completion: Completion, text: str, offset: int, language: str | None) -> bool:
-    """Whether a narrow window was not sure of anything that is offered; arguments as `offered`.
-
-    The whole one may be. What a narrow one is sure of is right nearly as often, and is there.
-    """
-    if not completion.is_narrow or completion.stop_reason not in (DOUBT, "low_confidence"):
-        return False
-    return not offered(completion, text, offset, language, invoked=False).text
-
-
 def others_offered(
     completion: Completion, text: str, offset: int, language: str | None, first: str
 ) -> tuple[str, ...]:

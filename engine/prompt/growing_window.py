@@ -42,6 +42,8 @@ _LONGEST_NAME = 100
 _CONTROL = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Rows that are never too many: with fewer, too much of what the whole window gives is lost.
 _LEAST_ROWS = 512
+# Rows of a pass that is to fit between two keys, however short the time is.
+_LEAST_PASS = 32
 # Steps of growth that are tried, in eighths of a pass: the widest whose rows one pass computes.
 _STEP_EIGHTHS = (8, 4, 2, 1)
 
@@ -265,6 +267,8 @@ class GrowingWindow:
     Attributes:
         whole: encodes prompts of the whole window.
         wanted_others: path and text of other files that it is to show; `next` adds them.
+        pass_tokens: rows that one pass of a step is to compute, what is asked for in between can
+            wait for that long.
     """
 
     def __init__(
@@ -284,7 +288,7 @@ class GrowingWindow:
         self.wanted_others: tuple[tuple[str, str], ...] = ()
         self._make_encoder = make_encoder
         self._window_tokens = window_tokens
-        self._step_tokens = step_tokens
+        self._step_tokens = self.pass_tokens = step_tokens
         self._narrow: tuple[int, PromptEncoder] | None = None  # its width, and what encodes it
 
     @property
@@ -362,6 +366,10 @@ class GrowingWindow:
         prompt, narrow = found
         return prompt, lambda: self._widen(narrow)
 
+    def interrupted(self) -> None:
+        """Note that a pass was not completed: the next ones are half as long."""
+        self.pass_tokens = max(min(_LEAST_PASS, self._step_tokens), self.pass_tokens // 2)
+
     def _with_another(
         self, text: str, anchor: int, cursor: int
     ) -> tuple[Prompt, Callable[[], None]]:
@@ -383,6 +391,7 @@ class GrowingWindow:
 
     def _widen(self, narrow: tuple[int, PromptEncoder] | None) -> None:
         self._narrow = narrow
+        self.pass_tokens = min(2 * self.pass_tokens, self._step_tokens)
 
     def _encode(self, encoder: PromptEncoder, text: str, anchor: int, cursor: int) -> Prompt:
         encoder.says_header, encoder.wanted = self.whole.says_header, self.whole.wanted

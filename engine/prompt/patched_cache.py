@@ -177,8 +177,12 @@ class PatchedCache:
         num_text = len(token_ids) - len(segments.get(WANTED_KEY, ()))
         return Wanted(token_ids, segment_of, dict(zip(numbers, tokens, strict=True)), num_text)
 
-    def patch(self, check: Check) -> None:
+    def patch(self, check: Check, pass_tokens: int | None = None) -> None:
         """Keep, turn and drop rows under the policy and compute the missing ones in order.
+
+        Args:
+            check: called within a pass; raises to leave it, and its rows.
+            pass_tokens: rows of one pass at most, if less than usual.
 
         Raises:
             OutOfMemory: no memory for the cache.
@@ -190,9 +194,10 @@ class PatchedCache:
         generation = cache.generation
         try:
             missing = self._places.place(self._wanted)
-            for start in range(0, len(missing), self._chunk_tokens):
-                at = missing[start : start + self._chunk_tokens]
-                is_final = start + self._chunk_tokens >= len(missing)
+            at_once = min(pass_tokens or self._chunk_tokens, self._chunk_tokens)
+            for start in range(0, len(missing), at_once):
+                at = missing[start : start + at_once]
+                is_final = start + at_once >= len(missing)
                 with self.appended(self.token_ids[at], at) as slots:
                     if is_final and at[-1] != self.num_tokens - 1:
                         # The cursor's row goes along: a completion then finds its logits.

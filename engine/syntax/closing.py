@@ -8,97 +8,176 @@ the right words.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import tree_sitter
 
 from .parsed import Parsed, encoded, num_errors_of
 
+_T = TypeVar("_T")
+COMMENTS = {"comment", "html_comment", "hash_bang_line", "line_comment", "block_comment"}
 _CLOSERS = {"{": "}", "(": ")", "[": "]", "${": "}", '"""': '"""', "'''": "'''", "`": "`"}
+_COMMENT_MARK = re.compile(r"#|//|/\*|<!--")
 _STRING_PREFIX = "bBfFrRtTuU"
-_OPENERS = "{(["
+_OPENERS = tuple("{([")
 # What a line ends with that goes on below, brackets and braceless headers among it.
-_GOES_ON = frozenset("{([,.=+-*/%&|^?<>)")
+_GOES_ON = tuple("{([,.=+-*/%&|^?<>)")
+# Of a text with more errors, or more that is open, nothing is closed: it is no code being written.
+_MOST_ERRORS, _MOST_OPEN = 20, 40
+_NUM_TREES = 4
 
 
-def goes_on(text: str) -> bool:
-    """Whether a line that ends like this may go on below."""
-    return text.rstrip()[-1:] in _GOES_ON
+class Budget:
+    """Processor time for one place: an editor waits, and some texts take seconds to make sense of.
+
+    Attributes:
+        is_spent: whether nothing is left.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Have so much."""
+        self._left_s = seconds
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing is left."""
+        return self._left_s <= 0
+
+    def spend(self, work: Callable[[], _T]) -> _T:
+        """Do something on this budget."""
+        started_at = time.thread_time()
+        try:
+            return work()
+        finally:
+            self._left_s -= time.thread_time() - started_at
 
 
 class Closing:
-    """Counts the errors around a place that are left when all that is open has been closed.
+    """Judges what is to stand at a place when all that is open around it has been closed.
 
     Args:
         parsed: the place.
-        num_errors: what the grammar cannot read of the text as it is.
+        budget: when it is spent, or the text is beyond it, nothing is closed any more.
     """
 
-    def __init__(self, parsed: Parsed, num_errors: int) -> None:
-        """Keep both; nothing is parsed yet."""
+    def __init__(self, parsed: Parsed, budget: Budget) -> None:
+        """Count what is wrong with the text as it is."""
         self._parsed = parsed
-        self._num_errors = num_errors
+        self._budget = budget
+        self.num_errors = num_errors_of(parsed.tree)
+        self._tree_with = functools.lru_cache(_NUM_TREES)(parsed.tree_with)
+        self._known: dict[str, int] = {}
 
-    def accepts(self, new: str, *, may_open: bool) -> bool:
-        """Whether `new` leaves no more errors than the text has with something simple there.
+    def accepts(self, new: str, *, may_go_on: bool) -> bool:
+        """Whether the text has no more errors with `new` than with something simple at the place.
 
         Args:
-            new: with line feeds. What it opens has to be closed in it.
-            may_open: unless this, and it goes on below.
+            new: with line feeds.
+            may_go_on: whether it may end in what goes on below: an operator, a comma, a bracket or
+                a block that it opens. Else what it opens has to be closed in it.
         """
-        if self._num_errors == 0:
-            return self._parsed.num_errors_with(new) == 0
-        is_header = may_open and new.rstrip().endswith(":")
-        allowed = self._closed("") if is_header else self._at_best
-        if self._closed(new) <= allowed or self._completed(new) <= allowed:
+        code = self.code_of(new)
+        if self.num_errors == 0 or not code.strip():
+            return self._parsed.num_errors_with(new) <= self.num_errors
+        if not self.is_worth_closing:
+            return num_errors_of(self._tree_with(code)) <= self._fewest_as_it_is
+        is_header = may_go_on and code.endswith(":")
+        allowed = self._closed("") if is_header else self._fewest_closed
+        if self._closed(code) <= allowed or self._completed(code) <= allowed:
             return True
-        return may_open and goes_on(new) and self._completed(self.continued(new)) <= allowed
+        return may_go_on and goes_on(code) and self._completed(self.continued(code)) <= allowed
 
-    def continued(self, new: str) -> str:
-        """Return `new`, which goes on, with a word that it waits for; what it opens is closed."""
-        inside = self._parsed.bytes_of(new)
-        openers = _unclosed(self._parsed.tree_with(new))
-        word = "" if new.rstrip()[-1:] in _OPENERS else " _"
-        return f"{new}{word}{_closers([opener for opener in openers if opener.byte in inside])}"
+    @property
+    def is_worth_closing(self) -> bool:
+        """Whether the text looks like code that is being written, and there is time to see."""
+        return self._is_being_written and not self._budget.is_spent
 
-    def completed(self, new: str) -> str:
-        """Return `new` with what closes the brackets that are open before it on its line."""
-        before = self._parsed.bytes_of("").start
-        line = self._parsed.region.text.rfind("\n", 0, self._parsed.start) + 1
-        first = before - len(encoded(self._parsed.region.text[line : self._parsed.start]))
-        openers = _unclosed(self._parsed.tree_with(new))
-        return new + _closers([opener for opener in openers if first <= opener.byte < before])
+    def code_of(self, new: str) -> str:
+        """Return `new` without comments and white space at its end."""
+        code = new.rstrip()
+        if not _COMMENT_MARK.search(code):
+            return code
+        tree = self._tree_with(code)
+        while code:
+            last = self._parsed.first_byte + len(encoded(code))
+            node = tree.root_node.descendant_for_byte_range(last - 1, last)
+            if node is None or node.type not in COMMENTS or node.end_byte != last:
+                break
+            if node.start_byte < self._parsed.first_byte:
+                return new.rstrip()  # the place lies in it
+            written = node.start_byte - self._parsed.first_byte
+            code = encoded(code)[:written].decode("utf-8", "replace").rstrip()
+        return code
 
-    def closers(self, new: str, tree: tree_sitter.Tree | None = None) -> str:
-        """Return what closes all that is open around `new`, of the text with it, or its `tree`."""
-        openers = _unclosed(self._parsed.tree_with(new) if tree is None else tree)
-        inside = self._parsed.bytes_of(new)
-        return _closers([opener for opener in openers if opener.byte not in inside])
+    def continued(self, code: str) -> str:
+        """Return `code`, which goes on, with a word that it waits for; what it opens is closed."""
+        first = self._parsed.first_byte
+        inside = range(first, first + len(encoded(code)))
+        openers = _unclosed(self._tree_with(code))
+        word = "" if code.endswith(_OPENERS) else " _"
+        return f"{code}{word}{_closers([one for one in openers if one.byte in inside])}"
+
+    def completed(self, code: str) -> str:
+        """Return `code` with what closes the brackets that are open before it on its line."""
+        text, first = self._parsed.region.text, self._parsed.first_byte
+        line = text[text.rfind("\n", 0, self._parsed.start) + 1 : self._parsed.start]
+        before = range(first - len(encoded(line)), first)
+        openers = _unclosed(self._tree_with(code))
+        return code + _closers([one for one in openers if one.byte in before])
+
+    def closers(self, code: str) -> str:
+        """Return what closes all that is open around `code`."""
+        first = self._parsed.first_byte
+        inside = range(first, first + len(encoded(code)))
+        openers = _unclosed(self._tree_with(code))
+        return _closers([one for one in openers if one.byte not in inside])
 
     @functools.cached_property
-    def _at_best(self) -> int:
+    def _is_being_written(self) -> bool:
+        if self.num_errors > _MOST_ERRORS:
+            return False
+        return len(_unclosed(self._parsed.tree)) <= _MOST_OPEN
+
+    @functools.cached_property
+    def _fewest_as_it_is(self) -> int:
+        return min(self.num_errors, self._parsed.num_errors_with("_"))
+
+    @functools.cached_property
+    def _fewest_closed(self) -> int:
         fewest = min(self._closed(""), self._closed("_"))
         for word in ("_", "", "(_)"):  # a name, nothing, a condition
             fewest = min(fewest, self._completed(word)) if fewest else 0
         return fewest
 
-    def _completed(self, new: str) -> int:
-        completed = self.completed(new)
+    def _completed(self, code: str) -> int:
+        completed = self.completed(code)
         fewest = self._closed(completed)
-        for end_of_statement in (";", " {}", " _;"):
-            if fewest:
-                fewest = min(fewest, self._closed(completed + end_of_statement))
+        for rest_of_statement in (";", " {}", " _;"):
+            if fewest and not self._budget.is_spent:
+                fewest = min(fewest, self._closed(completed + rest_of_statement))
         return fewest
 
-    def _closed(self, new: str) -> int:
-        tree = self._parsed.tree_with(new)
-        fewest = num_errors_of(tree)
-        closers = self.closers(new, tree) if fewest else ""
+    def _closed(self, code: str) -> int:
+        if code not in self._known:
+            self._known[code] = self._budget.spend(lambda: self._count_closed(code))
+        return self._known[code]
+
+    def _count_closed(self, code: str) -> int:
+        fewest = num_errors_of(self._tree_with(code))
+        closers = self.closers(code) if fewest else ""
         if closers:
-            fewest = min(fewest, self._parsed.num_errors_with(f"{new} {closers}"))
+            fewest = min(fewest, self._parsed.num_errors_with(f"{code} {closers}"))
         if closers and fewest:  # the text below may be part of what is open
-            fewest = min(fewest, self._parsed.num_errors_with(new, f"\n{closers}"))
+            fewest = min(fewest, self._parsed.num_errors_with(code, f"\n{closers}"))
         return fewest
+
+
+def goes_on(code: str) -> bool:
+    """Whether a line that ends like this may go on below."""
+    return code.endswith(_GOES_ON)
 
 
 class _Opener(NamedTuple):
@@ -111,8 +190,8 @@ class _Opener(NamedTuple):
 def _unclosed(tree: tree_sitter.Tree) -> list[_Opener]:
     """Return what is open at the end of a text, outermost first.
 
-    The grammar tells brackets from those in strings and comments; what it could read is balanced,
-    and is passed over.
+    The grammar tells brackets from those in strings that are closed and in comments; what it could
+    read is balanced, and is passed over.
     """
     found: list[_Opener] = []
     stack = [tree.root_node]
@@ -121,13 +200,15 @@ def _unclosed(tree: tree_sitter.Tree) -> list[_Opener]:
         if node.child_count:
             stack += reversed(node.children) if node.has_error else ()
             continue
-        if node.is_missing or not node.text:
+        if node.is_missing or node.is_error:
             continue
-        written = node.text.decode("utf-8", "replace")
-        if found and found[-1].closer == written:
+        kind = node.type
+        if kind in ("string_start", "string_end"):
+            kind = (node.text or b"").decode().lstrip(_STRING_PREFIX)
+        if found and found[-1].closer == kind:
             found.pop()
-        elif (closer := _CLOSERS.get(written.lstrip(_STRING_PREFIX))) is not None:
-            found.append(_Opener(node.start_byte, closer))
+        elif kind in _CLOSERS:
+            found.append(_Opener(node.start_byte, _CLOSERS[kind]))
     return found
 
 

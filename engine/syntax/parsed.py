@@ -15,6 +15,7 @@ class Parsed:
         start: where the place lies in it, in code points.
         end: likewise.
         tree: of the text as it is.
+        first_byte: where the place begins, in bytes of UTF-8.
     """
 
     def __init__(self, text: str, start: int, end: int, parser: tree_sitter.Parser) -> None:
@@ -22,39 +23,36 @@ class Parsed:
         self.region: Region
         self.region, self.start, self.end = around(text, start, end)
         self._parser = parser
-        self.tree = parser.parse(encoded(self.region.text))
+        source = self.region.text
+        self._before, self._after = encoded(source[: self.start]), encoded(source[self.end :])
+        self._old = encoded(source[self.start : self.end])
+        self.tree = parser.parse(self._before + self._old + self._after)
+        self.first_byte = len(self._before)
 
     def with_(self, new: str) -> str:
         """Return the neighbourhood's text with `new` at the place."""
         source = self.region.text
         return source[: self.start] + new + source[self.end :]
 
-    def bytes_of(self, new: str) -> range:
-        """Return where `new` would lie, in bytes of the neighbourhood."""
-        start = len(encoded(self.region.text[: self.start]))
-        return range(start, start + len(encoded(new)))
-
     def tree_with(self, new: str, behind: str = "") -> tree_sitter.Tree:
         """Parse with `new` at the place and `behind` at the very end; what they change, anew."""
-        source = self.region.text
-        start, old = (encoded(source[: self.start]), encoded(source[self.start : self.end]))
-        written = encoded(new)
-        tree = self.tree.copy()
+        tree, first, written = self.tree.copy(), _point(self._before), encoded(new)
+        last, before = _after(first, written), self.first_byte
         tree.edit(
-            len(start),
-            len(start) + len(old),
-            len(start) + len(written),
-            _point(start),
-            _point(start + old),
-            _point(start + written),
+            before,
+            before + len(self._old),
+            before + len(written),
+            first,
+            _after(first, self._old),
+            last,
         )
+        source = self._before + written + self._after
         if behind:
-            above = encoded(self.with_(new))
-            last, below = _point(above), encoded(behind)
-            tree.edit(
-                len(above), len(above), len(above) + len(below), last, last, _point(above + below)
-            )
-        return self._parser.parse(encoded(self.with_(new) + behind), tree)
+            end, more = _after(last, self._after), encoded(behind)
+            length = len(source)
+            tree.edit(length, length, length + len(more), end, end, _after(end, more))
+            source += more
+        return self._parser.parse(source, tree)
 
     def num_errors_with(self, new: str, behind: str = "") -> int:
         """Count the errors of `tree_with`."""
@@ -80,3 +78,8 @@ def encoded(text: str) -> bytes:
 
 def _point(data: bytes) -> tuple[int, int]:
     return data.count(b"\n"), len(data) - data.rfind(b"\n") - 1
+
+
+def _after(point: tuple[int, int], data: bytes) -> tuple[int, int]:
+    rows, columns = _point(data)
+    return point[0] + rows, columns if rows else point[1] + columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from . import python
-from .closing import Closing, goes_on
+from .closing import COMMENTS, Budget, Closing, goes_on
 from .languages import has_grammar, parser_of
 from .parsed import Parsed, encoded, num_errors_of
 from .region import unified
@@ -15,10 +15,11 @@ _STRINGS = {
     "string_literal", "raw_string_literal", "interpreted_string_literal", "rune_literal",
     "char_literal", "character_literal",
 }  # fmt: skip
-_COMMENTS = {"comment", "html_comment", "hash_bang_line", "line_comment", "block_comment"}
 # Where both kinds of quotes are the same, and a statement may or need not end with a semicolon.
 _LOOSE = {"python", "javascript", "javascriptreact", "typescript", "typescriptreact"}
 _QUOTES = {"string_start", "string_end", '"', "'"}
+# Processor time that a place takes at most to see what could close it: some texts take seconds.
+_BUDGET_S = 0.05
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
 
@@ -38,8 +39,9 @@ class Surroundings:
         """Parse; see `look`."""
         self.language = language
         self._parsed = parsed = Parsed(text, start, end, parser_of(language))
-        self.num_errors = num_errors_of(parsed.tree)
-        self._closing = Closing(parsed, self.num_errors)
+        self._budget = Budget(_BUDGET_S)
+        self._closing = Closing(parsed, self._budget)
+        self.num_errors = self._closing.num_errors
         self._above = ""
         if language == "python":
             if not parsed.region.is_whole:
@@ -51,23 +53,28 @@ class Surroundings:
     def accepts(self, new: str, *, may_open: bool = False) -> bool:
         """Whether `new` may be written at the place: what could be read before still can.
 
-        The errors may not become more than the text has as it is or, if that is less, with some
-        word at the place; blocks that are still being written are closed first, or everything
-        behind them would be an error. Of Python its own parser is asked.
+        The errors may not become more than the text has with something simple at the place, all
+        that is still being written closed: else everything behind it would be an error. Of Python
+        its own parser is asked.
 
         Args:
             new: with line feeds.
-            may_open: where the text has errors as it is, `new` may end by opening a block or a
-                bracket, for it is being written.
+            may_open: where the text has errors as it is, `new` may end in what goes on below: an
+                operator, a comma, a bracket or a block that it opens, for it is being written.
         """
         may_open = may_open and self.num_errors > 0 and not self._rest_of_line().strip()
         if not self._is_read_by_python:
-            return self._closing.accepts(new, may_open=may_open)
-        if self._is_right_closed(new) or (may_open and self._is_open_block(new)):
+            return self._closing.accepts(new, may_go_on=may_open)
+        if self.parses_with(new):
             return True
-        if not (may_open and goes_on(new)):
+        if self.num_errors == 0:
             return False
-        return self._is_right_closed(self._closing.completed(self._closing.continued(new)))
+        code = self._closing.code_of(new)
+        if self._is_right_closed(code) or (may_open and self._is_open_block(code)):
+            return True
+        if not (may_open and goes_on(code)):
+            return False
+        return self._is_right_closed(self._closing.completed(self._closing.continued(code)))
 
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""
@@ -81,13 +88,14 @@ class Surroundings:
         They are the same where only white space, comments and commas before a closing bracket
         differ and, where the language does not care, the kind of quotes and semicolons.
         """
-        inside = self._parsed.bytes_of(new)
+        first = self._parsed.first_byte
+        last = first + len(encoded(new))
         found: list[tuple[int, bytes]] = []
         stack = [(0, self._parsed.tree_with(new).root_node)]
         while stack:
             depth, node = stack.pop()
-            is_apart = node.end_byte <= inside.start or node.start_byte >= inside.stop
-            if is_apart or node.type in _COMMENTS:
+            is_apart = node.end_byte <= first or node.start_byte >= last
+            if is_apart or node.type in COMMENTS:
                 continue
             if node.child_count:
                 stack += [(depth + 1, child) for child in reversed(node.children)]
@@ -112,7 +120,7 @@ class Surroundings:
         while node is not None:
             if node.type in _INTERPOLATIONS and node.start_byte < at < node.end_byte:
                 return "code"
-            if node.type in _COMMENTS and node.start_byte < at:
+            if node.type in COMMENTS and node.start_byte < at:
                 is_line = not source.startswith("/*", self._char(node.start_byte))
                 if at < node.end_byte or (is_line and at == node.end_byte):
                     return "comment"
@@ -130,12 +138,12 @@ class Surroundings:
             return True
         return self._is_right_closed(self._closing.completed("_"))
 
-    def _is_right_closed(self, new: str) -> bool:
-        """Whether Python reads the text with `new` at the place, or does once that is closed."""
-        if self.parses_with(new):
-            return True
-        closers = self._closing.closers(new) if self.num_errors else ""
-        return bool(closers) and self.parses_with(f"{new} {closers}")
+    def _is_right_closed(self, code: str) -> bool:
+        """Whether Python reads the text with `code` at the place when that is closed."""
+        if not self._closing.is_worth_closing:
+            return False
+        closed = f"{code} {self._closing.closers(code)}".rstrip()
+        return self._budget.spend(lambda: self.parses_with(closed))
 
     def _char(self, byte: int) -> int:
         return len(encoded(self._parsed.region.text)[:byte].decode("utf-8", "replace"))

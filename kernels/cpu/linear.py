@@ -70,10 +70,7 @@ def choose_plan(
         capability: "AVX512", "AVX2" or "DEFAULT", as torch calls them; None asks torch.
         has_bfloat16: whether the CPU multiplies in bfloat16; None asks torch.
     """
-    # oneDNN refuses bfloat16 below AVX-512, or where its environment keeps it from that.
-    orders_bfloat16 = capability == "AVX512" or (
-        capability is None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    is_this = capability is None
     capability = capability or torch.backends.cpu.get_cpu_capability()
     if has_bfloat16 is None:
         has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -83,12 +80,20 @@ def choose_plan(
     is_prepacked = (
         torch.backends.mkldnn.is_available()
         and capability in _MAX_INT4_ROWS
-        and (dtype == torch.float32 or orders_bfloat16)
+        # oneDNN refuses bfloat16 below AVX-512, and where its environment keeps it from that.
+        and (
+            dtype == torch.float32
+            or (capability == "AVX512" and (not is_this or _orders_bfloat16()))
+        )
     )
     how = "ordered by oneDNN" if is_prepacked else "as torch multiplies them"
     short = str(dtype).removeprefix("torch.")
     why = f"{capability}: {f'4-bit up to {few} rows, then ' if few else ''}{short} {how}"
     return CpuPlan(dtype, few, is_prepacked, why)
+
+
+def _orders_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class CpuLinear:

@@ -19,7 +19,8 @@ _WHOLE = re.compile(r"(?:\+\+|--|\.\.\.)\Z")
 _COMMENT = re.compile(r"(?:#|//).*")
 _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
 _NAME = re.compile(r"[^\W\d][\w$]*(?:\.[^\W\d][\w$]*)*")
-_BLOCK = re.compile(r"(?:\)|=>|\b(?:else|try|do|finally))\s*\{\Z")  # and no dictionary
+# And no dictionary: behind a bracket, and what a function returns.
+_BLOCK = re.compile(r"(?:\)(?::?\s*[\w.*<>\[\] |]+)?|=>|\b(?:else|try|do|finally))\s*\{\Z")
 _STATEMENTS = frozenset(("pass", "break", "continue", "return", "raise", "yield", "debugger"))
 _PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.
@@ -97,12 +98,18 @@ def waits_for_more(before: str, text: str, language: str | None) -> bool:
     return header.match(line) is not None and line[-1] not in ends
 
 
-def begins_line(before: str, text: str) -> bool:
-    """Whether the last of several lines is a name alone, as a statement begins and none ends."""
+def ends_in_name(before: str, text: str, language: str | None) -> bool:
+    """Whether the last of several lines is a name alone, as a statement begins and none ends.
+
+    Args:
+        before: what stands before the text on its line.
+        text: without white space at its end; of one line it is another rule's.
+        language: an LSP identifier; a block of Rust may end in a name.
+    """
     above, line_end, line = text.rpartition("\n")
     above, line = (before + above).rstrip() if line_end else "", line.strip()
     is_item = not above or above[-1] in "([{" or _OPERATOR.search(above)
-    is_item = is_item and not _BLOCK.search(above)
+    is_item = is_item and (language == "rust" or not _BLOCK.search(above))
     return not is_item and _NAME.fullmatch(line) is not None and line not in _STATEMENTS
 
 

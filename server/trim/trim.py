@@ -15,11 +15,11 @@ from .cut_off import (
     CUT_OFF,
     DOUBT,
     TIME,
-    begins_line,
     begins_string,
     drop_comments_at_end,
     drop_partial_line,
     ends_in_keyword,
+    ends_in_name,
     leaves_string,
     waits_for_more,
     without_last_token,
@@ -180,7 +180,8 @@ def _is_unfinished(text: str, around: Sides, syntax: Surroundings | None, *, is_
     in_code = not is_line and is_code
     language = None if syntax is None else syntax.language
     if in_code and (
-        begins_line(around.before, text) or ends_in_keyword(around.before, text, language)
+        ends_in_name(around.before, text, language)
+        or ends_in_keyword(around.before, text, language)
     ):
         return True
     if in_code and language == "python" and begins_string(around.prefix, text):

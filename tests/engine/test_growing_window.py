@@ -1,5 +1,7 @@
 """A window that is narrow where nothing is computed, and grows: against sessions of that width."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -143,6 +145,29 @@ def test_interrupted_growth_loses_one_step_at_most(opened):
     lost = session.prompt.num_rows_forwarded - uninterrupted.prompt.num_rows_forwarded
     assert lost <= num_interrupted * (CHUNK + 2)
     assert prompt_ids(session) == prompt_ids(uninterrupted)
+
+
+def test_passes_that_do_not_fit_between_two_keys_become_short_ones_that_do(opened, monkeypatch):
+    session = opened()
+    session.set_cursor(AT)
+    session.sync(check)
+    compute, passes = session.prompt.decoder.last_logits, []
+
+    def hurried(cache, slots, *args):
+        passes.append(len(slots))
+        if len(slots) > CHUNK // 2 + 1:  # the cursor's row goes along
+            raise Interrupted("more urgent work waits")
+        return compute(cache, slots, *args)
+
+    monkeypatch.setattr(session.prompt.decoder, "last_logits", hurried)
+    for _ in range(2 * WINDOW // CHUNK):
+        if session.is_narrow:
+            with contextlib.suppress(Interrupted):
+                session.grow(check)
+    assert not session.is_narrow
+    assert max(passes) > CHUNK // 2 + 1
+    monkeypatch.undo()
+    assert_exact_when_healed(session, opened(policy="full", narrow=0), AT)
 
 
 @pytest.mark.parametrize("layout", ["spm", "psm"])

@@ -12,10 +12,10 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 
 CAPABILITIES = (80, 90)
+_NUM_PROCESSES = 2
 
 
 @dataclass
@@ -61,10 +61,12 @@ class Compiled:
 
 def compile_all(cases: list[Case]) -> list[list[Compiled]]:
     """Compile every case for every capability; a list per case, in the order of CAPABILITIES."""
-    num_processes = min(os.cpu_count() or 1, len(cases))
-    with ThreadPoolExecutor(num_processes) as pool:
-        parts = pool.map(_compiled, [cases[first::num_processes] for first in range(num_processes)])
-        return [one for row in zip_longest(*parts) for one in row if one is not None]
+    compiled: list[list[Compiled]] = [[] for _ in cases]
+    with ThreadPoolExecutor(_NUM_PROCESSES) as pool:
+        parts = pool.map(_compiled, (cases[n::_NUM_PROCESSES] for n in range(_NUM_PROCESSES)))
+        for number, part in enumerate(parts):
+            compiled[number::_NUM_PROCESSES] = part
+    return compiled
 
 
 def _compiled(cases: list[Case]) -> list[list[Compiled]]:

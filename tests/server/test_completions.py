@@ -50,7 +50,9 @@ def at(marked: str, language_id: str = "") -> tuple[Document, int]:
 def completions(engine: FakeEngine, **values) -> Completions:
     defaults = {"debounce_ms": 0, "speculate": False, "confidence": "any"}
     settings = with_values(Settings(), **{**defaults, **values})
-    return Completions(engine.ask, engine.warm, lambda: settings, clock=lambda: engine.now)
+    return Completions(
+        engine.ask, engine.ask, engine.warm, lambda: settings, clock=lambda: engine.now
+    )
 
 
 def type_text(answers: Completions, document: Document, offset: int, text: str) -> None:
@@ -262,7 +264,9 @@ def test_only_the_models_languages_or_the_users_are_asked_for(
 ) -> None:
     engine = FakeEngine("b")
     settings = with_values(Settings(), debounce_ms=0, speculate=False, languages=wanted)
-    answers = Completions(engine.ask, engine.warm, lambda: settings, lambda: ("python",))
+    answers = Completions(
+        engine.ask, engine.ask, engine.warm, lambda: settings, lambda: ("python",)
+    )
     document, offset = at("a |\n" if language_id == "sql" else "a = |\n", language_id)
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
     assert (answer.text, len(engine.asked)) == (("b", 1) if is_asked else ("", 0))
@@ -278,7 +282,7 @@ def test_a_language_that_the_model_says_only_once_it_is_loaded_is_refused_then()
         return await engine.ask(*args)
 
     settings = with_values(Settings(), debounce_ms=0, speculate=False)
-    answers = Completions(ask, engine.warm, lambda: settings, lambda: languages)
+    answers = Completions(ask, ask, engine.warm, lambda: settings, lambda: languages)
     document, offset = at("a |\n", "yaml")
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
     assert (answer.text, answer.reason) == (

@@ -25,7 +25,7 @@ class Typist:
         self.document = Document("file:///a.py", 1, text, "utf-16", Limits(10_000, 1_000), "")
         self.num_asked, self.answer = 0, answer
         settings = with_values(Settings(), debounce_ms=0, speculate=False, confidence="any")
-        self.answers = Completions(self._ask, lambda *_: None, lambda: settings)
+        self.answers = Completions(self._ask, self._ask, lambda *_: None, lambda: settings)
 
     async def _ask(self, *_: object) -> Completion:
         self.num_asked += 1
