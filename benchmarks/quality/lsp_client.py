@@ -19,6 +19,7 @@ class LspClient:
         command: list[str],
         options: dict[str, Any],
         environment: dict[str, str] | None = None,
+        capabilities: dict[str, Any] | None = None,
     ) -> None:
         """Start `command` and initialize it with `options`, positions in code points.
 
@@ -26,13 +27,14 @@ class LspClient:
             command: program and arguments.
             options: settings, as an editor sends them.
             environment: of the process; this one's if None.
+            capabilities: of the client, beside inline completions.
         """
         self.notifications: list[dict[str, Any]] = []
         self._next_id = 0
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
-        capabilities = {
+        capabilities = (capabilities or {}) | {
             "general": {"positionEncodings": ["utf-32"]},
             "textDocument": {"inlineCompletion": {}},
         }

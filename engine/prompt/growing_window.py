@@ -43,7 +43,7 @@ _CONTROL = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Rows that are never too many: with fewer, too much of what the whole window gives is lost.
 _LEAST_ROWS = 512
 # Rows of a pass that is to fit between two keys, however short the time is.
-_LEAST_PASS = 32
+_LEAST_PASS = 16
 # Steps of growth that are tried, in eighths of a pass: the widest whose rows one pass computes.
 _STEP_EIGHTHS = (8, 4, 2, 1)
 
