@@ -44,10 +44,21 @@ _PYTHON_HEADER = re.compile(
     r"\s*(?:async )?(?:def|class|if|elif|else|for|while|with|try|except|finally)\b"
 )
 _HEADER = re.compile(r"[\s}]*(?:if|else|for|while|switch|function|class|try|catch|do)\b")
+_GO_HEADER = re.compile(r"\s*(?:func|if|for|switch|select)\b")
+_RUST_HEADER = re.compile(
+    r"\s*(?:pub\s+)?(?:async\s+)?(?:fn|impl|trait|mod|match|if|for|while|loop)\b"
+)
 _HEADERS = {
     "python": (_PYTHON_HEADER, ":"),
-    **dict.fromkeys(_JAVASCRIPT, (_HEADER, ";}{")),
+    "go": (_GO_HEADER, "}{"),
+    "rust": (_RUST_HEADER, ";}{"),
+    **dict.fromkeys((*_JAVASCRIPT, "java", "c", "cpp"), (_HEADER, ";}{")),
 }
+# Elsewhere a key or a type comes with something behind its colon.
+_COLON = re.compile(r"\s*(?:case\b.*|default|public|private|protected):\Z")
+_BLOCK_HEADER = re.compile(
+    r"[\s}]*(?:if|else|for|while|switch|select|func|function|try|catch|do|finally)\b"
+)
 
 
 def without_last_token(text: str) -> str:
@@ -92,6 +103,8 @@ def waits_for_more(before: str, text: str, language: str | None) -> bool:
         return is_new or not _opens_string(before) or leaves_string(before, text)
     if _OPERATOR.search(line) and not _WHOLE.search(line):
         return True
+    if line.endswith(":") and language in _HEADERS and language != "python":
+        return not _COLON.match(line)
     if not is_new or language not in _HEADERS:
         return False
     header, ends = _HEADERS[language]
@@ -109,7 +122,8 @@ def ends_in_name(before: str, text: str, language: str | None) -> bool:
     above, line_end, line = text.rpartition("\n")
     above, line = (before + above).rstrip() if line_end else "", line.strip()
     is_item = not above or above[-1] in "([{" or _OPERATOR.search(above)
-    is_item = is_item and (language == "rust" or not _BLOCK.search(above))
+    is_block = _BLOCK.search(above) or _BLOCK_HEADER.match(above.rpartition("\n")[2])
+    is_item = is_item and (language == "rust" or not is_block)
     return not is_item and _NAME.fullmatch(line) is not None and line not in _STATEMENTS
 
 
