@@ -370,14 +370,20 @@ class KeyturnServer(LanguageServer):
         return self._texts.offered(document.uri, completion)
 
     async def _ask_of_whole(
-        self, document: Document, offset: int, params: CompletionParams
+        self, document: Document, version: int, offset: int, params: CompletionParams
     ) -> Completion:
         """Ask again, of the whole window: by the client's next request if it sends one, else now.
+
+        Args:
+            document: the text as it is now.
+            version: the one that `offset` is of.
+            offset: the cursor.
+            params: what was asked for.
 
         Raises:
             WarmingUp: it is told to when that is there, or it was not in time.
         """
-        version, wait_ms = document.version, self.settings.cold_wait_ms or None
+        wait_ms = self.settings.cold_wait_ms or None
         if self._can_refresh:
             self._ask_again(document, offset, version, whole=True)
             raise WarmingUp("warming up: the model is not sure before it has seen more")

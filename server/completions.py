@@ -40,7 +40,7 @@ _CANCELLED = "cancelled by the editor"
 _DOUBTFUL = "shown as it was asked for, though its first line is likely to be wrong"
 
 Ask = Callable[[Document, int, CompletionParams, bool, OnText | None], Awaitable[Completion]]
-AskOfWhole = Callable[[Document, int, CompletionParams], Awaitable[Completion]]
+AskOfWhole = Callable[[Document, int, int, CompletionParams], Awaitable[Completion]]
 Warm = Callable[[Document, int], None]
 
 
@@ -50,7 +50,8 @@ class Completions:
     Args:
         ask: asks the engine: document, offset, parameters, whether the user asked for it, what
             hears the text as it comes. When the task that awaits it is cancelled, the engine stops.
-        ask_of_whole: asks the engine of the whole window, automatically; raises WarmingUp.
+        ask_of_whole: asks the engine of the whole window, automatically: document, the version that
+            the offset is of, offset, parameters; raises WarmingUp.
         warm: tells the engine where the cursor is, so that the cache is there after the pause.
         settings: returns the settings in force.
         model_languages: returns what the model was trained on, as LSP identifiers; nothing while
@@ -324,7 +325,7 @@ class Completions:
         settings: Settings,
         on_text: OnText | None = None,
     ) -> Answer:
-        text = document.text
+        text, version = document.text, document.version
         confidence = "any" if invoked else settings.confidence
         language = language_of(document.language_id, document.uri)
         params = asked(text, offset, settings.completion_params(), confidence, language)
@@ -342,7 +343,7 @@ class Completions:
         if not kept.text and not invoked and raw.is_narrow and raw.stop_reason in _UNSURE:
             # What a narrow window is sure of is right as often; where it is of nothing, the whole
             # one may be.
-            raw = await self._ask_of_whole(document, offset, params)
+            raw = await self._ask_of_whole(document, version, offset, params)
             kept = offered(raw, text, offset, language, invoked=False)
         if invoked and raw.is_doubtful and kept.text:
             self._recent_reasons.append(_DOUBTFUL)

@@ -61,6 +61,25 @@ def type_text(answers: Completions, document: Document, offset: int, text: str) 
     answers.edited(document.uri, edits)
 
 
+def test_the_whole_window_is_asked_about_the_text_that_the_narrow_one_was_unsure_of() -> None:
+    document, offset = at("y = |")
+    asked = []
+
+    async def narrow(document, offset, params, invoked, on_text) -> Completion:
+        position = document.position(offset)  # a key that may be what the model writes
+        document.change([Change("z", position, position)], document.version + 1)
+        return Completion("", (), 0, 0, 0.0, 0.0, 1, "doubt", (), is_narrow=True)
+
+    async def whole(document, version, offset, params) -> Completion:
+        asked.append((version, offset))
+        return Completion("z()", (), 0, 0, 0.0, 0.0, 1, "end", ())
+
+    settings = with_values(Settings(), debounce_ms=0, speculate=False)
+    answers = Completions(narrow, whole, lambda *_: None, lambda: settings)
+    assert asyncio.run(answers.complete(document, offset, invoked=False)).text == "z()"
+    assert (asked, document.version) == ([(1, offset)], 2)
+
+
 def test_the_engine_learns_the_cursor_before_the_pause() -> None:
     engine = FakeEngine("x", delay_s=0.0)
     document, offset = at("y = |")
