@@ -386,14 +386,14 @@ class KeyturnServer(LanguageServer):
         wait_ms = self.settings.cold_wait_ms or None
         if self._can_refresh:
             self._ask_again(document, offset, version, whole=True)
-            raise WarmingUp("warming up: the model is not sure before it has seen more")
-        with contextlib.suppress(TimeoutError):  # it asks no more before the next key
+        else:  # it asks no more before the next key
             warm = self.engine.warm(document.uri, version, offset, whole=True)
-            await asyncio.wait_for(warm, wait_ms and wait_ms / 1000)
-            completion = await self.engine.complete(
-                document.uri, version, offset, params, invoked=False, wait_ms=wait_ms
-            )
-            return self._texts.offered(document.uri, completion)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(warm, wait_ms and wait_ms / 1000)
+                completion = await self.engine.complete(
+                    document.uri, version, offset, params, invoked=False, wait_ms=wait_ms
+                )
+                return self._texts.offered(document.uri, completion)
         raise WarmingUp("warming up: the model is not sure before it has seen more")
 
     def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:

@@ -267,8 +267,7 @@ class GrowingWindow:
     Attributes:
         whole: encodes prompts of the whole window.
         wanted_others: path and text of other files that it is to show; `next` adds them.
-        pass_tokens: rows that one pass of a step is to compute, what is asked for in between can
-            wait for that long.
+        pass_tokens: rows that one pass of a step computes: fewer after an interrupted one.
     """
 
     def __init__(
@@ -386,11 +385,15 @@ class GrowingWindow:
 
         def shown() -> None:
             encoder.others = more
+            self._lengthen()
 
         return prompt, shown
 
     def _widen(self, narrow: tuple[int, PromptEncoder] | None) -> None:
         self._narrow = narrow
+        self._lengthen()
+
+    def _lengthen(self) -> None:
         self.pass_tokens = min(2 * self.pass_tokens, self._step_tokens)
 
     def _encode(self, encoder: PromptEncoder, text: str, anchor: int, cursor: int) -> Prompt:

@@ -182,7 +182,7 @@ class PatchedCache:
 
         Args:
             check: called within a pass; raises to leave it, and its rows.
-            pass_tokens: rows of one pass at most, if less than usual.
+            pass_tokens: rows of one pass at most; None: as many as usual.
 
         Raises:
             OutOfMemory: no memory for the cache.
@@ -194,7 +194,7 @@ class PatchedCache:
         generation = cache.generation
         try:
             missing = self._places.place(self._wanted)
-            at_once = min(pass_tokens or self._chunk_tokens, self._chunk_tokens)
+            at_once = pass_tokens or self._chunk_tokens
             for start in range(0, len(missing), at_once):
                 at = missing[start : start + at_once]
                 is_final = start + at_once >= len(missing)

@@ -15,10 +15,9 @@ from typing import NamedTuple, TypeVar
 
 import tree_sitter
 
-from .parsed import Parsed, encoded, num_errors_of
+from .parsed import COMMENTS, Parsed, encoded, num_errors_of
 
 _T = TypeVar("_T")
-COMMENTS = {"comment", "html_comment", "hash_bang_line", "line_comment", "block_comment"}
 _CLOSERS = {"{": "}", "(": ")", "[": "]", "${": "}", '"""': '"""', "'''": "'''", "`": "`"}
 _COMMENT_MARK = re.compile(r"#|//|/\*|<!--")
 _STRING_PREFIX = "bBfFrRtTuU"
@@ -27,7 +26,6 @@ _OPENERS = tuple("{([")
 _GOES_ON = tuple("{([,.=+-*/%&|^?<>)")
 # Of a text with more errors, or more that is open, nothing is closed: it is no code being written.
 _MOST_ERRORS, _MOST_OPEN = 20, 40
-_NUM_TREES = 4
 
 
 class Budget:
@@ -68,7 +66,6 @@ class Closing:
         self._parsed = parsed
         self._budget = budget
         self.num_errors = num_errors_of(parsed.tree)
-        self._tree_with = functools.lru_cache(_NUM_TREES)(parsed.tree_with)
         self._known: dict[str, int] = {}
 
     def accepts(self, new: str, *, may_go_on: bool) -> bool:
@@ -83,7 +80,7 @@ class Closing:
         if self.num_errors == 0 or not code.strip():
             return self._parsed.num_errors_with(new) <= self.num_errors
         if not self.is_worth_closing:
-            return num_errors_of(self._tree_with(code)) <= self._fewest_as_it_is
+            return self._parsed.num_errors_with(code) <= self._fewest_as_it_is
         is_header = may_go_on and code.endswith(":")
         allowed = self._closed("") if is_header else self._fewest_closed
         if self._closed(code) <= allowed or self._completed(code) <= allowed:
@@ -100,9 +97,9 @@ class Closing:
         code = new.rstrip()
         if not _COMMENT_MARK.search(code):
             return code
-        tree = self._tree_with(code)
+        tree = self._parsed.tree_with(code)
         while code:
-            last = self._parsed.first_byte + len(encoded(code))
+            last = self._parsed.bytes_of(code).stop
             node = tree.root_node.descendant_for_byte_range(last - 1, last)
             if node is None or node.type not in COMMENTS or node.end_byte != last:
                 break
@@ -114,26 +111,26 @@ class Closing:
 
     def continued(self, code: str) -> str:
         """Return `code`, which goes on, with a word that it waits for; what it opens is closed."""
-        first = self._parsed.first_byte
-        inside = range(first, first + len(encoded(code)))
-        openers = _unclosed(self._tree_with(code))
         word = "" if code.endswith(_OPENERS) else " _"
-        return f"{code}{word}{_closers([one for one in openers if one.byte in inside])}"
+        inside = self._parsed.bytes_of(code)
+        return f"{code}{word}{self._closers(code, lambda byte: byte in inside)}"
 
     def completed(self, code: str) -> str:
         """Return `code` with what closes the brackets that are open before it on its line."""
         text, first = self._parsed.region.text, self._parsed.first_byte
         line = text[text.rfind("\n", 0, self._parsed.start) + 1 : self._parsed.start]
         before = range(first - len(encoded(line)), first)
-        openers = _unclosed(self._tree_with(code))
-        return code + _closers([one for one in openers if one.byte in before])
+        return code + self._closers(code, lambda byte: byte in before)
 
     def closers(self, code: str) -> str:
         """Return what closes all that is open around `code`."""
-        first = self._parsed.first_byte
-        inside = range(first, first + len(encoded(code)))
-        openers = _unclosed(self._tree_with(code))
-        return _closers([one for one in openers if one.byte not in inside])
+        inside = self._parsed.bytes_of(code)
+        return self._closers(code, lambda byte: byte not in inside)
+
+    def _closers(self, code: str, is_wanted: Callable[[int], bool]) -> str:
+        """Return what closes those of the open ones with `code` there that stand at such bytes."""
+        openers = _unclosed(self._parsed.tree_with(code))
+        return "".join(one.closer for one in reversed(openers) if is_wanted(one.byte))
 
     @functools.cached_property
     def _is_being_written(self) -> bool:
@@ -166,7 +163,7 @@ class Closing:
         return self._known[code]
 
     def _count_closed(self, code: str) -> int:
-        fewest = num_errors_of(self._tree_with(code))
+        fewest = self._parsed.num_errors_with(code)
         closers = self.closers(code) if fewest else ""
         if closers:
             fewest = min(fewest, self._parsed.num_errors_with(f"{code} {closers}"))
@@ -210,7 +207,3 @@ def _unclosed(tree: tree_sitter.Tree) -> list[_Opener]:
         elif kind in _CLOSERS:
             found.append(_Opener(node.start_byte, _CLOSERS[kind]))
     return found
-
-
-def _closers(openers: list[_Opener]) -> str:
-    return "".join(opener.closer for opener in reversed(openers))

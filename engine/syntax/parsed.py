@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import tree_sitter
 
 from .region import Region, around
+
+# Node types of all grammars.
+COMMENTS = {"comment", "html_comment", "hash_bang_line", "line_comment", "block_comment"}
+_NUM_TREES = 4  # of what is tried at a place, each is asked about several times
 
 
 class Parsed:
@@ -16,6 +22,8 @@ class Parsed:
         end: likewise.
         tree: of the text as it is.
         first_byte: where the place begins, in bytes of UTF-8.
+        tree_with: parses with `new` at the place and, if given, `behind` at the very end; what they
+            change, anew. The last trees are kept.
     """
 
     def __init__(self, text: str, start: int, end: int, parser: tree_sitter.Parser) -> None:
@@ -28,14 +36,22 @@ class Parsed:
         self._old = encoded(source[self.start : self.end])
         self.tree = parser.parse(self._before + self._old + self._after)
         self.first_byte = len(self._before)
+        self.tree_with = functools.lru_cache(_NUM_TREES)(self._tree_with)
 
     def with_(self, new: str) -> str:
         """Return the neighbourhood's text with `new` at the place."""
         source = self.region.text
         return source[: self.start] + new + source[self.end :]
 
-    def tree_with(self, new: str, behind: str = "") -> tree_sitter.Tree:
-        """Parse with `new` at the place and `behind` at the very end; what they change, anew."""
+    def bytes_of(self, new: str) -> range:
+        """Return where `new` would lie, in bytes."""
+        return range(self.first_byte, self.first_byte + len(encoded(new)))
+
+    def num_errors_with(self, new: str, behind: str = "") -> int:
+        """Count the errors of `tree_with`."""
+        return num_errors_of(self.tree_with(new, behind))
+
+    def _tree_with(self, new: str, behind: str = "") -> tree_sitter.Tree:
         tree, first, written = self.tree.copy(), _point(self._before), encoded(new)
         last, before = _after(first, written), self.first_byte
         tree.edit(
@@ -53,10 +69,6 @@ class Parsed:
             tree.edit(length, length, length + len(more), end, end, _after(end, more))
             source += more
         return self._parser.parse(source, tree)
-
-    def num_errors_with(self, new: str, behind: str = "") -> int:
-        """Count the errors of `tree_with`."""
-        return num_errors_of(self.tree_with(new, behind))
 
 
 def num_errors_of(tree: tree_sitter.Tree) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 from . import python
-from .closing import COMMENTS, Budget, Closing, goes_on
+from .closing import Budget, Closing, goes_on
 from .languages import has_grammar, parser_of
-from .parsed import Parsed, encoded, num_errors_of
+from .parsed import COMMENTS, Parsed, encoded, num_errors_of
 from .region import unified
 
 _STRINGS = {
@@ -20,6 +20,7 @@ _LOOSE = {"python", "javascript", "javascriptreact", "typescript", "typescriptre
 _QUOTES = {"string_start", "string_end", '"', "'"}
 # Processor time that a place takes at most to see what could close it: some texts take seconds.
 _BUDGET_S = 0.05
+_NUM_READ = 4
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
 
@@ -49,6 +50,10 @@ class Surroundings:
                 self._above = python.enclosing(parsed.region.text, above)
             is_right = python.parses(parsed.region.text, self._above)
             self.num_errors = 0 if is_right else max(1, self.num_errors)
+        # What is tried at a place is asked about twice, and took milliseconds.
+        self._reads = functools.lru_cache(_NUM_READ)(
+            functools.partial(python.parses, above=self._above)
+        )
 
     def accepts(self, new: str, *, may_open: bool = False) -> bool:
         """Whether `new` may be written at the place: what could be read before still can.
@@ -79,7 +84,7 @@ class Surroundings:
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""
         if self.language == "python":
-            return python.parses(self._parsed.with_(new), self._above)
+            return self._reads(self._parsed.with_(new))
         return self._parsed.num_errors_with(new) == 0
 
     def normalised(self, new: str) -> tuple[tuple[int, bytes], ...]:
@@ -88,13 +93,12 @@ class Surroundings:
         They are the same where only white space, comments and commas before a closing bracket
         differ and, where the language does not care, the kind of quotes and semicolons.
         """
-        first = self._parsed.first_byte
-        last = first + len(encoded(new))
+        inside = self._parsed.bytes_of(new)
         found: list[tuple[int, bytes]] = []
         stack = [(0, self._parsed.tree_with(new).root_node)]
         while stack:
             depth, node = stack.pop()
-            is_apart = node.end_byte <= first or node.start_byte >= last
+            is_apart = node.end_byte <= inside.start or node.start_byte >= inside.stop
             if is_apart or node.type in COMMENTS:
                 continue
             if node.child_count:
@@ -115,7 +119,7 @@ class Surroundings:
         """What the place lies in: "string", "comment" or "code"."""
         source = self._parsed.region.text
         # A string or a comment that the text ends with has no byte at the place itself.
-        at = len(encoded(source[: self._parsed.start]))
+        at = self._parsed.first_byte
         node = self._parsed.tree.root_node.descendant_for_byte_range(max(0, at - 1), at)
         while node is not None:
             if node.type in _INTERPOLATIONS and node.start_byte < at < node.end_byte:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..weights.linear import Matrix
 from ..weights.low_rank import FusedUpdate
+from . import library as c_library
 from .c_types import CModel, CStep
-from .library import ISAS, Library
 from .step_weights import DENSE_KINDS, StepWeights
 
 # What rows may be spared of a layer; bits that add up.
@@ -33,7 +33,7 @@ class CpuStep:
     the other rows and the number of threads. Not for two threads at a time.
     """
 
-    def __init__(self, library: Library, weights: StepWeights) -> None:
+    def __init__(self, library: c_library.Library, weights: StepWeights) -> None:
         """Take the library, from `library.load`, and the weights."""
         self._library, self._weights = library, weights
         self._scratch = torch.empty(0, dtype=torch.uint8)
@@ -186,7 +186,7 @@ class CpuStep:
         # On a busy machine threads wait for each other's processors longer than they help.
         is_alone = not self._library.parallel or self._steps_alone > 0
         step.num_threads = 1 if is_alone else torch.get_num_threads()
-        step.isa = ISAS.index(self._library.isa)
+        step.isa = c_library.ISAS.index(self._library.isa)
         model, at = ctypes.addressof(of), ctypes.addressof(step)
         needed = self._library.handle.keyturn_scratch_bytes(model, at) + _ALIGNMENT
         if needed > len(self._scratch):

@@ -20,7 +20,7 @@ _COMMENT = re.compile(r"(?:#|//).*")
 _LAST_WORD = re.compile(r"(?<![.\w$])[a-z]+\Z")
 _NAME = re.compile(r"[^\W\d][\w$]*(?:\.[^\W\d][\w$]*)*")
 # And no dictionary: behind a bracket, and what a function returns.
-_BLOCK = re.compile(r"(?:\)(?::?\s*[\w.*<>\[\] |]+)?|=>|\b(?:else|try|do|finally))\s*\{\Z")
+_BLOCK = re.compile(r"(?:\)(?::?\s*[\w.*<>\[\] |]+)?|=>)\s*\{\Z")
 _STATEMENTS = frozenset(("pass", "break", "continue", "return", "raise", "yield", "debugger"))
 _PREFIX = re.compile(r"(?<![\w.])[rbfuRBFU]{1,2}\Z")
 # `return` and the like, which may stand alone, are among them: what is to end there ends the line.

@@ -123,6 +123,16 @@ def interrupt():
     raise Interrupted("more urgent work waits")
 
 
+def test_a_file_that_was_done_makes_passes_longer_again(opened):
+    session = opened()
+    session.set_cursor(AT)
+    session.sync(check)
+    session.window.interrupted()
+    assert session.window.pass_tokens == CHUNK // 2
+    assert shown(with_others(session, OTHERS[:1])) == PATHS[:1]
+    assert session.window.pass_tokens == CHUNK
+
+
 def test_those_that_are_not_wanted_any_more_go(opened):
     session = with_others(opened())
     with_others(session, OTHERS[1:])

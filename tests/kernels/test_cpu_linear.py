@@ -1,6 +1,9 @@
 """The CPU's projections: every path gives the product, and a row's bits are its own."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -132,6 +135,19 @@ def test_plan_for_a_described_cpu(dtype, capability, has_bfloat16, max_int4_rows
 def test_without_onednn_nothing_is_ordered(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not choose_plan(torch.float32, capability="AVX512", has_bfloat16=True).is_prepacked
+
+
+def test_onednn_that_is_kept_from_bfloat16_orders_none():
+    """With it every product failed."""
+    script = """
+import torch
+from keyturn.kernels.cpu.linear import CpuLinear, choose_plan
+plan = choose_plan(torch.bfloat16)
+assert not plan.is_prepacked, plan
+CpuLinear(torch.ones(32, 64), None, plan)(torch.ones(40, 64, dtype=torch.bfloat16))
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -47,11 +47,15 @@ def at(marked: str, language_id: str = "") -> tuple[Document, int]:
     return document, marked.index("|")
 
 
+async def not_of_whole(*_: object) -> Completion:
+    raise AssertionError("no window is narrow here")
+
+
 def completions(engine: FakeEngine, **values) -> Completions:
     defaults = {"debounce_ms": 0, "speculate": False, "confidence": "any"}
     settings = with_values(Settings(), **{**defaults, **values})
     return Completions(
-        engine.ask, engine.ask, engine.warm, lambda: settings, clock=lambda: engine.now
+        engine.ask, not_of_whole, engine.warm, lambda: settings, clock=lambda: engine.now
     )
 
 
@@ -284,7 +288,7 @@ def test_only_the_models_languages_or_the_users_are_asked_for(
     engine = FakeEngine("b")
     settings = with_values(Settings(), debounce_ms=0, speculate=False, languages=wanted)
     answers = Completions(
-        engine.ask, engine.ask, engine.warm, lambda: settings, lambda: ("python",)
+        engine.ask, not_of_whole, engine.warm, lambda: settings, lambda: ("python",)
     )
     document, offset = at("a |\n" if language_id == "sql" else "a = |\n", language_id)
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
@@ -301,7 +305,7 @@ def test_a_language_that_the_model_says_only_once_it_is_loaded_is_refused_then()
         return await engine.ask(*args)
 
     settings = with_values(Settings(), debounce_ms=0, speculate=False)
-    answers = Completions(ask, ask, engine.warm, lambda: settings, lambda: languages)
+    answers = Completions(ask, not_of_whole, engine.warm, lambda: settings, lambda: languages)
     document, offset = at("a |\n", "yaml")
     answer = asyncio.run(answers.complete(document, offset, invoked=True))
     assert (answer.text, answer.reason) == (
