@@ -1,15 +1,22 @@
-"""What somebody does: how long a pause in their typing is, what they deleted, where they look."""
+"""What somebody does: how long they pause, what they deleted, where they look and wait."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from .documents import Edit
+from ..engine.wire.errors import EngineError
+
+if TYPE_CHECKING:
+    from .documents import Document, Edit
+
+log = logging.getLogger(__name__)
 
 # Keys that are remembered, and how many have to be known before they say anything.
 _NUM_KEYS, _FEWEST_KEYS = 40, 8
@@ -218,3 +225,53 @@ class Focus:
         if self._later is not None:
             self._later.cancel()
         self._later = self._next = None
+
+
+class TooEarly:
+    """Places that were asked about before their cache was warm: the client is told when it is.
+
+    Args:
+        warm: makes a cache warm: of a URI, a version, an offset and the whole window or not.
+        tell: tells the client that asking again is worth it, given document and position.
+
+    Attributes:
+        can_ask: whether the client asks again when it is told.
+    """
+
+    def __init__(
+        self, warm: Callable[..., Awaitable[object]], tell: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Nobody waits yet."""
+        self.can_ask = False
+        self._warm, self._tell = warm, tell
+        self._waiting: dict[str, asyncio.Task[None]] = {}
+        self._told: tuple[str, int, int] | None = None
+
+    def note(self, document: Document, offset: int, version: int, *, whole: bool) -> None:
+        """Have the client ask again when the cache is there, of the whole window if `whole`."""
+        self.forget(document.uri)
+        if self.can_ask and document.version == version:
+            waits = self._wait(document, offset, version, whole)
+            self._waiting[document.uri] = asyncio.ensure_future(waits)
+
+    def forget(self, uri: str) -> None:
+        """Wait no more: there is a newer request, or another document of that name, or none."""
+        waiting = self._waiting.pop(uri, None)
+        if waiting is not None:
+            waiting.cancel()
+
+    def was_told(self, document: Document, offset: int) -> bool:
+        """Whether the client's request is the one that it was last told to make."""
+        told, self._told = self._told, None
+        return told == (document.uri, document.version, offset)
+
+    async def _wait(self, document: Document, offset: int, version: int, whole: bool) -> None:
+        try:
+            await self._warm(document.uri, version, offset, whole=whole)
+        except EngineError as error:
+            log.info("%s is not warmed: %s", document.uri, error)
+            return
+        if document.version == version:  # else the text has changed by then
+            self._told = (document.uri, version, offset)
+            position = document.position(offset)._asdict()
+            self._tell({"textDocument": {"uri": document.uri}, "position": position})

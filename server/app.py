@@ -12,8 +12,8 @@ from lsprotocol import types
 from pygls.lsp.server import LanguageServer
 
 from ..engine.wire.config import Completion, CompletionParams
-from ..engine.wire.errors import EngineError, HostUnavailable, WarmingUp
-from .activity import Focus
+from ..engine.wire.errors import HostUnavailable, WarmingUp
+from .activity import Focus, TooEarly
 from .answers import OnText
 from .client_settings import ClientSettings
 from .completions import Answer, Completions
@@ -79,11 +79,12 @@ class KeyturnServer(LanguageServer):
         self.documents: dict[str, Document] = {}
         self._base_settings = Settings()
         self._encoding = UTF16
-        self._can_refresh = False
         self._lost_at: tuple[str, int, int] | None = None  # the engine, during an automatic request
-        self._refreshing: dict[str, asyncio.Task[None]] = {}
-        self._refreshed: tuple[str, int, int] | None = None
         self._focus = Focus(self._show)
+        self._too_early = TooEarly(
+            lambda *place, whole: engine.warm(*place, whole=whole),
+            lambda where: self.protocol.notify(REFRESH, where),
+        )
         self._completions = Completions(
             self._ask,
             self._ask_of_whole,
@@ -143,7 +144,7 @@ class KeyturnServer(LanguageServer):
         self._base_settings, warnings = from_options(params.initialization_options)
         self.settings = self._base_settings
         self.reports.warn(warnings)
-        self._can_refresh = asks_for_refresh(params.capabilities)
+        self._too_early.can_ask = asks_for_refresh(params.capabilities)
         documents = params.capabilities.text_document
         has_inline = documents is not None and documents.inline_completion is not None
         wanted = self.settings.completion_items
@@ -199,6 +200,7 @@ class KeyturnServer(LanguageServer):
             item.uri, item.version, item.text, self._encoding, self._limits(), item.language_id
         )
         self.documents[item.uri] = document
+        self._too_early.forget(item.uri)
         self._completions.edited(item.uri, None)
         self.events.edited(item.uri, None)
         self._submit_text(document)
@@ -232,7 +234,7 @@ class KeyturnServer(LanguageServer):
         """Forget a document."""
         uri = params.text_document.uri
         self.documents.pop(uri, None)
-        self._stop_refreshing(uri)
+        self._too_early.forget(uri)
         self._completions.closed(uri)
         self.events.closed(uri)
         self.others.closed(uri)
@@ -309,8 +311,7 @@ class KeyturnServer(LanguageServer):
             return []
         offset = document.offset(as_position(params.position))
         invoked = params.context.trigger_kind in _INVOKED
-        refreshed, self._refreshed = self._refreshed, None
-        if refreshed == (document.uri, document.version, offset):
+        if self._too_early.was_told(document, offset):
             invoked = False  # VS Code only asks again as if the user had asked
         selected = params.context.selected_completion_info
         answer = await self._completions.complete(
@@ -346,7 +347,7 @@ class KeyturnServer(LanguageServer):
         invoked: bool,
         on_text: OnText | None,
     ) -> Completion:
-        self._stop_refreshing(document.uri)
+        self._too_early.forget(document.uri)
         version = document.version  # what is typed while this waits is not what `offset` is of
         if self.settings.other_files:
             self.others.at(document.uri, offset)
@@ -360,12 +361,12 @@ class KeyturnServer(LanguageServer):
                 *place, invoked=invoked, wait_ms=wait_ms, on_text=on_text
             )
         except WarmingUp:
-            self._ask_again(document, offset, version, whole=False)
+            self._too_early.note(document, offset, version, whole=False)
             raise
         except HostUnavailable:  # another is on its way; what brings it down is not asked twice
             lost_at, self._lost_at = self._lost_at, place[:3]
             if not invoked and lost_at != self._lost_at:
-                self._ask_again(document, offset, version, whole=False)
+                self._too_early.note(document, offset, version, whole=False)
             raise
         return self._texts.offered(document.uri, completion)
 
@@ -384,8 +385,8 @@ class KeyturnServer(LanguageServer):
             WarmingUp: it is told to when that is there, or it was not in time.
         """
         wait_ms = self.settings.cold_wait_ms or None
-        if self._can_refresh:
-            self._ask_again(document, offset, version, whole=True)
+        if self._too_early.can_ask:
+            self._too_early.note(document, offset, version, whole=True)
         else:  # it asks no more before the next key
             warm = self.engine.warm(document.uri, version, offset, whole=True)
             with contextlib.suppress(TimeoutError):
@@ -395,34 +396,6 @@ class KeyturnServer(LanguageServer):
                 )
                 return self._texts.offered(document.uri, completion)
         raise WarmingUp("warming up: the model is not sure before it has seen more")
-
-    def _ask_again(self, document: Document, offset: int, version: int, *, whole: bool) -> None:
-        """Have the client ask again when the cache is there, of the whole window if `whole`."""
-        self._stop_refreshing(document.uri)
-        if self._can_refresh and document.version == version:
-            refresh = self._refresh_when_warm(document, offset, version, whole)
-            self._refreshing[document.uri] = asyncio.ensure_future(refresh)
-
-    def _stop_refreshing(self, uri: str) -> None:
-        refreshing = self._refreshing.pop(uri, None)
-        if refreshing is not None:
-            refreshing.cancel()
-
-    async def _refresh_when_warm(
-        self, document: Document, offset: int, version: int, whole: bool
-    ) -> None:
-        """Tell the client that asking again is worth it, unless the text has changed by then."""
-        try:
-            await self.engine.warm(document.uri, version, offset, whole=whole)
-        except EngineError as error:
-            log.info("%s is not warmed: %s", document.uri, error)
-            return
-        if document.version != version or self.documents.get(document.uri) is not document:
-            return
-        position = document.position(offset)._asdict()
-        where = {"textDocument": {"uri": document.uri}, "position": position}
-        self._refreshed = (document.uri, version, offset)
-        self.protocol.notify(REFRESH, where)
 
     def _warm(self, document: Document, offset: int) -> None:
         self._focus.at(document.uri)
