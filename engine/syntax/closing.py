@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import tree_sitter
@@ -24,6 +24,9 @@ _STRING_PREFIX = "bBfFrRtTuU"
 _OPENERS = tuple("{([")
 # What a line ends with that goes on below, brackets and braceless headers among it.
 _GOES_ON = tuple("{([,.=+-*/%&|^?<>)")
+_TAG_END = "/>"
+# What stands before a `<` that begins a tag and compares nothing.
+_BEFORE_TAG = ("(", "[", "{", "}", ",", ";", ":", "?", "=", "&&", "||", "??", ">", "return")
 # Of a text with more errors, or more that is open, nothing is closed: it is no code being written.
 _MOST_ERRORS, _MOST_OPEN = 20, 40
 
@@ -85,7 +88,9 @@ class Closing:
         allowed = self._closed("") if is_header else self._fewest_closed
         if self._closed(code) <= allowed or self._completed(code) <= allowed:
             return True
-        return may_go_on and goes_on(code) and self._completed(self.continued(code)) <= allowed
+        if not (may_go_on and (goes_on(code) or self._is_in_tag(code))):
+            return False
+        return any(self._completed(one) <= allowed for one in self.continued(code))
 
     @property
     def is_worth_closing(self) -> bool:
@@ -109,11 +114,15 @@ class Closing:
             code = encoded(code)[:written].decode("utf-8", "replace").rstrip()
         return code
 
-    def continued(self, code: str) -> str:
-        """Return `code`, which goes on, with a word that it waits for; what it opens is closed."""
-        word = "" if code.endswith(_OPENERS) else " _"
+    def continued(self, code: str) -> Iterator[str]:
+        """Yield `code`, which goes on, with what it may wait for; what it opens is closed."""
         inside = self._parsed.bytes_of(code)
-        return f"{code}{word}{self._closers(code, lambda byte: byte in inside)}"
+        closers = self._closers(code, lambda byte: byte in inside)
+        if code.endswith(_OPENERS):
+            yield f"{code}{closers}"
+        yield f"{code} _{closers}"
+        if code.endswith("<"):
+            yield f"{code}_>{closers}"
 
     def completed(self, code: str) -> str:
         """Return `code` with what closes the brackets that are open before it on its line."""
@@ -131,6 +140,12 @@ class Closing:
         """Return what closes those of the open ones with `code` there that stand at such bytes."""
         openers = _unclosed(self._parsed.tree_with(code))
         return "".join(one.closer for one in reversed(openers) if is_wanted(one.byte))
+
+    def _is_in_tag(self, code: str) -> bool:
+        """Whether `code` ends in a tag that it begins: attributes may stand below."""
+        openers = _unclosed(self._parsed.tree_with(code))
+        inside = self._parsed.bytes_of(code)
+        return bool(openers) and openers[-1].closer == _TAG_END and openers[-1].byte in inside
 
     @functools.cached_property
     def _is_being_written(self) -> bool:
@@ -152,9 +167,11 @@ class Closing:
     def _completed(self, code: str) -> int:
         completed = self.completed(code)
         fewest = self._closed(completed)
-        for rest_of_statement in (";", " {}", " _;"):
-            if fewest and not self._budget.is_spent:
-                fewest = min(fewest, self._closed(completed + rest_of_statement))
+        if fewest:
+            rests = (completed + rest for rest in (";", " {}", " _;"))
+            for text in (*rests, self.completed(f"{code} : _")):
+                if fewest and not self._budget.is_spent:
+                    fewest = min(fewest, self._closed(text))
         return fewest
 
     def _closed(self, code: str) -> int:
@@ -188,22 +205,40 @@ def _unclosed(tree: tree_sitter.Tree) -> list[_Opener]:
     """Return what is open at the end of a text, outermost first.
 
     The grammar tells brackets from those in strings that are closed and in comments; what it could
-    read is balanced, and is passed over.
+    read is balanced, and is passed over, but for tags, whose ends are nodes of their own.
     """
     found: list[_Opener] = []
-    stack = [tree.root_node]
+    has_tags = tree.language.id_for_node_kind("jsx_element", True) is not None
+    stack, before = [tree.root_node], None
     while stack:
         node = stack.pop()
-        if node.child_count:
-            stack += reversed(node.children) if node.has_error else ()
+        kind, closer = node.type, _CLOSERS.get(node.type)
+        if kind == "jsx_opening_element":
+            name = node.child_by_field_name("name")
+            closer = f"</{_text(name) if name else ''}>"
+        elif kind == "jsx_closing_element":
+            kind = "".join(_text(node).split())
+        elif node.child_count and node.has_error:
+            stack += reversed(node.children)
             continue
-        if node.is_missing or node.is_error:
+        elif node.is_missing or node.is_error:
             continue
-        kind = node.type
-        if kind in ("string_start", "string_end"):
-            kind = (node.text or b"").decode().lstrip(_STRING_PREFIX)
+        elif kind in ("string_start", "string_end"):
+            kind = _text(node).lstrip(_STRING_PREFIX)
+            closer = _CLOSERS.get(kind)
+        elif kind == "<" and has_tags and before and _may_precede_tag(before):
+            closer = _TAG_END
         if found and found[-1].closer == kind:
             found.pop()
-        elif kind in _CLOSERS:
-            found.append(_Opener(node.start_byte, _CLOSERS[kind]))
+        elif closer:
+            found.append(_Opener(node.start_byte, closer))
+        before = before if kind in COMMENTS else node
     return found
+
+
+def _may_precede_tag(node: tree_sitter.Node) -> bool:
+    return node.type == "jsx_text" or _text(node).endswith(_BEFORE_TAG)
+
+
+def _text(node: tree_sitter.Node) -> str:
+    return (node.text or b"").decode("utf-8", "replace")

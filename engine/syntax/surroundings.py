@@ -79,7 +79,8 @@ class Surroundings:
             return True
         if not (may_open and goes_on(code)):
             return False
-        return self._is_right_closed(self._closing.completed(self._closing.continued(code)))
+        going_on = map(self._closing.completed, self._closing.continued(code))
+        return any(map(self._is_right_closed, going_on))
 
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""

@@ -122,6 +122,7 @@ def test_a_block_may_be_opened_where_the_text_does_not_parse_as_it_is() -> None:
 
 _SCRIPT = "function f(a) {\n  for (const b of a) {\n    "
 _BELOW = "\n\nfunction g() {\n  return 1;\n}\n"
+_TAGS = "const A = ({ a }) => {\n  return (\n    <>\n      <div b={a}>\n        "
 _JAVA = "class A {\n    void f() {\n        "
 
 
@@ -139,6 +140,20 @@ _JAVA = "class A {\n    void f() {\n        "
         ("javascript", "a(‸", "(b) =>", "(b) => )"),
         ("typescript", "class A {\n  b(c: ‸", "number): string {", "number)): string {"),
         ("typescriptreact", "const a = () => {\n  return ‸", "<b>c</b>;", "<b>c</b>);"),
+        ("typescript", f"{_SCRIPT}const c: D<E> = new ‸", "Map<", "Map<)"),
+        ("javascript", f"{_SCRIPT}return ‸", "(", "()"),
+        ("javascript", f"{_SCRIPT}return b ‸", "? (", "? )"),
+        ("javascript", f"{_TAGS}‸", "<Foo", "<Foo)"),
+        ("javascript", f"{_TAGS}‸", "<Foo a={b}", "<Foo a={b)}"),
+        ("javascript", f"{_TAGS}‸", "<Foo a={b}>", "<Foo a={b})>"),
+        ("javascript", f"{_TAGS}‸", "<p>it's {a}</p>", "<p>it's {a)}</p>"),
+        ("javascript", f"{_TAGS}‸{_BELOW}", "<p>{a}</p>", "<p>{a))</p>"),
+        ("javascript", f"{_TAGS}‸", "</div>", "</div>)}"),
+        ("typescriptreact", f"{_TAGS}{{a < 3 && ‸", "<p>{a}</p>}", "<p>{a}</p>)}"),
+        ("typescriptreact", f"{_TAGS}{{a ‸", "&& (", "&& )"),
+        ("typescriptreact", f"{_TAGS}{{a.map((b) => ‸", "<p key={b}>{b}</p>)}", "<p>{b}</p>]"),
+        ("typescriptreact", f"{_TAGS}<Foo\n        ‸", "a={() => {", "a={() => ]"),
+        ("typescriptreact", f"{_TAGS}<Foo b={{c}}\n        ‸", "a={b}", "a={b)"),
         ("go", "package a\n\nfunc f() {\n\tif err ‸", "!= nil {", "!= nil) {"),
         ("go", "package a\n\nfunc f() {\n\tg(‸", "a, b)", "a, b))"),
         ("rust", "fn f() {\n    if let Some(‸", "x) = y {", "x = y {"),
