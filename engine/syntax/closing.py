@@ -8,25 +8,20 @@ the right words.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
-
-import tree_sitter
+from typing import TypeVar
 
 from .parsed import COMMENTS, Parsed, encoded, num_errors_of
+from .unclosed import Opener, unclosed
 
 _T = TypeVar("_T")
-_CLOSERS = {"{": "}", "(": ")", "[": "]", "${": "}", '"""': '"""', "'''": "'''", "`": "`"}
 _COMMENT_MARK = re.compile(r"#|//|/\*|<!--")
-_STRING_PREFIX = "bBfFrRtTuU"
-_OPENERS = tuple("{([")
+_OPENERS = "{(["
 # What a line ends with that goes on below, brackets and braceless headers among it.
 _GOES_ON = tuple("{([,.=+-*/%&|^?<>)")
-_TAG_END = "/>"
-# What stands before a `<` that begins a tag and compares nothing.
-_BEFORE_TAG = ("(", "[", "{", "}", ",", ";", ":", "?", "=", "&&", "||", "??", ">", "return")
 # Of a text with more errors, or more that is open, nothing is closed: it is no code being written.
 _MOST_ERRORS, _MOST_OPEN = 20, 40
 
@@ -88,7 +83,7 @@ class Closing:
         allowed = self._closed("") if is_header else self._fewest_closed
         if self._closed(code) <= allowed or self._completed(code) <= allowed:
             return True
-        if not (may_go_on and (goes_on(code) or self._is_in_tag(code))):
+        if not (may_go_on and (goes_on(code) or self._ends_in_tag(code))):
             return False
         return any(self._completed(one) <= allowed for one in self.continued(code))
 
@@ -117,41 +112,49 @@ class Closing:
     def continued(self, code: str) -> Iterator[str]:
         """Yield `code`, which goes on, with what it may wait for; what it opens is closed."""
         inside = self._parsed.bytes_of(code)
-        closers = self._closers(code, lambda byte: byte in inside)
-        if code.endswith(_OPENERS):
-            yield f"{code}{closers}"
-        yield f"{code} _{closers}"
+        closers = [one.closer for one in self._innermost_first(code) if one.byte in inside]
+        closed = "".join(closers)
+        if self._budget.is_spent:
+            return
+        before = code.rstrip(_OPENERS)
+        if before.rstrip().endswith("?"):  # the other half comes when its brackets are closed
+            num_own = len(code) - len(before)
+            own, rest = "".join(closers[:num_own]), "".join(closers[num_own:])
+            yield f"{code} _{own} : _{rest}"
+        if before != code:
+            yield f"{code}{closed}"
+        yield f"{code} _{closed}"
         if code.endswith("<"):
-            yield f"{code}_>{closers}"
+            yield f"{code}_>{closed}"
 
     def completed(self, code: str) -> str:
         """Return `code` with what closes the brackets that are open before it on its line."""
         text, first = self._parsed.region.text, self._parsed.first_byte
         line = text[text.rfind("\n", 0, self._parsed.start) + 1 : self._parsed.start]
         before = range(first - len(encoded(line)), first)
-        return code + self._closers(code, lambda byte: byte in before)
+        openers = itertools.takewhile(lambda one: not one.is_tag, self._innermost_first(code))
+        return code + "".join(one.closer for one in openers if one.byte in before)
 
     def closers(self, code: str) -> str:
         """Return what closes all that is open around `code`."""
-        inside = self._parsed.bytes_of(code)
-        return self._closers(code, lambda byte: byte not in inside)
+        inside, openers = self._parsed.bytes_of(code), self._innermost_first(code)
+        return "".join(one.closer for one in openers if one.byte not in inside)
 
-    def _closers(self, code: str, is_wanted: Callable[[int], bool]) -> str:
-        """Return what closes those of the open ones with `code` there that stand at such bytes."""
-        openers = _unclosed(self._parsed.tree_with(code))
-        return "".join(one.closer for one in reversed(openers) if is_wanted(one.byte))
+    def _innermost_first(self, code: str) -> list[Opener]:
+        """Return what is open with `code` at the place."""
+        return unclosed(self._parsed.tree_with(code))[::-1]
 
-    def _is_in_tag(self, code: str) -> bool:
-        """Whether `code` ends in a tag that it begins: attributes may stand below."""
-        openers = _unclosed(self._parsed.tree_with(code))
+    def _ends_in_tag(self, code: str) -> bool:
+        """Whether `code` ends in a tag that it begins: attributes or text may stand below."""
+        innermost = next(iter(self._innermost_first(code)), None)
         inside = self._parsed.bytes_of(code)
-        return bool(openers) and openers[-1].closer == _TAG_END and openers[-1].byte in inside
+        return innermost is not None and innermost.is_tag and innermost.byte in inside
 
     @functools.cached_property
     def _is_being_written(self) -> bool:
         if self.num_errors > _MOST_ERRORS:
             return False
-        return len(_unclosed(self._parsed.tree)) <= _MOST_OPEN
+        return len(unclosed(self._parsed.tree)) <= _MOST_OPEN
 
     @functools.cached_property
     def _fewest_as_it_is(self) -> int:
@@ -167,11 +170,9 @@ class Closing:
     def _completed(self, code: str) -> int:
         completed = self.completed(code)
         fewest = self._closed(completed)
-        if fewest:
-            rests = (completed + rest for rest in (";", " {}", " _;"))
-            for text in (*rests, self.completed(f"{code} : _")):
-                if fewest and not self._budget.is_spent:
-                    fewest = min(fewest, self._closed(text))
+        for rest_of_statement in (";", " {}", " _;"):
+            if fewest and not self._budget.is_spent:
+                fewest = min(fewest, self._closed(completed + rest_of_statement))
         return fewest
 
     def _closed(self, code: str) -> int:
@@ -184,6 +185,9 @@ class Closing:
         closers = self.closers(code) if fewest else ""
         if closers:
             fewest = min(fewest, self._parsed.num_errors_with(f"{code} {closers}"))
+        brackets, _, tags = closers.partition("<")
+        if brackets and tags and fewest:  # the tags around may be closed below
+            fewest = min(fewest, self._parsed.num_errors_with(f"{code} {brackets}"))
         if closers and fewest:  # the text below may be part of what is open
             fewest = min(fewest, self._parsed.num_errors_with(code, f"\n{closers}"))
         return fewest
@@ -192,53 +196,3 @@ class Closing:
 def goes_on(code: str) -> bool:
     """Whether a line that ends like this may go on below."""
     return code.endswith(_GOES_ON)
-
-
-class _Opener(NamedTuple):
-    """A bracket or a string's beginning that stands at a byte, and what would close it."""
-
-    byte: int
-    closer: str
-
-
-def _unclosed(tree: tree_sitter.Tree) -> list[_Opener]:
-    """Return what is open at the end of a text, outermost first.
-
-    The grammar tells brackets from those in strings that are closed and in comments; what it could
-    read is balanced, and is passed over, but for tags, whose ends are nodes of their own.
-    """
-    found: list[_Opener] = []
-    has_tags = tree.language.id_for_node_kind("jsx_element", True) is not None
-    stack, before = [tree.root_node], None
-    while stack:
-        node = stack.pop()
-        kind, closer = node.type, _CLOSERS.get(node.type)
-        if kind == "jsx_opening_element":
-            name = node.child_by_field_name("name")
-            closer = f"</{_text(name) if name else ''}>"
-        elif kind == "jsx_closing_element":
-            kind = "".join(_text(node).split())
-        elif node.child_count and node.has_error:
-            stack += reversed(node.children)
-            continue
-        elif node.is_missing or node.is_error:
-            continue
-        elif kind in ("string_start", "string_end"):
-            kind = _text(node).lstrip(_STRING_PREFIX)
-            closer = _CLOSERS.get(kind)
-        elif kind == "<" and has_tags and before and _may_precede_tag(before):
-            closer = _TAG_END
-        if found and found[-1].closer == kind:
-            found.pop()
-        elif closer:
-            found.append(_Opener(node.start_byte, closer))
-        before = before if kind in COMMENTS else node
-    return found
-
-
-def _may_precede_tag(node: tree_sitter.Node) -> bool:
-    return node.type == "jsx_text" or _text(node).endswith(_BEFORE_TAG)
-
-
-def _text(node: tree_sitter.Node) -> str:
-    return (node.text or b"").decode("utf-8", "replace")

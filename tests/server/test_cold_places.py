@@ -114,15 +114,16 @@ async def test_no_refresh_when_the_text_has_changed_or_a_newer_request_came(clie
 @scenario(ColdEngine)
 async def test_no_refresh_of_a_place_whose_text_changes_as_the_cache_is_there(client) -> None:
     await client.initialize(REFRESHES)
-    for change in ("edit", "close"):
+    for change in ("edit", "close", "open anew", "close and open anew"):
         client.open("x = \n")
         await client.reply(client.ask(0, 4, kind=2))
         await settle()
         client.server.engine.warmth.set()
         if change == "edit":
             client.change(2, {"text": ""})
-        else:
+        if "close" in change:
             client.notify("textDocument/didClose", {"textDocument": {"uri": URI}})
+        if "open" in change:
             client.open("")
         await settle()
         assert refreshes(client) == []
