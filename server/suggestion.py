@@ -174,6 +174,8 @@ def offered(
 ) -> Trimmed:
     """Return what of a completion is worth offering at `offset`; if nothing, why.
 
+    Which element an end tag ends is known, whatever the model says.
+
     Args:
         completion: the engine's answer to what `asked` returned.
         text: the document that it was asked for.
@@ -181,14 +183,7 @@ def offered(
         language: an LSP identifier, see `language_of`; what does not parse in it is not offered.
         invoked: the user asked for it: also what is as soon typed as taken.
     """
-    reason = completion.stop_reason
-    if reason == DOUBT and not completion.text.strip():
-        return Trimmed("", "the model was not sure of any word")
-    if reason == "low_confidence":
-        if not completion.text.strip():
-            return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
-        reason = DOUBT
-    kept = trim(completion.text, text, offset, offset, reason, language)
+    kept = _kept(completion, text, offset, language)
     if kept.text and not invoked:
         if is_one_key(kept.text):
             return Trimmed("", ONE_KEY)
@@ -196,6 +191,20 @@ def offered(
         if doubts and not _WORD.match(kept.text) and is_unfinished_word(text, offset):
             return Trimmed("", "it leaves the word before the cursor unfinished")
     return kept
+
+
+def _kept(completion: Completion, text: str, offset: int, language: str | None) -> Trimmed:
+    syntax = look(text, offset, offset, language)
+    if syntax is not None and not completion.text.startswith(syntax.end_tag):
+        return Trimmed(syntax.end_tag, None)
+    reason = completion.stop_reason
+    if reason == DOUBT and not completion.text.strip():
+        return Trimmed("", "the model was not sure of any word")
+    if reason == "low_confidence":
+        if not completion.text.strip():
+            return Trimmed("", "the model gave up what it had begun: it was likely to be wrong")
+        reason = DOUBT
+    return trim(completion.text, text, offset, offset, reason, language)
 
 
 def others_offered(

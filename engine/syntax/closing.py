@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from .parsed import COMMENTS, Parsed, encoded, num_errors_of
-from .unclosed import Opener, unclosed
+from .unclosed import Opener, has_wrong_end, unclosed
 
 _T = TypeVar("_T")
 _COMMENT_MARK = re.compile(r"#|//|/\*|<!--")
@@ -24,6 +24,8 @@ _OPENERS = "{(["
 _GOES_ON = tuple("{([,.=+-*/%&|^?<>)")
 # Of a text with more errors, or more that is open, nothing is closed: it is no code being written.
 _MOST_ERRORS, _MOST_OPEN = 20, 40
+_MOST_TRIED = 8
+_COLON = " : _"  # and something behind it
 
 
 class Budget:
@@ -75,6 +77,8 @@ class Closing:
                 a block that it opens. Else what it opens has to be closed in it.
         """
         code = self.code_of(new)
+        if ">" in code and has_wrong_end(self._parsed.tree_with(code), self._parsed.bytes_of(code)):
+            return False
         if self.num_errors == 0 or not code.strip():
             return self._parsed.num_errors_with(new) <= self.num_errors
         if not self.is_worth_closing:
@@ -120,7 +124,7 @@ class Closing:
         if before.rstrip().endswith("?"):  # the other half comes when its brackets are closed
             num_own = len(code) - len(before)
             own, rest = "".join(closers[:num_own]), "".join(closers[num_own:])
-            yield f"{code} _{own} : _{rest}"
+            yield f"{code} _{own}{_COLON}{rest}"
         if before != code:
             yield f"{code}{closed}"
         yield f"{code} _{closed}"
@@ -151,6 +155,10 @@ class Closing:
         return innermost is not None and innermost.is_tag and innermost.byte in inside
 
     @functools.cached_property
+    def _open_before(self) -> list[Opener]:
+        return unclosed(self._parsed.tree_before())
+
+    @functools.cached_property
     def _is_being_written(self) -> bool:
         if self.num_errors > _MOST_ERRORS:
             return False
@@ -167,7 +175,19 @@ class Closing:
             fewest = min(fewest, self._completed(word)) if fewest else 0
         return fewest
 
+    @functools.cached_property
+    def _owes_colon(self) -> bool:
+        """Whether what stands before the place waits for a colon, as half of a ternary does."""
+        without = self._completed_alone("_")
+        return without > 0 and self._closed(self.completed(f"_{_COLON}")) < without
+
     def _completed(self, code: str) -> int:
+        fewest = self._completed_alone(code)
+        if fewest and self._owes_colon and not self._budget.is_spent:
+            fewest = min(fewest, self._closed(self.completed(code + _COLON)))
+        return fewest
+
+    def _completed_alone(self, code: str) -> int:
         completed = self.completed(code)
         fewest = self._closed(completed)
         for rest_of_statement in (";", " {}", " _;"):
@@ -177,7 +197,8 @@ class Closing:
 
     def _closed(self, code: str) -> int:
         if code not in self._known:
-            self._known[code] = self._budget.spend(lambda: self._count_closed(code))
+            fewest = self._budget.spend(lambda: self._count_closed(code))
+            self._known[code] = min([fewest, *self._counts_closed_here(code)]) if fewest else 0
         return self._known[code]
 
     def _count_closed(self, code: str) -> int:
@@ -185,12 +206,30 @@ class Closing:
         closers = self.closers(code) if fewest else ""
         if closers:
             fewest = min(fewest, self._parsed.num_errors_with(f"{code} {closers}"))
-        brackets, _, tags = closers.partition("<")
-        if brackets and tags and fewest:  # the tags around may be closed below
-            fewest = min(fewest, self._parsed.num_errors_with(f"{code} {brackets}"))
         if closers and fewest:  # the text below may be part of what is open
             fewest = min(fewest, self._parsed.num_errors_with(code, f"\n{closers}"))
         return fewest
+
+    def _counts_closed_here(self, code: str) -> Iterator[int]:
+        """Count errors with some of what is open at the place closed: the text below has the rest.
+
+        The innermost is closed, then the one around it too, and so on, until nothing is wrong.
+        """
+        closed = f"{code} "
+        for one in self.open_at(code)[:_MOST_TRIED]:
+            if self._budget.is_spent or one.byte in self._parsed.bytes_of(code):
+                return
+            closed += one.closer
+            count = functools.partial(self._parsed.num_errors_with, closed)
+            num_errors = self._budget.spend(count)
+            yield num_errors
+            if num_errors == 0:
+                return
+
+    def open_at(self, code: str) -> list[Opener]:
+        """Return what is open behind `code` whatever comes below, innermost first."""
+        inside = self._parsed.bytes_of(code)
+        return unclosed(self._parsed.tree_with(code), inside, self._open_before)[::-1]
 
 
 def goes_on(code: str) -> bool:

@@ -47,6 +47,10 @@ class Parsed:
         """Return where `new` would lie, in bytes."""
         return range(self.first_byte, self.first_byte + len(encoded(new)))
 
+    def tree_before(self) -> tree_sitter.Tree:
+        """Parse what stands before the place alone."""
+        return self._parser.parse(self._before)
+
     def num_errors_with(self, new: str, behind: str = "") -> int:
         """Count the errors of `tree_with`."""
         return num_errors_of(self.tree_with(new, behind))

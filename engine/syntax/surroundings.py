@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 
 from . import python
 from .closing import Budget, Closing, goes_on
 from .languages import has_grammar, parser_of
 from .parsed import COMMENTS, Parsed, encoded, num_errors_of
 from .region import unified
+from .unclosed import unclosed
 
 _STRINGS = {
     "string", "template_string", "string_fragment", "concatenated_string", "regex",
@@ -21,6 +23,10 @@ _QUOTES = {"string_start", "string_end", '"', "'"}
 # Processor time that a place takes at most to see what could close it: some texts take seconds.
 _BUDGET_S = 0.05
 _NUM_READ = 4
+_HANDLERS = {"catch_clause", "finally_clause"}
+_ATTRIBUTE = re.compile(r"\s[\w$:-]+\Z")
+_NAME = re.compile(r"[\w$.:-]")
+_END_TAG = re.compile(f"</{_NAME.pattern}*$")
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
 
@@ -81,6 +87,34 @@ class Surroundings:
             return False
         going_on = map(self._closing.completed, self._closing.continued(code))
         return any(map(self._is_right_closed, going_on))
+
+    def waits_for_more(self, new: str) -> bool:
+        """Whether `new` ends with a `try` that nothing catches, or with the name of an attribute.
+
+        Both can be read, and are seldom meant.
+        """
+        last = self._parsed.bytes_of(new).stop
+        leaf = self._parsed.tree_with(new).root_node.descendant_for_byte_range(last - 1, last)
+        block = None if leaf is None or leaf.type != "}" else leaf.parent
+        if block and block.prev_sibling and block.prev_sibling.type == "try":
+            return block.next_sibling is None or block.next_sibling.type not in _HANDLERS
+        around = self._closing.open_at(new)
+        is_in_tag = bool(around) and bool(around[0].end_tag)
+        text = self._parsed.region.text[: self._parsed.start] + new
+        return is_in_tag and _ATTRIBUTE.search(text) is not None
+
+    @functools.cached_property
+    def end_tag(self) -> str:
+        """What is missing at the place of an end tag that begins before it, if one does."""
+        source = self._parsed.region.text
+        begun = _END_TAG.search(source[: self._parsed.start])
+        if not begun or self.kind != "code" or _NAME.match(source, self._parsed.end):
+            return ""
+        innermost = next(iter(unclosed(self._parsed.tree_before())[::-1]), None)
+        closer = innermost.closer if innermost and innermost.is_tag else ""
+        if source.startswith(">", self._parsed.end):
+            closer = closer.removesuffix(">")
+        return closer[len(begun[0]) :] if closer.startswith(begun[0]) else ""
 
     def parses_with(self, new: str) -> bool:
         """Whether the neighbourhood has no error at all with `new` at the place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tree_sitter
@@ -35,20 +36,34 @@ class Opener(NamedTuple):
         return bool(self.end_tag) or self.closer.startswith("</")
 
 
-def unclosed(tree: tree_sitter.Tree) -> list[Opener]:
-    """Return what is open at the end of a text, outermost first.
+def unclosed(
+    tree: tree_sitter.Tree, inside: range | None = None, already: Sequence[Opener] = ()
+) -> list[Opener]:
+    """Return what is open at the end of a text, or of a part of it, outermost first.
 
     The grammar tells brackets from those in strings that are closed and in comments; what it could
     read is balanced, and is passed over, but for tags, whose ends are nodes of their own.
+
+    Args:
+        tree: of the text.
+        inside: bytes of the part, if it is one.
+        already: what is open where that begins.
     """
-    found: list[Opener] = []
-    has_tags = tree.language.id_for_node_kind("jsx_element", True) is not None
+    found = list(already)
+    has_tags = _has_tags(tree)
     stack: list[tree_sitter.Node] = [tree.root_node]
     before: tree_sitter.Node | None = None
     while stack:
         node = stack.pop()
         kind = node.type
         if kind in COMMENTS:
+            continue
+        if inside and (node.end_byte <= inside.start or node.start_byte >= inside.stop):
+            continue
+        if inside and (node.start_byte < inside.start or node.end_byte > inside.stop):
+            if kind == "jsx_closing_element" and node.end_byte <= inside.stop:
+                _close_tag(found, "".join(_text(node).split()))
+            stack += reversed(node.children)
             continue
         if kind == "jsx_opening_element":
             found.append(Opener(node.start_byte, _end_tag(node.child_by_field_name("name"))))
@@ -69,6 +84,42 @@ def unclosed(tree: tree_sitter.Tree) -> list[Opener]:
                 _take(found, node)
         before = node
     return found
+
+
+def has_wrong_end(tree: tree_sitter.Tree, inside: range) -> bool:
+    """Whether an end tag at these bytes is another than that of the element that it ends.
+
+    The grammar does not compare their names. Where an end tag before it is wrong already, what it
+    should be is not known.
+    """
+    stack: list[tree_sitter.Node] = [tree.root_node] if _has_tags(tree) else []
+    while stack:
+        node = stack.pop()
+        if node.end_byte <= inside.start or node.start_byte >= inside.stop:
+            continue
+        end = node.children[-1] if _is_wrongly_ended(node) else None
+        if end and end.start_byte < inside.stop and end.end_byte > inside.start:
+            elements = list(node.children)
+            while elements and not _is_wrongly_ended(elements[-1]):
+                elements += elements.pop().children
+            if not elements:
+                return True
+        stack += node.children
+    return False
+
+
+def _has_tags(tree: tree_sitter.Tree) -> bool:
+    return tree.language.id_for_node_kind("jsx_element", True) is not None
+
+
+def _is_wrongly_ended(node: tree_sitter.Node) -> bool:
+    if node.type != "jsx_element":
+        return False
+    first, last = node.child_by_field_name("open_tag"), node.child_by_field_name("close_tag")
+    if first is None or last is None or last.has_error:
+        return False
+    end_tag = _end_tag(first.child_by_field_name("name"))
+    return _end_tag(last.child_by_field_name("name")) != end_tag
 
 
 def _take(found: list[Opener], node: tree_sitter.Node) -> None:

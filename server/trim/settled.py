@@ -54,6 +54,8 @@ class Settling:
     def _lasting(self, lines: list[str], count: int) -> str | None:
         """Return the first `count` of the whole lines as they will be offered, None if not yet."""
         around = self._around
+        if self._syntax is not None and self._syntax.end_tag:
+            return None
         right = drop_excess_indent("\n".join(lines), around).split("\n")
         if right[1:count] != lines[1:count]:
             return None  # whether they are indented less depends on the lines to come

@@ -35,6 +35,7 @@ _MAX_SINGLE_TRIES = 4
 _MAX_TOKEN_TRIES = 8
 # What was cut to less than this, such as `self`, is as soon typed.
 _MIN_CHARS = 5
+_OPENERS = ("{", "(", "[", ":")
 _LINE_END = re.compile(r"[ \t]*\n")
 
 
@@ -163,13 +164,15 @@ def _readable_so_far(kept: str, raw: str, around: Sides, syntax: Surroundings | 
 
     Whoever takes it has a statement that is whole: neither an open string or bracket nor a point or
     an operator that waits for more, also where the text around it is broken as it is. What the
-    model itself went on from to another line does not wait.
+    model itself went on from to another line does not wait; in code that is being written, what
+    that line opened may be open.
     """
     for candidate in chain(_shorter_lines(kept), _candidates(kept, around)):
-        is_line = raw.startswith(candidate) and _LINE_END.match(raw, len(candidate))
-        if _is_unfinished(candidate, around, syntax, is_line=bool(is_line)):
+        is_line = raw.startswith(candidate) and _LINE_END.match(raw, len(candidate)) is not None
+        may_open = is_line and candidate.endswith(_OPENERS)
+        if not may_open and _is_unfinished(candidate, around, syntax, is_line=is_line):
             continue
-        if syntax is None or syntax.accepts(candidate):
+        if syntax is None or syntax.accepts(candidate, may_open=may_open):
             return candidate
     return None
 
@@ -183,6 +186,8 @@ def _is_unfinished(text: str, around: Sides, syntax: Surroundings | None, *, is_
         ends_in_name(around.before, text, language)
         or ends_in_keyword(around.before, text, language)
     ):
+        return True
+    if in_code and syntax is not None and syntax.waits_for_more(text):
         return True
     if in_code and language == "python" and begins_string(around.prefix, text):
         return True

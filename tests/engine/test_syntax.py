@@ -153,6 +153,11 @@ _JAVA = "class A {\n    void f() {\n        "
         ("typescriptreact", f"{_TAGS}{{a ‸", "&& (", "&& )"),
         ("typescriptreact", f"{_TAGS}{{a.map((b) => ‸", "<p key={b}>{b}</p>)}", "<p>{b}</p>]"),
         ("javascript", f"{_SCRIPT}const c = ‸", "b ? a : 1", "b ? a"),
+        ("javascript", f"{_TAGS}</‸", "div>", "p>"),
+        ("javascript", f"{_TAGS}</d‸{_BELOW}", "iv>", "d>"),
+        ("javascript", f"{_TAGS}‸", "</div>\n    </>", "</div>\n    </div>"),
+        ("javascript", f"{_TAGS}‸", "<A.B c={a}>a</A.B>", "<A.B c={a}>a</A>"),
+        ("typescriptreact", f"{_TAGS}<p>\n        </div>\n      ‸", "</>", "</>{)}"),
         ("typescriptreact", f"{_TAGS}‸", "{a && b ? (", "{a && b ? )"),
         ("typescriptreact", f"{_TAGS}‸", "<b>\n          it's {a}", "<b>\n          it's }"),
         (

@@ -12,6 +12,7 @@ from keyturn.server.suggestion import (
     others_offered,
     untrained,
 )
+from keyturn.server.trim import trim
 
 
 @pytest.mark.parametrize(
@@ -226,6 +227,35 @@ def test_what_is_offered_is_trimmed_for_the_place() -> None:
     text, reason = offer("", "import os\n", 0, "low_confidence")
     assert text == "" and "gave up" in (reason or "")
     assert offer("x", "print()\r\n", 6, "low_confidence") == ("x", None)  # the gate let it through
+
+
+_TAGS = "const A = ({ a }) => {\n  return (\n    <>\n      <A.B c={a}>\n        "
+
+
+@pytest.mark.parametrize(
+    ("marked", "raw", "expected"),
+    [
+        (f"{_TAGS}</‸", "A>", "A.B>"),
+        (f"{_TAGS}</‸", "A.B>\n    </>", "A.B>\n    </>"),
+        (f"{_TAGS}</‸", "", "A.B>"),
+        (f"{_TAGS}</A‸\n\nconst b = 1;\n", "rticle>", ".B>"),
+        (f"{_TAGS}</‸>", "p>", "A.B"),
+        (f"{_TAGS}<br /></‸\n    </>\n  );\n", "div>", "A.B>"),
+        (f"{_TAGS}{{a.map((b) => <p>{{b}}</‸", "A.B>", "p>"),
+        (f"{_TAGS}</A.B>\n    </‸", "div>", ""),  # `>` is one key
+        (f"{_TAGS}{{a </‸", "A.B>", None),
+        ('const a = "</‸', "p>", None),
+        (f"{_TAGS}</‸A.B>", "p>", None),
+    ],
+)
+def test_an_end_tag_is_that_of_the_element(marked, raw, expected) -> None:
+    text, offset = marked.replace("‸", ""), marked.index("‸")
+    answer = Completion(raw, (1,), 0, 0, 0.0, 0.0, 1, "doubt", (1.0,))
+    kept = offered(answer, text, offset, "typescriptreact", invoked=False)
+    if expected is None:
+        assert kept == trim(raw, text, offset, offset, "doubt", "typescriptreact")
+    else:
+        assert kept.text == expected
 
 
 def test_candidates_that_parse_come_first_and_none_twice() -> None:
