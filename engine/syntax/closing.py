@@ -116,7 +116,7 @@ class Closing:
     def continued(self, code: str) -> Iterator[str]:
         """Yield `code`, which goes on, with what it may wait for; what it opens is closed."""
         inside = self._parsed.bytes_of(code)
-        closers = [one.closer for one in self._innermost_first(code) if one.byte in inside]
+        closers = [one.closer for one in self.open_at(code) if one.byte in inside]
         closed = "".join(closers)
         if self._budget.is_spent:
             return
@@ -150,7 +150,7 @@ class Closing:
 
     def _ends_in_tag(self, code: str) -> bool:
         """Whether `code` ends in a tag that it begins: attributes or text may stand below."""
-        innermost = next(iter(self._innermost_first(code)), None)
+        innermost = next(iter(self.open_at(code)), None)
         inside = self._parsed.bytes_of(code)
         return innermost is not None and innermost.is_tag and innermost.byte in inside
 

@@ -59,6 +59,7 @@ def unclosed(
         if kind in COMMENTS:
             continue
         if inside and (node.end_byte <= inside.start or node.start_byte >= inside.stop):
+            before = node
             continue
         if inside and (node.start_byte < inside.start or node.end_byte > inside.stop):
             if kind == "jsx_closing_element" and node.end_byte <= inside.stop:
