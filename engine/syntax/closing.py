@@ -24,7 +24,7 @@ _OPENERS = "{(["
 _GOES_ON = tuple("{([,.=+-*/%&|^?<>)")
 # Of a text with more errors, or more that is open, nothing is closed: it is no code being written.
 _MOST_ERRORS, _MOST_OPEN = 20, 40
-_MOST_TRIED = 8
+_MOST_TRIED = 8  # of what is open at the place, closed one after the other
 _COLON = " : _"  # and something behind it
 
 
@@ -145,7 +145,7 @@ class Closing:
         return "".join(one.closer for one in openers if one.byte not in inside)
 
     def _innermost_first(self, code: str) -> list[Opener]:
-        """Return what is open with `code` at the place."""
+        """Return what is open at the end of the text with `code` at the place."""
         return unclosed(self._parsed.tree_with(code))[::-1]
 
     def _ends_in_tag(self, code: str) -> bool:
@@ -155,7 +155,8 @@ class Closing:
         return innermost is not None and innermost.is_tag and innermost.byte in inside
 
     @functools.cached_property
-    def _open_before(self) -> list[Opener]:
+    def open_before(self) -> list[Opener]:
+        """What is open at the place, outermost first."""
         return unclosed(self._parsed.tree_before())
 
     @functools.cached_property
@@ -229,7 +230,7 @@ class Closing:
     def open_at(self, code: str) -> list[Opener]:
         """Return what is open behind `code` whatever comes below, innermost first."""
         inside = self._parsed.bytes_of(code)
-        return unclosed(self._parsed.tree_with(code), inside, self._open_before)[::-1]
+        return unclosed(self._parsed.tree_with(code), inside, self.open_before)[::-1]
 
 
 def goes_on(code: str) -> bool:

@@ -10,7 +10,6 @@ from .closing import Budget, Closing, goes_on
 from .languages import has_grammar, parser_of
 from .parsed import COMMENTS, Parsed, encoded, num_errors_of
 from .region import unified
-from .unclosed import unclosed
 
 _STRINGS = {
     "string", "template_string", "string_fragment", "concatenated_string", "regex",
@@ -26,7 +25,7 @@ _NUM_READ = 4
 _HANDLERS = {"catch_clause", "finally_clause"}
 _ATTRIBUTE = re.compile(r"\s[\w$:-]+\Z")
 _NAME = re.compile(r"[\w$.:-]")
-_END_TAG = re.compile(f"</{_NAME.pattern}*$")
+_END_TAG = re.compile(rf"</{_NAME.pattern}*\Z")
 # Code again, inside of a string.
 _INTERPOLATIONS = {"interpolation", "template_substitution"}
 
@@ -110,8 +109,8 @@ class Surroundings:
         begun = _END_TAG.search(source[: self._parsed.start])
         if not begun or self.kind != "code" or _NAME.match(source, self._parsed.end):
             return ""
-        innermost = next(iter(unclosed(self._parsed.tree_before())[::-1]), None)
-        closer = innermost.closer if innermost and innermost.is_tag else ""
+        around = self._closing.open_before
+        closer = around[-1].closer if around and around[-1].is_tag else ""
         if source.startswith(">", self._parsed.end):
             closer = closer.removesuffix(">")
         return closer[len(begun[0]) :] if closer.startswith(begun[0]) else ""

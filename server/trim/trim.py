@@ -169,7 +169,8 @@ def _readable_so_far(kept: str, raw: str, around: Sides, syntax: Surroundings | 
     """
     for candidate in chain(_shorter_lines(kept), _candidates(kept, around)):
         is_line = raw.startswith(candidate) and _LINE_END.match(raw, len(candidate)) is not None
-        may_open = is_line and candidate.endswith(_OPENERS)
+        in_code = syntax is not None and syntax.kind == "code"
+        may_open = is_line and in_code and candidate.endswith(_OPENERS)
         if not may_open and _is_unfinished(candidate, around, syntax, is_line=is_line):
             continue
         if syntax is None or syntax.accepts(candidate, may_open=may_open):

@@ -245,6 +245,7 @@ _TAGS = "const A = ({ a }) => {\n  return (\n    <>\n      <A.B c={a}>\n        
         (f"{_TAGS}</A.B>\n    </‸", "div>", ""),  # `>` is one key
         (f"{_TAGS}{{a </‸", "A.B>", None),
         ('const a = "</‸', "p>", None),
+        (f"{_TAGS}</\n‸", "A>", None),
         (f"{_TAGS}</‸A.B>", "p>", None),
     ],
 )
